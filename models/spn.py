@@ -1,0 +1,77 @@
+"""The structure-preserving network of OSASIS (spec C.2): 1 x 1 convolutions on the clean picture, added to x_t.
+
+GroupNorm averages over the picture, so it is not a strict per-pixel map.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .unet import GroupNorm, time_features
+
+
+@dataclass(frozen=True)
+class SPNConfig:
+    """timed: conditioned on a time (all published commands) or not. The widths are the official ones."""
+    timed: bool = True
+    width: int = 128
+    middle: int = 256
+    time_width: int = 128
+    time_embed: int = 512
+
+
+class SPNBlock(nn.Module):
+    """GN, SiLU, conv, GN, time scale and shift, SiLU, conv; no residual."""
+
+    def __init__(self, c_in: int, c_out: int, embed: int):
+        super().__init__()
+        self.pre_layer = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 1), GroupNorm(c_out))
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(embed, 2 * c_out))
+        self.post_layer = nn.Sequential(nn.SiLU(), nn.Conv2d(c_out, c_out, 1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        a, b = self.emb_layer(c)[:, :, None, None].chunk(2, dim=1)
+        return self.post_layer(self.pre_layer(x) * (1 + a) + b)
+
+
+class SPN(nn.Module):
+    """SPN(picture, time) -> (B, 3, H, W), to be added to x before a UNet call."""
+
+    def __init__(self, config: SPNConfig = SPNConfig()):
+        super().__init__()
+        self.config = config
+        w, m = config.width, config.middle
+        if config.timed:
+            self.time_embed = nn.Sequential(
+                nn.Linear(config.time_width, config.time_embed), nn.SiLU(),
+                nn.Linear(config.time_embed, config.time_embed))
+            self.in_layer = nn.Sequential(nn.Conv2d(3, w, 1))
+            self.block1 = SPNBlock(w, m, config.time_embed)
+            self.block2 = SPNBlock(m, w, config.time_embed)
+            self.out_layer = nn.Sequential(nn.Conv2d(w, 3, 1))
+        else:
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, m, 1), GroupNorm(m), nn.SiLU(),
+                nn.Conv2d(m, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, 3, 1))
+
+    def forward(self, picture: Tensor, time: int) -> Tensor:
+        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (spec C.5), unused if untimed."""
+        if not self.config.timed:
+            return self.layers(picture)
+        t = torch.full((picture.shape[0],), time, device=picture.device)
+        c = self.time_embed(time_features(t, self.config.time_width).to(picture.dtype))
+        return self.out_layer(self.block2(self.block1(self.in_layer(picture), c), c))
+
+
+def detect(tensors: Mapping[str, Tensor]) -> SPNConfig:
+    """Timed or not, and the widths, read off the shapes. ValueError if it is no SPN."""
+    if "in_layer.0.weight" in tensors:
+        embed, time_width = tensors["time_embed.0.weight"].shape
+        return SPNConfig(True, tensors["in_layer.0.weight"].shape[0], tensors["block1.pre_layer.2.weight"].shape[0],
+                         time_width, embed)
+    if "layers.9.weight" in tensors:
+        return SPNConfig(False, tensors["layers.0.weight"].shape[0], tensors["layers.3.weight"].shape[0])
+    raise ValueError("not a structure-preserving network: neither in_layer.0 nor layers.9 is there")
