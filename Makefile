@@ -1,0 +1,33 @@
+# make demo   the demo, in a real ComfyUI: pictures in demo_output/ (COMFYUI_PATH=... takes your own ComfyUI)
+# make test   the whole test suite             make host   only set up what both run on (outside this folder)
+# make lint   ruff                             make clean  remove demo_output/ and caches, not the set-up
+# make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
+
+PYTHON ?= python3
+SETUP  := $(PYTHON) tools/host/setup.py
+HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
+
+.PHONY: demo test host lint page clean
+
+demo:
+	@test -n "$$COMFYUI_PATH" || $(SETUP)
+	@$(PYTHON) tools/launch.py tools.demo $(ARGS)
+
+test:
+	@$(SETUP) --with-page
+	@$(HOST_PYTHON) -m pytest $(ARGS)
+
+host:
+	@$(SETUP) --with-page
+
+lint:
+	@$(SETUP)
+	@$(HOST_PYTHON) -m ruff check .
+
+page:
+	@$(SETUP) --with-page
+	@$(PYTHON) tools/launch.py tools.page $(ARGS)
+
+clean:
+	rm -rf demo_output build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

