@@ -1,0 +1,122 @@
+"""Checkpoint files: what a file is, is decided by its content. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import diffae, osasis, p2, store
+from .errors import KINDS, CheckpointError, wrong_kind
+from .foreign import Foreign, strip, text_keys
+from .store import Stored
+from .unpickle import read_torch
+
+__all__ = ["KINDS", "CheckpointError", "Stored", "convert", "read"]
+
+_FORMATS = (osasis, diffae, p2)
+_KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
+    ("g_ema", "a StyleGAN2 checkpoint (rosinality)"),
+    ("G_ema_model", "an MMFS checkpoint"),
+    ("ema_classifier.weight", "DiffAE's attribute classifier (autoenc_cls); pick autoenc_latent/last.ckpt"),
+    ("conds", "DiffAE's latent.pkl (codes of the training set); pick autoenc_latent/last.ckpt"),
+    ("visual.conv1.weight", "a CLIP state dict; load it with the Load CLIP node"),
+    ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
+    ("in_layer.0.weight", "an SPN alone; pick the whole style, iter_N.pt"),
+)
+
+
+def read(path: str | Path, kind: str | None = None) -> Stored:
+    """Read any checkpoint that the pack knows: its own store, official torch files, official keys in safetensors.
+
+    `kind` (a key of KINDS) says what is wanted. `config` of the result is None for foreign files. Tensors are float16,
+    bfloat16 or float32 as in the file, finite, in memory of their own; whether the set of names is complete is for
+    `load_state_dict(strict=True)` of the network built from them. Raises CheckpointError.
+    """
+    path = Path(path)
+    if _is_safetensors(path):
+        if store.peek(path).kind is not None:
+            return store.load(path, kind)
+        root: Any = store.read_tensors(path)
+    else:
+        root = read_torch(path)
+    found = _recognise(path.name, root, kind)
+    if kind is not None and found.kind != kind:
+        raise wrong_kind(path.name, found.kind, kind)
+    return Stored(found.tensors, found.kind, None, found.meta)
+
+
+def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
+    """Write the slim 16-bit store file of an official checkpoint, beside it unless `out` is given; returns its path.
+
+    The source's name and SHA-256 go into meta. Raises CheckpointError, also if `out` exists and `overwrite` is False.
+    """
+    path = Path(path)
+    target = Path(out) if out is not None else _beside(path)
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target.name}: it is already in {target.parent}; give another name, or ask to overwrite")
+    if target.exists() and target.samefile(path):
+        raise CheckpointError(f"{path.name}: the converted file cannot replace its source; give another name")
+    checkpoint = read(path)
+    if checkpoint.config is not None:
+        raise CheckpointError(f"{path.name}: it is already a file of this pack ({KINDS[checkpoint.kind].what}); "
+                              "load it as it is")
+    config = _detect(checkpoint.kind, checkpoint.tensors)
+    meta = {**checkpoint.meta, "source": path.name, "source_sha256": store.sha256(path)}
+    return store.save(target, checkpoint.tensors, checkpoint.kind, config, meta)
+
+
+def _is_safetensors(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(10)
+    return head[8:10] == b'{"' and head[:4] != b"PK\x03\x04"
+
+
+def _recognise(name: str, root: Any, kind: str | None) -> Foreign:
+    if not isinstance(root, dict):
+        raise CheckpointError(f"{name}: this is a torch file of a {type(root).__name__}, not of named tensors; "
+                              f"{_expected(kind)}")
+    for form in _FORMATS:
+        if form.matches(root):
+            try:
+                return form.parse(root)
+            except CheckpointError as error:
+                raise CheckpointError(f"{name}: {error}") from error
+    names = text_keys(root) + text_keys(root.get("state_dict"))
+    for sign, what in _KNOWN_OTHERS:
+        if sign in names:
+            raise CheckpointError(f"{name}: this is {what}. {_expected(kind)}")
+    some = ", ".join(key[:60] for key in names[:4]) or "nothing"
+    raise CheckpointError(f"{name}: this is a file of tensors of no known model (it begins with {some}). {_expected(kind)}")
+
+
+def _expected(kind: str | None) -> str:
+    if kind is None:
+        return "Expected: a DiffAE, DDPM (P2) or OSASIS style checkpoint"
+    page = f" (for example {KINDS[kind].page})" if KINDS[kind].page else ""
+    return f"Expected: {KINDS[kind].what}{page}"
+
+
+def _beside(path: Path) -> Path:
+    slim = path.with_suffix(".safetensors")
+    return slim if slim != path else path.with_name(f"{path.stem}.slim.safetensors")
+
+
+def _detect(kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The network configs read off the shapes, as plain dicts (the networks are imported here: they use this package
+    only through their loaders)."""
+    from .. import diffae as diffae_model
+    from .. import spn, unet
+
+    if kind == "diffae":
+        return asdict(diffae_model.detect(tensors))
+    if kind == "ddpm":
+        return asdict(unet.detect(tensors))
+    parts = {"unet": asdict(unet.detect(tensors, prefix="unet."))}
+    spn_names = strip(tensors, "spn.")
+    if spn_names:
+        parts["spn"] = asdict(spn.detect({short: tensors[name] for short, name in spn_names.items()}))
+    return parts

@@ -1,0 +1,304 @@
+"""A pickle machine that executes nothing: it knows the stack operations and a handful of calls, all of them ours.
+
+`pickletools.genops` decodes the opcodes; this file runs them. A global is only a name (records.Global), a call of
+an unknown one is only a record (records.Inert). Work and memory are bounded by the number of opcodes, which is
+bounded by `MAX_WORK`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from .errors import CheckpointError
+from .records import Global, Inert, Storage, TensorRef, rebuild_tensor
+
+MAX_WORK = 4_000_000
+MAX_KEY_NODES, MAX_KEY_LENGTH, MAX_KEY_BITS = 64, 4096, 64
+_ATOMS = (str, int, float, bool, bytes, type(None), Global, Inert)
+_REFUSED = {"PERSID": "a text persistent id", "EXT1": "an extension code", "EXT2": "an extension code",
+            "EXT4": "an extension code", "NEXT_BUFFER": "an out-of-band buffer"}
+_ADVICE = "the file is damaged, or not an ordinary torch checkpoint; do not use it"
+
+
+def check_key(key: object) -> object:
+    """Return `key` if it can be hashed and compared in bounded time (nested tuples can take exponential time)."""
+    left, todo = MAX_KEY_NODES, [key]
+    while todo:
+        item = todo.pop()
+        left -= 1
+        big = (isinstance(item, int) and item.bit_length() > MAX_KEY_BITS
+               or isinstance(item, (str, bytes)) and len(item) > MAX_KEY_LENGTH)
+        if big or left < 0 or not isinstance(item, (*_ATOMS, tuple)):
+            raise CheckpointError(f"a {type(item).__name__} that cannot be a key is used as one; {_ADVICE}")
+        if isinstance(item, tuple):
+            todo.extend(item[:MAX_KEY_NODES])
+            left -= max(0, len(item) - MAX_KEY_NODES)
+    return key
+
+
+@dataclass
+class Budget:
+    """The steps that the pickles of one file, nested ones included, may still take."""
+
+    left: int = MAX_WORK
+
+    def spend(self, work: int) -> None:
+        self.left -= work
+        if self.left < 0:
+            raise CheckpointError(f"the pickles inside take more than {MAX_WORK} steps; {_ADVICE}")
+
+
+class Machine:
+    """Runs one pickle. `persistent(pid)` answers persistent ids; `load_bytes(data)` reads a storage that is a file of
+    its own inside the pickle (NVIDIA files). Both may be absent: then such an entry is an error."""
+
+    def __init__(self, budget: Budget, persistent: Callable[[Any], Any] | None = None,
+                 load_bytes: Callable[[bytes], Storage] | None = None) -> None:
+        self.spend, self.persistent, self.load_bytes = budget.spend, persistent, load_bytes
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, stream: BinaryIO) -> Any:
+        """Read one pickle from `stream`, which is left behind its STOP; returns the value. Raises CheckpointError."""
+        try:
+            for opcode, arg, _ in pickletools.genops(stream):
+                self.spend(1)
+                self.step(opcode.name, arg)
+        except CheckpointError:
+            raise
+        except (ValueError, OverflowError) as error:  # truncated or malformed opcode arguments
+            raise CheckpointError(f"the pickle inside stops making sense ({error}); download the file again") from error
+        return self.pop()
+
+    def step(self, name: str, arg: Any) -> None:
+        if name in _PUSH_ARGUMENT:
+            self.stack.append(arg)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name]())
+        elif name in _STEPS:
+            _STEPS[name](self, arg)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise CheckpointError(f"the pickle inside uses {_REFUSED.get(name, name)}; {_ADVICE}")
+
+    # --- stack -------------------------------------------------------------------------------------------------
+    def pop(self) -> Any:
+        if not self.stack:
+            raise CheckpointError(f"the pickle inside takes a value that is not there; {_ADVICE}")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        if not self.stack:
+            raise CheckpointError(f"the pickle inside uses a value that is not there; {_ADVICE}")
+        return self.stack[-1]
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise CheckpointError(f"the pickle inside closes a list that was not opened; {_ADVICE}")
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop_any(self, _: Any) -> None:
+        self.pop() if self.stack else self.pop_mark()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise CheckpointError(f"the pickle inside recalls a value that it did not store; {_ADVICE}")
+        self.stack.append(self.memo[index])
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(reversed(items)))
+
+    def tuple_from_mark(self, _: Any) -> None:
+        items = tuple(self.pop_mark())
+        self.stack.append(items)
+
+    def list_from_mark(self, _: Any) -> None:
+        items = self.pop_mark()
+        self.stack.append(items)
+
+    # --- containers --------------------------------------------------------------------------------------------
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Inert):
+            target.items.extend(items)
+        elif isinstance(target, list):
+            target.extend(items)
+        else:
+            raise CheckpointError(f"the pickle inside appends to a {type(target).__name__}; {_ADVICE}")
+
+    def set_items(self, flat: list[Any]) -> None:
+        target = self.top()
+        entries = target.entries if isinstance(target, Inert) else target
+        if not isinstance(entries, dict) or len(flat) % 2:
+            raise CheckpointError(f"the pickle inside sets an item of a {type(target).__name__}; {_ADVICE}")
+        for key, value in zip(flat[::2], flat[1::2]):
+            entries[check_key(key)] = value
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def new_dict(self, _: Any) -> None:
+        flat = self.pop_mark()
+        self.stack.append({})
+        self.set_items(flat)
+
+    def add_items(self, _: Any) -> None:
+        items, target = self.pop_mark(), self.top()
+        if not isinstance(target, (set, Inert)):
+            raise CheckpointError(f"the pickle inside adds to a {type(target).__name__}; {_ADVICE}")
+        add = target.items.append if isinstance(target, Inert) else target.add
+        for item in items:
+            add(check_key(item))
+
+    def frozen_set(self, _: Any) -> None:
+        self.stack.append(frozenset(check_key(item) for item in self.pop_mark()))
+
+    # --- names, calls, state -----------------------------------------------------------------------------------
+    def name(self, arg: str) -> None:
+        module, _, name = arg.partition(" ")
+        self.stack.append(Global(module, name))
+
+    def stack_name(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise CheckpointError(f"the pickle inside names a class by something else than text; {_ADVICE}")
+        self.stack.append(Global(module, name))
+
+    def reduce(self, _: Any) -> None:
+        args, target = self.pop(), self.pop()
+        self.stack.append(self.call(target, args))
+
+    def new_object_ex(self, _: Any) -> None:
+        kwargs, args, target = self.pop(), self.pop(), self.pop()
+        made = self.call(target, args)
+        if isinstance(made, Inert) and isinstance(kwargs, dict):
+            made.kwargs = kwargs
+        self.stack.append(made)
+
+    def instance(self, arg: str) -> None:
+        args = tuple(self.pop_mark())
+        module, _, name = arg.partition(" ")
+        self.stack.append(self.call(Global(module, name), args))
+
+    def object_of(self, _: Any) -> None:
+        items = self.pop_mark()
+        if not items:
+            raise CheckpointError(f"the pickle inside builds an object of no class; {_ADVICE}")
+        self.stack.append(self.call(items[0], tuple(items[1:])))
+
+    def build(self, _: Any) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, Inert):
+            target.state = state
+        elif not isinstance(target, (dict, TensorRef, set)):  # e.g. `_metadata` of a state dict: not needed
+            raise CheckpointError(f"the pickle inside sets the state of a {type(target).__name__}; {_ADVICE}")
+
+    def call(self, target: Any, args: Any) -> Any:
+        """The result of target(*args) if it is one of the few known data constructors, an inert record otherwise."""
+        if not isinstance(args, tuple) or not isinstance(target, (Global, Inert)):
+            raise CheckpointError(f"the pickle inside calls a {type(target).__name__}; {_ADVICE}")
+        known = _CALLS.get((target.module, target.name)) if isinstance(target, Global) else None
+        return known(self, args) if known else Inert(target, args)
+
+    def persistent_id(self, _: Any) -> None:
+        pid = self.pop()
+        if self.persistent is None:
+            raise CheckpointError(f"the pickle inside refers to data outside of it; {_ADVICE}")
+        self.stack.append(self.persistent(pid))
+
+
+# --- the calls that mean data ----------------------------------------------------------------------------------
+def _first(machine: Machine, args: tuple) -> list[Any]:
+    """The items of an optional single list/tuple/set argument, charged to the machine's budget."""
+    if len(args) > 1 or (args and not isinstance(args[0], (list, tuple, set, frozenset))):
+        raise CheckpointError(f"a list, set or dictionary is built from something else; {_ADVICE}")
+    if not args:
+        return []
+    machine.spend(len(args[0]))
+    return list(args[0])
+
+
+def _ordered_dict(machine: Machine, args: tuple) -> dict:
+    if len(args) == 1 and isinstance(args[0], dict):
+        machine.spend(len(args[0]))
+        return dict(args[0])
+    pairs = _first(machine, args)
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise CheckpointError(f"a dictionary is built from something else than pairs; {_ADVICE}")
+    return {check_key(key): value for key, value in pairs}
+
+
+def _set(machine: Machine, args: tuple) -> set:
+    return {check_key(item) for item in _first(machine, args)}
+
+
+def _size(machine: Machine, args: tuple) -> tuple:
+    return tuple(_first(machine, args))
+
+
+def _tensor(machine: Machine, args: tuple) -> TensorRef:
+    if len(args) < 4:
+        raise CheckpointError(f"a tensor lacks its storage, size or stride; {_ADVICE}")
+    return rebuild_tensor(*args[:4])
+
+
+def _parameter(machine: Machine, args: tuple) -> TensorRef:
+    if not args or not isinstance(args[0], TensorRef):
+        raise CheckpointError(f"a parameter is not made of a tensor; {_ADVICE}")
+    return args[0]
+
+
+def _nested_storage(machine: Machine, args: tuple) -> Storage:
+    if machine.load_bytes is None or len(args) != 1 or not isinstance(args[0], bytes):
+        raise CheckpointError(f"a storage holds another file; {_ADVICE}")
+    return machine.load_bytes(args[0])
+
+
+_CALLS: dict[tuple[str, str], Callable[[Machine, tuple], Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
+    ("torch", "Size"): _size,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _nested_storage,
+}
+
+_PUSH_ARGUMENT = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split())
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set,
+}
+_STEPS: dict[str, Callable[[Machine, Any], Any]] = {
+    "MARK": Machine.mark, "POP": Machine.pop_any, "POP_MARK": lambda m, _: m.pop_mark(),
+    "DUP": lambda m, _: m.stack.append(m.top()),
+    "GET": Machine.get, "BINGET": Machine.get, "LONG_BINGET": Machine.get,
+    "PUT": Machine.put, "BINPUT": Machine.put, "LONG_BINPUT": Machine.put,
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "TUPLE": Machine.tuple_from_mark, "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2), "TUPLE3": lambda m, _: m.tuple_of(3),
+    "LIST": Machine.list_from_mark, "DICT": Machine.new_dict,
+    "APPEND": lambda m, _: m.append([m.pop()]), "APPENDS": lambda m, _: m.append(m.pop_mark()),
+    "SETITEM": Machine.set_item, "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "ADDITEMS": Machine.add_items, "FROZENSET": Machine.frozen_set,
+    "GLOBAL": Machine.name, "STACK_GLOBAL": Machine.stack_name, "REDUCE": Machine.reduce,
+    "NEWOBJ": Machine.reduce, "NEWOBJ_EX": Machine.new_object_ex, "INST": Machine.instance, "OBJ": Machine.object_of,
+    "BUILD": Machine.build, "BINPERSID": Machine.persistent_id,
+}

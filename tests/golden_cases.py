@@ -1,0 +1,207 @@
+"""Reader of the golden values in tests/golden: weights made from their keys, inputs, expected outputs, tolerances.
+
+Weight rule: float32 normals of PCG64 seeded with crc32("salt:prefix+key"), scaled by the class named beside the key.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+FOLDER = Path(__file__).with_name("golden")
+CRC_CHECKED = 5
+
+_CONSTANTS: dict[str, Callable[[list[int]], float]] = {
+    "fan": lambda shape: 1 / math.sqrt(math.prod(shape[1:])),
+    "fan0": lambda shape: 1 / math.sqrt(shape[0]),
+    "he": lambda shape: math.sqrt(2 / math.prod(shape[1:])),
+    "bias": lambda _: 0.1, "half": lambda _: 0.5, "map_w": lambda _: 100.0, "map_b": lambda _: 10.0,
+    "rgb": lambda _: 0.12, "embed": lambda _: 0.05,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden case: `config`, scalar `values`, `inputs` and `outputs` as float32 tensors, `tolerances` of both."""
+
+    name: str
+    config: dict[str, Any]
+    values: dict[str, Any]
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    tolerances: dict[str, float]
+    debug: dict[str, Any]
+
+    def check(self, name: str, actual: torch.Tensor | float | list) -> None:
+        """Assert that `actual` is the expected output or value `name` within its tolerance."""
+        expected = self.outputs[name] if name in self.outputs else torch.tensor(self.values[name], dtype=torch.float64)
+        actual = torch.as_tensor(actual).detach().cpu()
+        assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+        error = (actual.double() - expected.double()).abs().max().item()
+        assert error <= self.tolerances[name], f"{name}: off by {error:.3g}, allowed {self.tolerances[name]:.3g}"
+
+
+@cache
+def description(name: str) -> dict[str, Any]:
+    """The case's JSON."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _normals(text: str, shape: list[int]) -> np.ndarray:
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(text.encode("utf-8"))))
+    return generator.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def make_tensor(salt: str, key: str, shape: list[int], kind: str) -> np.ndarray:
+    """The float32 array of full key `key`: normals scaled by class `kind`."""
+    normals = _normals(f"{salt}:{key}", shape)
+    tenth = np.float32(0.1)
+    if kind == "unit":
+        return normals
+    if kind == "one":
+        return np.float32(1) + normals * tenth
+    if kind == "std":
+        return (np.float32(1) + normals * tenth) * np.float32(0.01)
+    if kind == "abs":
+        return np.abs(normals) * tenth
+    return normals * np.float32(_CONSTANTS[kind](shape))
+
+
+def _net(name: str, prefix: str) -> dict[str, Any]:
+    for net in description(name)["nets"]:
+        if net["prefix"] == prefix:
+            return net
+    raise KeyError(f"{name} has no network with prefix {prefix!r}")
+
+
+def weights(name: str, prefix: str = "", check: int = CRC_CHECKED) -> dict[str, torch.Tensor]:
+    """{key without prefix: float32 tensor} of one network of a case; the CRC-32 of `check` tensors is verified."""
+    net = _net(name, prefix)
+    rows = (net if "tensors" in net else _net(name, net["same_as"]))["tensors"]
+    salt = description(name)["salt"]
+    made: dict[str, np.ndarray] = {}
+    for key, shape, _, kind, _ in rows:
+        if not kind.startswith("alias:"):
+            made[key] = make_tensor(salt, prefix + key, shape, kind)
+    for key, _, _, kind, _ in rows:
+        if kind.startswith("alias:"):
+            made[key] = made[kind[len("alias:"):].rpartition(",")[0]].copy()
+    if "tensors" in net:
+        for key, _, _, _, crc in rows[::max(1, len(rows) // max(1, check))][:check]:
+            assert f"{zlib.crc32(made[key].tobytes()):08x}" == crc, f"{name}: weight {prefix + key} differs from its CRC"
+    return {key: torch.from_numpy(made[key]) for key, *_ in rows}
+
+
+@cache
+def load_case(name: str) -> Case:
+    """Read a case: 8-bit pictures become float32 in [-1, 1], generated inputs are made."""
+    data = description(name)
+    arrays = load_file(FOLDER / f"{name}.safetensors")
+    inputs, outputs, tolerances = {}, {}, {key: row["tol"] for key, row in data["values"].items()}
+    for key, row in data["tensors"].items():
+        if row["role"] == "generated":
+            array = torch.from_numpy(make_tensor(data["salt"], row["key"], row["shape"], row["class"]))
+        elif row.get("encoding") == "u8":
+            array = arrays[key].float() / 127.5 - 1
+        else:
+            array = arrays[key]
+        assert list(array.shape) == row["shape"], f"{name}: {key} has another shape than described"
+        (outputs if row["role"] == "output" else inputs)[key] = array
+        if row["role"] == "output":
+            tolerances[key] = row["tol"]
+    values = {key: row["value"] for key, row in data["values"].items()}
+    return Case(name, data["config"], values, inputs, outputs, tolerances, data.get("debug", {}))
+
+
+# --- official-looking files ------------------------------------------------------------------------------------
+class _LightningPickle:
+    """The pickle module with a Pickler that writes some local classes as if they came from pytorch_lightning."""
+
+    def __init__(self) -> None:
+        outer = self
+        self.Unpickler, self.dumps, self.loads = pickle.Unpickler, pickle.dumps, pickle.loads
+        self.HIGHEST_PROTOCOL, self.PickleError = pickle.HIGHEST_PROTOCOL, pickle.PickleError
+
+        class Pickler(pickle._Pickler):
+            def save_global(self, obj: Any, name: str | None = None) -> None:
+                module = getattr(obj, "written_as", None)
+                if module is None:
+                    return super().save_global(obj, name)
+                self.write(pickle.GLOBAL + f"{module}\n{obj.__name__}\n".encode())
+                self.memoize(obj)
+
+            dispatch = {**pickle._Pickler.dispatch, type: lambda self, obj: self.save_global(obj)}
+
+        outer.Pickler = Pickler
+
+
+class ModelCheckpoint:
+    """Stands for Lightning's callback class, which exists where the file is written and not where it is read."""
+
+    written_as = "pytorch_lightning.callbacks.model_checkpoint"
+
+
+class AttributeDict(dict):
+    """Stands for Lightning's hyper-parameter dictionary."""
+
+    written_as = "pytorch_lightning.utilities.parsing"
+
+
+def lightning_wrapper(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The top level of a Lightning 1.4 `last.ckpt` around a state dict."""
+    adam = {"state": {0: {"step": 3, "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}},
+            "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0]}]}
+    return {"epoch": 12, "global_step": 1563562, "pytorch-lightning_version": "1.4.5", "state_dict": state_dict,
+            "callbacks": {ModelCheckpoint: {"monitor": None, "best_model_score": torch.tensor(1.5), "dirpath": "x"}},
+            "optimizer_states": [adam], "lr_schedulers": [], "hyper_parameters": AttributeDict(seed=0, lr=1e-4)}
+
+
+def lightning_state(name: str, latent: bool = True) -> OrderedDict[str, torch.Tensor]:
+    """An official DiffAE state dict from a case's weights: `ema_model.*`, a decoy `model.*`, `x_T`, `conds_*`."""
+    ema = weights(name, "ema_model.")
+    state = OrderedDict()
+    for key, tensor in ema.items():
+        alias = key.replace("cond_layers.1", "linear_emb")
+        ema[key] = ema[alias]  # one tensor under two names, as in the official module
+        if latent or not key.startswith("latent_net."):
+            state["model." + key] = tensor + 1
+            state["ema_model." + key] = ema[alias]
+    if latent:
+        width = ema["time_embed.time_embed.2.bias"].shape[0]
+        fixed = {"conds_mean": "half", "conds_std": "std"}
+        state.update({key: torch.from_numpy(make_tensor("public-1", key, [1, width], kind)) for key, kind in fixed.items()})
+    state["x_T"] = torch.zeros(2, 3, 8, 8)
+    return state
+
+
+def random_official_checkpoint(path: Path, name: str, zip_container: bool = True, **options: Any) -> Path:
+    """Write an official-looking torch file with a case's weights to `path`.
+
+    diffae_*: a Lightning last.ckpt (option `latent=False`: an autoenc file); p2_*: a bare state dict;
+    osasis_tiny: an iter_N.pt (option `spn=False`: without SPN; its A is diffae-like: use name "osasis_tiny:A").
+    """
+    if name.startswith("p2_"):
+        root: Any = OrderedDict(weights(name))
+    elif name.startswith("diffae_") or name.endswith(":A"):
+        root = lightning_wrapper(lightning_state(name.removesuffix(":A"), **options))
+    else:
+        root = {"iter": 200, "diffae_B": OrderedDict(weights(name, "diffae_B.")), "optim_diffae_B": {"state": {}}}
+        if options.get("spn", True):
+            root.update(model_map=OrderedDict(weights(name, "model_map.")), optim_map={"state": {}})
+    buffer = io.BytesIO()
+    torch.save(root, buffer, pickle_module=_LightningPickle(), _use_new_zipfile_serialization=zip_container)
+    path.write_bytes(buffer.getvalue())
+    return path
