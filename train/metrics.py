@@ -1,0 +1,74 @@
+"""Measures of pictures (B, 3, H, W) in [-1, 1]; each returns (B,), one number a picture.
+
+What they are for is in `evaluate.py`. Lower is better for distances, higher for psnr, ssim, agreement.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import sobel
+from kornia.metrics import ssim as ssim_map
+from torch import Generator, Tensor
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, of pictures clamped to [-1, 1]."""
+    error = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp_min(1e-12))
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 11) -> Tensor:
+    """Structural similarity, Gaussian window."""
+    return ssim_map((a.clamp(-1, 1) + 1) / 2, (b.clamp(-1, 1) + 1) / 2, window).mean((1, 2, 3))
+
+
+def edges(x: Tensor, px: int = 32) -> Tensor:
+    """Sobel edge strength of the grey picture at `px`, (B, px * px), mean removed."""
+    grey = F.interpolate(x.mean(1, keepdim=True), (px, px), mode="area")
+    e = sobel((grey + 1) / 2).flatten(1)
+    return e - e.mean(1, keepdim=True)
+
+
+def edge_agreement(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of the edge maps at 32 px: 1 where the structure is the same, 0 where it is unrelated."""
+    return F.cosine_similarity(edges(a), edges(b), dim=1)
+
+
+def self_similarity(features: Tensor) -> Tensor:
+    """Cosine self-similarity (B, N, N) of a feature map (B, C, h, w)."""
+    f = F.normalize(features.flatten(2), dim=1)
+    return f.transpose(1, 2) @ f
+
+
+def structure_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of the self-similarities of two feature maps (B, C, h, w) (as Splice does with DINO)."""
+    return (self_similarity(a) - self_similarity(b)).square().mean((1, 2))
+
+
+def sliced_distance(a: Tensor, b: Tensor, directions: int = 64) -> Tensor:
+    """Sliced Wasserstein distance of two sets of C-vectors (B, C, N): mean distance of sorted projections."""
+    d = torch.randn(directions, a.shape[1], generator=Generator().manual_seed(0)).to(a)
+    d = F.normalize(d, dim=1)
+    return ((d @ a).sort(2).values - (d @ b).sort(2).values).abs().mean((1, 2))
+
+
+def colour_distance(a: Tensor, b: Tensor, px: int = 64) -> Tensor:
+    """Sliced distance of the colours, whatever their place."""
+    a, b = (F.interpolate(x, (px, px), mode="area").flatten(2) for x in (a, b))
+    return sliced_distance(a, b.expand_as(a))
+
+
+def texture_distance(a: Tensor, b: Tensor, patch: int = 5, count: int = 1024) -> Tensor:
+    """Sliced distance of small grey patches with their mean removed, whatever their place."""
+    def patches(x):
+        p = F.unfold(x.mean(1, keepdim=True), patch, stride=2)
+        p = p - p.mean(1, keepdim=True)
+        index = torch.linspace(0, p.shape[2] - 1, min(count, p.shape[2]), device=x.device).long()
+        return p[:, :, index]
+    a, b = patches(a), patches(b)
+    return sliced_distance(a, b.expand_as(a))
+
+
+def direction_agreement(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Cosine of two changes of CLIP embedding (B, D): before -> after, and source -> target."""
+    return F.cosine_similarity(after - before, target - source, dim=1)
