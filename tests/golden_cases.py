@@ -5,13 +5,14 @@ Weight rule: float32 normals of PCG64 seeded with crc32("salt:prefix+key"), scal
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import pickle
+import sys
+import types
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -127,46 +128,29 @@ def load_case(name: str) -> Case:
 
 
 # --- official-looking files ------------------------------------------------------------------------------------
-class _LightningPickle:
-    """The pickle module with a Pickler that writes some local classes as if they came from pytorch_lightning."""
-
-    def __init__(self) -> None:
-        outer = self
-        self.Unpickler, self.dumps, self.loads = pickle.Unpickler, pickle.dumps, pickle.loads
-        self.HIGHEST_PROTOCOL, self.PickleError = pickle.HIGHEST_PROTOCOL, pickle.PickleError
-
-        class Pickler(pickle._Pickler):
-            def save_global(self, obj: Any, name: str | None = None) -> None:
-                module = getattr(obj, "written_as", None)
-                if module is None:
-                    return super().save_global(obj, name)
-                self.write(pickle.GLOBAL + f"{module}\n{obj.__name__}\n".encode())
-                self.memoize(obj)
-
-            dispatch = {**pickle._Pickler.dispatch, type: lambda self, obj: self.save_global(obj)}
-
-        outer.Pickler = Pickler
+@contextmanager
+def passing_class(module: str, name: str, base: type = object) -> Iterator[type]:
+    """A class that can be pickled as module.name inside the block, and does not exist outside of it."""
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    added = {n: types.ModuleType(n) for n in names if n not in sys.modules}
+    made = type(name, (base,), {"__module__": module})
+    sys.modules.update(added)
+    setattr(sys.modules[module], name, made)
+    try:
+        yield made
+    finally:
+        for added_name in added:
+            del sys.modules[added_name]
 
 
-class ModelCheckpoint:
-    """Stands for Lightning's callback class, which exists where the file is written and not where it is read."""
-
-    written_as = "pytorch_lightning.callbacks.model_checkpoint"
-
-
-class AttributeDict(dict):
-    """Stands for Lightning's hyper-parameter dictionary."""
-
-    written_as = "pytorch_lightning.utilities.parsing"
-
-
-def lightning_wrapper(state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The top level of a Lightning 1.4 `last.ckpt` around a state dict."""
+def lightning_wrapper(state_dict: dict[str, torch.Tensor], callback: type, parameters: type) -> dict[str, Any]:
+    """The top level of a Lightning 1.4 `last.ckpt` around a state dict: callbacks keyed by class, own dict class."""
     adam = {"state": {0: {"step": 3, "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}},
             "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0]}]}
     return {"epoch": 12, "global_step": 1563562, "pytorch-lightning_version": "1.4.5", "state_dict": state_dict,
-            "callbacks": {ModelCheckpoint: {"monitor": None, "best_model_score": torch.tensor(1.5), "dirpath": "x"}},
-            "optimizer_states": [adam], "lr_schedulers": [], "hyper_parameters": AttributeDict(seed=0, lr=1e-4)}
+            "callbacks": {callback: {"monitor": None, "best_model_score": torch.tensor(1.5), "dirpath": "x"}},
+            "optimizer_states": [adam], "lr_schedulers": [], "hyper_parameters": parameters(seed=0, lr=1e-4)}
 
 
 def lightning_state(name: str, latent: bool = True) -> OrderedDict[str, torch.Tensor]:
@@ -194,14 +178,19 @@ def random_official_checkpoint(path: Path, name: str, zip_container: bool = True
     osasis_tiny: an iter_N.pt (option `spn=False`: without SPN; its A is diffae-like: use name "osasis_tiny:A").
     """
     if name.startswith("p2_"):
-        root: Any = OrderedDict(weights(name))
-    elif name.startswith("diffae_") or name.endswith(":A"):
-        root = lightning_wrapper(lightning_state(name.removesuffix(":A"), **options))
-    else:
-        root = {"iter": 200, "diffae_B": OrderedDict(weights(name, "diffae_B.")), "optim_diffae_B": {"state": {}}}
-        if options.get("spn", True):
-            root.update(model_map=OrderedDict(weights(name, "model_map.")), optim_map={"state": {}})
-    buffer = io.BytesIO()
-    torch.save(root, buffer, pickle_module=_LightningPickle(), _use_new_zipfile_serialization=zip_container)
-    path.write_bytes(buffer.getvalue())
+        return save_torch(path, OrderedDict(weights(name)), zip_container)
+    if name.startswith("diffae_") or name.endswith(":A"):
+        with (passing_class("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint") as callback,
+              passing_class("pytorch_lightning.utilities.parsing", "AttributeDict", dict) as parameters):
+            state = lightning_state(name.removesuffix(":A"), **options)
+            return save_torch(path, lightning_wrapper(state, callback, parameters), zip_container)
+    root: Any = {"iter": 200, "diffae_B": OrderedDict(weights(name, "diffae_B.")), "optim_diffae_B": {"state": {}}}
+    if options.get("spn", True):
+        root.update(model_map=OrderedDict(weights(name, "model_map.")), optim_map={"state": {}})
+    return save_torch(path, root, zip_container)
+
+
+def save_torch(path: Path, root: Any, zip_container: bool = True) -> Path:
+    """torch.save in the zip or the legacy container; returns `path`."""
+    torch.save(root, path, _use_new_zipfile_serialization=zip_container)
     return path

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import diffae, osasis, p2, store
 from .errors import KINDS, CheckpointError, wrong_kind
-from .foreign import Foreign, strip, text_keys
+from .foreign import strip, text_keys
 from .store import Stored
 from .unpickle import read_torch
 
@@ -36,12 +36,18 @@ def read(path: str | Path, kind: str | None = None) -> Stored:
     """
     path = Path(path)
     if _is_safetensors(path):
-        if store.peek(path).kind is not None:
+        header = store.peek(path)
+        if header.kind is not None:
             return store.load(path, kind)
+        form = _recognise(path.name, header.shapes, kind)
         root: Any = store.read_tensors(path)
     else:
         root = read_torch(path)
-    found = _recognise(path.name, root, kind)
+        form = _recognise(path.name, root, kind)
+    try:
+        found = form.parse(root)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
     if kind is not None and found.kind != kind:
         raise wrong_kind(path.name, found.kind, kind)
     return Stored(found.tensors, found.kind, None, found.meta)
@@ -62,7 +68,10 @@ def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = F
     if checkpoint.config is not None:
         raise CheckpointError(f"{path.name}: it is already a file of this pack ({KINDS[checkpoint.kind].what}); "
                               "load it as it is")
-    config = _detect(checkpoint.kind, checkpoint.tensors)
+    try:
+        config = _detect(checkpoint.kind, checkpoint.tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
     meta = {**checkpoint.meta, "source": path.name, "source_sha256": store.sha256(path)}
     return store.save(target, checkpoint.tensors, checkpoint.kind, config, meta)
 
@@ -72,20 +81,18 @@ def _is_safetensors(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.read(10)
-    return head[8:10] == b'{"' and head[:4] != b"PK\x03\x04"
+    return head[8:9] == b"{" and head[:4] != b"PK\x03\x04"
 
 
-def _recognise(name: str, root: Any, kind: str | None) -> Foreign:
+def _recognise(name: str, root: Any, kind: str | None) -> Any:
+    """The module of the format that `root` (only its keys are looked at) is in."""
     if not isinstance(root, dict):
         raise CheckpointError(f"{name}: this is a torch file of a {type(root).__name__}, not of named tensors; "
                               f"{_expected(kind)}")
     for form in _FORMATS:
         if form.matches(root):
-            try:
-                return form.parse(root)
-            except CheckpointError as error:
-                raise CheckpointError(f"{name}: {error}") from error
-    names = text_keys(root) + text_keys(root.get("state_dict"))
+            return form
+    names = text_keys(root.get("state_dict")) + text_keys(root)
     for sign, what in _KNOWN_OTHERS:
         if sign in names:
             raise CheckpointError(f"{name}: this is {what}. {_expected(kind)}")

@@ -44,7 +44,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"GGUF", "a GGUF file"),
     (0, b"version https://git-lfs", "a Git LFS pointer of a few lines; fetch the real file with 'git lfs pull'"),
-    (8, b'{"', "a safetensors file"),
+    (8, b"{", "a safetensors file"),
 )
 
 
