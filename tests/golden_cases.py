@@ -102,8 +102,8 @@ def weights(name: str, prefix: str = "", check: int = CRC_CHECKED) -> dict[str, 
             made[key] = made[kind[len("alias:"):].rpartition(",")[0]].copy()
     if "tensors" in net:
         for key, _, _, _, crc in rows[::max(1, len(rows) // max(1, check))][:check]:
-            assert f"{zlib.crc32(made[key].tobytes()):08x}" == crc, f"{name}: weight {prefix + key} differs from its CRC"
-    return {key: torch.from_numpy(made[key]) for key, *_ in rows}
+            assert f"{zlib.crc32(made[key].tobytes()):08x}" == crc, f"{name}: CRC of weight {prefix + key}"
+    return {key: torch.from_numpy(np.asarray(made[key])) for key, *_ in rows}
 
 
 @cache
@@ -166,7 +166,8 @@ def lightning_state(name: str, latent: bool = True) -> OrderedDict[str, torch.Te
     if latent:
         width = ema["time_embed.time_embed.2.bias"].shape[0]
         fixed = {"conds_mean": "half", "conds_std": "std"}
-        state.update({key: torch.from_numpy(make_tensor("public-1", key, [1, width], kind)) for key, kind in fixed.items()})
+        state.update({key: torch.from_numpy(make_tensor("public-1", key, [1, width], kind)) for key,
+                      kind in fixed.items()})
     state["x_T"] = torch.zeros(2, 3, 8, 8)
     return state
 

@@ -18,7 +18,8 @@ META = {"seed": 7, "losses": [0.5, 0.25], "note": "é \"quoted\""}
 def some_tensors():
     generator = torch.Generator().manual_seed(0)
     return {"w": torch.randn(4, 3, 2, 2, generator=generator), "b": torch.randn(5, generator=generator),
-            "count": torch.tensor([1, 2**40]), "bytes": torch.arange(256, dtype=torch.uint8), "empty": torch.zeros(0, 3),
+            "count": torch.tensor([1, 2**40]), "bytes": torch.arange(256, dtype=torch.uint8), "empty": torch.zeros(0,
+                                                                                                                   3),
             "scalar": torch.tensor(2.5), "flag": torch.tensor([True, False])}
 
 
@@ -108,7 +109,7 @@ def test_a_file_of_another_kind_is_named_with_what_loads_it(tmp_path, kind):
     with pytest.raises(CheckpointError) as caught:
         store.load(path, other)
     text = str(caught.value)
-    assert "a.safetensors" in text and KINDS[kind].what in text and KINDS[kind].use in text and KINDS[other].what in text
+    assert all(words in text for words in ("a.safetensors", KINDS[kind].what, KINDS[kind].use, KINDS[other].what))
 
 
 def test_an_unknown_kind_and_unfit_meta_cannot_be_saved(tmp_path):

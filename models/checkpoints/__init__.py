@@ -61,7 +61,7 @@ def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = F
     path = Path(path)
     target = Path(out) if out is not None else _beside(path)
     if target.exists() and not overwrite:
-        raise CheckpointError(f"{target.name}: it is already in {target.parent}; give another name, or ask to overwrite")
+        raise CheckpointError(f"{target.name}: it is already in {target.parent}; give another name or ask to overwrite")
     if target.exists() and target.samefile(path):
         raise CheckpointError(f"{path.name}: the converted file cannot replace its source; give another name")
     checkpoint = read(path)
@@ -97,7 +97,7 @@ def _recognise(name: str, root: Any, kind: str | None) -> Any:
         if sign in names:
             raise CheckpointError(f"{name}: this is {what}. {_expected(kind)}")
     some = ", ".join(key[:60] for key in names[:4]) or "nothing"
-    raise CheckpointError(f"{name}: this is a file of tensors of no known model (it begins with {some}). {_expected(kind)}")
+    raise CheckpointError(f"{name}: this is a file of no known model (it begins with {some}). {_expected(kind)}")
 
 
 def _expected(kind: str | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class CheckpointError(ValueError):
-    """A checkpoint file is missing, damaged, foreign, hostile or of another kind; the text says which and what to do."""
+    """A checkpoint file is missing, damaged, foreign, hostile or of another kind; the text says what to do."""
 
 
 @dataclass(frozen=True)

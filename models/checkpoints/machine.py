@@ -249,6 +249,14 @@ def _size(machine: Machine, args: tuple) -> tuple:
     return tuple(_first(machine, args))
 
 
+def _latin1(machine: Machine, args: tuple) -> bytes:
+    """Bytes as protocol 2 writes them: _codecs.encode(text, 'latin1')."""
+    if len(args) != 2 or not isinstance(args[0], str) or args[1] not in ("latin1", "latin-1"):
+        raise CheckpointError(f"text is encoded in an unknown way; {_ADVICE}")
+    machine.spend(len(args[0]))
+    return args[0].encode("latin-1")
+
+
 def _tensor(machine: Machine, args: tuple) -> TensorRef:
     if len(args) < 4:
         raise CheckpointError(f"a tensor lacks its storage, size or stride; {_ADVICE}")
@@ -271,6 +279,7 @@ _CALLS: dict[tuple[str, str], Callable[[Machine, tuple], Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
+    ("_codecs", "encode"): _latin1,
     ("torch", "Size"): _size,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,

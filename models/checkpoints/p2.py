@@ -23,5 +23,6 @@ def parse(root: Mapping) -> Foreign:
         raise CheckpointError(f"beside the UNet it holds {str(odd[0])[:80]!r}, which is not a tensor; "
                               "pick a bare state dict such as ffhq_p2.pt")
     if "label_emb.weight" in root:
-        raise CheckpointError("it is a class-conditional UNet (label_emb); pick an unconditional model such as ffhq_p2.pt")
+        raise CheckpointError("it is a class-conditional UNet (label_emb); "
+                              "pick an unconditional model such as ffhq_p2.pt")
     return Foreign(read_all(root, {name: name for name in names}), "ddpm", {"format": "guided-diffusion"})

@@ -66,7 +66,7 @@ def save(path: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, confi
 
 
 def load(path: str | Path, kind: str | None = None) -> Stored:
-    """Read a file of `save`, all tensors in memory of their own. Raises CheckpointError, also if it is not of `kind`."""
+    """Read a file of `save`, all tensors in memory of their own. CheckpointError also if not of `kind`."""
     path = Path(path)
     header = peek(path)
     if header.kind is None:
@@ -80,7 +80,7 @@ def load(path: str | Path, kind: str | None = None) -> Stored:
 
 
 def peek(path: str | Path) -> Header:
-    """Read the header only (bounded; no tensor is touched). Raises CheckpointError if it is no sound safetensors file."""
+    """Read the header only (bounded; no tensor is touched). CheckpointError if it is no sound safetensors file."""
     path = check_file(path, MAX_FILE_BYTES)
     fields = _read_header(path)
     metadata = fields.pop("__metadata__", {})
@@ -200,7 +200,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _shape(file: str, name: str, row: object) -> tuple[str, tuple[int, ...]]:
     shape = row.get("shape") if isinstance(row, dict) else None
-    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape) or row.get("dtype") not in _DTYPES:
-        raise CheckpointError(f"{file}: its tensor {name[:80]!r} has a damaged shape or a type this pack does not know; "
+    sound = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and row.get("dtype") in _DTYPES
+    if not sound:
+        raise CheckpointError(f"{file}: its tensor {name[:80]!r} has a damaged shape or an unknown type; "
                               "download or write the file again")
     return row["dtype"], tuple(shape)

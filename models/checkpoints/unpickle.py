@@ -127,7 +127,7 @@ def _zip_entries(file: io.BufferedReader, data: mmap.mmap) -> dict[str, tuple[in
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        raise CheckpointError(f"its zip directory cannot be read ({error}); the file is incomplete: {_AGAIN}") from error
+        raise CheckpointError(f"its zip directory cannot be read ({error}): incomplete; {_AGAIN}") from error
     entries: dict[str, tuple[int, int]] = {}
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
