@@ -132,7 +132,7 @@ def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, o
 
     def save(state: Run) -> None:
         tensors, meta = snapshot(state)
-        store.save(saved, tensors, "snapshot", asdict(config), meta)
+        store.save(saved, tensors, "snapshot", asdict(config), meta, dtype=None)
         if report:
             report(state.averages["net"], state.step)
 
