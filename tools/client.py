@@ -24,7 +24,9 @@ Graph = Mapping[str, Mapping[str, Any]]  # API format: node id -> {"class_type",
 
 
 class RunError(RuntimeError):
-    """A graph did not run to its end."""
+    """A graph did not run to its end; `result` holds the events until then, once it was queued."""
+
+    result: Result | None = None
 
 
 class PromptRejected(RunError):
@@ -39,7 +41,8 @@ class PromptRejected(RunError):
         lines = [error.get("message", str(error)) if isinstance(error, Mapping) else str(error or self.body)]
         for node, report in self.node_errors.items():
             for problem in report.get("errors", ()):
-                lines.append(f"node {node} ({report.get('class_type')}): {problem.get('message')}: {problem.get('details')}")
+                where, what = f"node {node} ({report.get('class_type')})", problem.get("message")
+                lines.append(f"{where}: {what}: {problem.get('details')}")
         return lines
 
 
@@ -95,6 +98,12 @@ class Result:
         """Nodes that were executed, in order."""
         return [event.data["node"] for event in self.of_kind("executing") if event.data.get("node")]
 
+    def last_seen(self) -> str:
+        """Where the run was, in words."""
+        progress = [event.data for event in self.of_kind("progress")][-1:]
+        steps = "".join(f", step {data['value']:.0f}/{data['max']:.0f}" for data in progress)
+        return f"last node at work: {(self.ran or ['none'])[-1]}{steps}"
+
     def image_refs(self, node_id: str) -> list[dict]:
         return self.outputs.get(node_id, {}).get("images", [])
 
@@ -145,7 +154,8 @@ class Client:
 
     def fetch(self, ref: Mapping[str, str]) -> bytes:
         """The bytes of a picture that a node's output names ({"filename", "subfolder", "type"})."""
-        return self._open("/view?" + urllib.parse.urlencode({key: ref[key] for key in ("filename", "subfolder", "type")}))
+        query = urllib.parse.urlencode({key: ref[key] for key in ("filename", "subfolder", "type")})
+        return self._open(f"/view?{query}")
 
     def images(self, result: Result, node_id: str) -> list[bytes]:
         return [self.fetch(ref) for ref in result.image_refs(node_id)]
@@ -176,12 +186,13 @@ class Client:
             ending = asyncio.run(asyncio.wait_for(self._follow(graph, result, on_event, metadata_previews), timeout))
         except (TimeoutError, asyncio.TimeoutError):
             self.interrupt()
-            raise TimeoutError(f"the graph was not done after {timeout:.0f} s; last events: {result.events[-5:]}") from None
+            raise TimeoutError(f"the graph was not done after {timeout:.0f} s; {result.last_seen()}") from None
         result.seconds = ending.at
-        if ending.kind == "execution_error":
-            raise NodeFailed(ending.data)
-        if ending.kind == "execution_interrupted":
-            raise Interrupted(ending.data)
+        failure = {"execution_error": NodeFailed, "execution_interrupted": Interrupted}.get(ending.kind)
+        if failure:
+            error = failure(ending.data)
+            error.result = result
+            raise error
         result.outputs = self._history(result.prompt_id)["outputs"]
         return result
 
@@ -208,8 +219,8 @@ class Client:
                     on_event(event)
                 if kind in ENDINGS and data.get("prompt_id") == result.prompt_id:
                     return event
-        raise RunError(f"ComfyUI closed the connection while it ran the graph: it was stopped or has crashed. "
-                       f"Last events: {result.events[-5:]}")
+        raise RunError("ComfyUI closed the connection while it ran the graph: it was stopped or has crashed; "
+                       + result.last_seen())
 
     def _history(self, prompt_id: str, patience: float = 20) -> dict:
         deadline = time.monotonic() + patience

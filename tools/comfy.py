@@ -23,9 +23,9 @@ from .host import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK_NAME = "oneshot-atelier"
-PACK_IMPORTS = ("open_clip", "lpips", "timm", "kornia", "safetensors", "einops")
+PACK_IMPORTS = ("torch", "aiohttp", "PIL", "open_clip", "lpips", "timm", "kornia", "safetensors", "einops")
 ACCELERATOR = ("import torch; b = torch.backends; "
-               "print(torch.cuda.is_available() or b.mps.is_available() or (hasattr(torch, 'xpu') and torch.xpu.is_available()))")
+               "print(torch.cuda.is_available() or b.mps.is_available() or torch.xpu.is_available())")
 
 
 class HostMissing(RuntimeError):
@@ -65,7 +65,7 @@ def find_host() -> Host:
 
 def users_host(comfy: Path) -> Host:
     if not (comfy / "main.py").is_file():
-        raise HostMissing(f"COMFYUI_PATH={comfy} holds no main.py: set it to the folder that ComfyUI's main.py lies in.")
+        raise HostMissing(f"COMFYUI_PATH={comfy} holds no main.py: set it to the folder of ComfyUI's main.py.")
     named = os.environ.get("COMFYUI_PYTHON")
     inside = (comfy / venv / "bin" / "python" for venv in ("venv", ".venv"))
     python = named or next((str(path) for path in inside if path.exists()), None) or shutil.which("python3")
@@ -76,7 +76,8 @@ def users_host(comfy: Path) -> Host:
 
 def check_requirements(host: Host) -> None:
     """Raise HostMissing where a package that the pack imports is missing or broken in the host's Python."""
-    asked = subprocess.run([host.python, "-c", "import torch, " + ", ".join(PACK_IMPORTS)], capture_output=True, text=True)
+    command = [host.python, "-c", "import " + ", ".join(PACK_IMPORTS)]
+    asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode:
         reason = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise HostMissing(f"The Python of your ComfyUI cannot import what this pack needs: {reason}\n"
@@ -123,8 +124,9 @@ class ComfyServer:
         start = time.monotonic()
         with self.log.open("ab") as out:
             # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
-            self.process = subprocess.Popen(self.command(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                                            stdin=subprocess.DEVNULL, env={**os.environ, **offline})
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=out,
+                                            stderr=subprocess.STDOUT, start_new_session=True,
+                                            env={**os.environ, **offline})
         try:
             self._wait_until_up(start + self.patience)
         except BaseException:
@@ -139,7 +141,7 @@ class ComfyServer:
     def _wait_until_up(self, deadline: float) -> None:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerDied(f"ComfyUI ended with code {self.process.returncode} while starting.\n{self.log_tail()}")
+                raise ServerDied(f"ComfyUI ended with {self.process.returncode} while starting.\n{self.log_tail()}")
             try:
                 self.client.get_json("/system_stats")
                 return

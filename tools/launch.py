@@ -21,7 +21,7 @@ PACKAGE = "oneshot_atelier"
 
 
 def load_checkout(root: Path = ROOT) -> ModuleType:
-    """Import `root` under the name oneshot_atelier. sys.path stays as it is: the pack's `nodes` would hide ComfyUI's."""
+    """Import `root` under the name oneshot_atelier. sys.path stays: the pack's `nodes` would hide ComfyUI's."""
     if PACKAGE not in sys.modules:
         spec = importlib.util.spec_from_file_location(PACKAGE, root / "__init__.py",
                                                       submodule_search_locations=[str(root)])
@@ -36,7 +36,10 @@ def best_python() -> str:
     if not os.environ.get("COMFYUI_PATH") and importlib.util.find_spec("torch"):
         return sys.executable
     try:
-        return comfy.find_host().python
+        host = comfy.find_host()
+        if not host.own:
+            comfy.check_requirements(host)
+        return host.python
     except comfy.HostMissing as missing:
         sys.exit(str(missing))
 

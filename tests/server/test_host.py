@@ -2,9 +2,10 @@
 import io
 
 import pytest
+from PIL import Image
+
 from oneshot_atelier.tools.client import Client, PromptRejected
 from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
-from PIL import Image
 
 
 def test_pack_loads(server: ComfyServer) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 STUB = "libcuda_names.so"
+EXTENSIONS = ("_C.so", "image.so")  # operators, picture codecs
 ABSENT = ("libc10_cuda.so", "libtorch_cuda.so")
 TRY = "import torch, torchvision; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"
 
@@ -77,10 +78,13 @@ def main() -> int:
         sys.exit(f"torchvision does not load, and {SITE / 'torchvision.libs'} holds no libcudart to mend it with.")
     import torch  # noqa: F401  its libraries must be in the process before libtorch_python can be opened
 
-    extension = SITE / "torchvision" / "_C.so"
-    names = missing(undefined(extension), [SITE / "torch" / "lib" / "libtorch_python.so", cudart, None])
-    build_stub(names, extension.with_name(STUB))
-    relink(extension, cudart)
+    extensions = [path for path in (SITE / "torchvision" / name for name in EXTENSIONS) if path.exists()]
+    wanted = [name for extension in extensions for name in undefined(extension)]
+    bundled = sorted(cudart.parent.glob("*.so*"))
+    names = missing(wanted, [SITE / "torch" / "lib" / "libtorch_python.so", *bundled, None])
+    build_stub(names, SITE / "torchvision" / STUB)
+    for extension in extensions:
+        relink(extension, cudart)
     if not works():
         subprocess.run([sys.executable, "-c", TRY])
         sys.exit("torchvision still does not load after the repair; the traceback above says why.")

@@ -103,8 +103,8 @@ class Commands:
         with self.log.open("a") as out:
             out.write(f"$ {' '.join(map(str, command))}\n")
             out.flush()
-            done = subprocess.run(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                  env={**os.environ, **env}, pass_fds=(self.lock,))
+            done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out,
+                                  stderr=subprocess.STDOUT, env={**os.environ, **env}, pass_fds=(self.lock,))
         if done.returncode:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
             sys.exit(f"{tail}\n[host] this command failed: {' '.join(map(str, command))}\n"
