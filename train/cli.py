@@ -105,11 +105,11 @@ def add_report(commands) -> None:
 
 
 def report(options) -> None:
-    from . import recipes
+    from ..models.loading import load_diffae
     from . import report as reporting
     from .data import find_pictures, read_pictures, to_unit
     device = torch.device(options.device)
-    net = recipes.load_diffae(options.file, device)
+    net = load_diffae(options.file).to(device)
     x = to_unit(read_pictures(find_pictures(options.photos), net.image_size)).to(device)
     print(json.dumps(reporting.write(net, x, options.out, options.file.stem), indent=1))
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..models.checkpoints import store
 from ..models.clip import Clip, WordTokenizer
-from ..models.diffae import DiffAE, DiffAEConfig, LatentConfig, LatentNet
+from ..models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from ..models.loading import load_diffae
 from ..models.unet import UNet, UNetConfig
 from . import clip as clip_training
 from . import prior
@@ -77,7 +78,7 @@ def diffae(folders: Folders, out: Path, px: int, config: PriorConfig, loop: Loop
 
 def latent(folders: Folders, out: Path, config: PriorConfig, loop: LoopConfig, device: torch.device) -> DiffAE:
     """Train the latent DPM of the autoencoder stored at OUT on z of the photos, and store it there."""
-    net = load_diffae(out, device)
+    net = load_diffae(out).to(device)
     pool = pool_of([(folders.photo_paths()[0], 1.0)], net.image_size, device)
     z = prior.set_statistics(net, prior.encode_pool(net, pool, replace(PHOTO_VIEWS, colour=0.0), 24, config.seed))
     part = run(net.latent_net.train().requires_grad_(True), prior.latent_loss(z, config), config, loop,
@@ -151,10 +152,3 @@ def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, o
 def store_model(out: Path, net: nn.Module, kind: str, meta: dict) -> None:
     """Write a model's weights in 16 bit with its configuration."""
     store.save(out, net.state_dict(), kind, asdict(net.config), meta, torch.float16)
-
-
-def load_diffae(path: Path, device: torch.device) -> DiffAE:
-    stored = store.load(path, "diffae")
-    net = DiffAE(DiffAEConfig.from_dict(stored.config))
-    net.load_state_dict(stored.tensors)
-    return net.float().to(device).eval().requires_grad_(False)
