@@ -126,8 +126,8 @@ def _open_clip(config: ClipConfig) -> nn.Module:
     try:
         from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
     except (ImportError, RuntimeError, OSError) as error:
-        raise RuntimeError(f"open_clip could not be imported ({error}); run: pip install -r requirements.txt "
-                           "in ComfyUI's Python (open_clip_torch needs a torchvision that fits your torch)") from error
+        raise ImportError(f"open_clip could not be imported ({error}); run: pip install -r requirements.txt "
+                          "in ComfyUI's Python (open_clip_torch needs a torchvision that fits your torch)") from error
     vision = CLIPVisionCfg(layers=config.vision_layers, width=config.vision_width, patch_size=config.patch,
                            image_size=config.image_size)
     text = CLIPTextCfg(context_length=config.context, vocab_size=config.vocabulary, width=config.text_width,

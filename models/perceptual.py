@@ -34,8 +34,8 @@ def _lpips_net() -> nn.Module:
     try:
         import lpips
     except (ImportError, RuntimeError, OSError) as error:
-        raise RuntimeError(f"lpips could not be imported ({error}); run: pip install -r requirements.txt in ComfyUI's "
-                           "Python (it needs a torchvision that fits your torch)") from error
+        raise ImportError(f"lpips could not be imported ({error}); run: pip install -r requirements.txt in ComfyUI's "
+                          "Python (it needs a torchvision that fits your torch)") from error
     with warnings.catch_warnings():  # torchvision's notes on the argument that lpips passes to it
         warnings.simplefilter("ignore")
         return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # pnet_rand: random trunk, nothing downloaded

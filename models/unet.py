@@ -128,6 +128,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int = 0):
         super().__init__()
+        if head_channels and channels % head_channels:
+            raise ValueError(f"{channels} channels cannot be split into attention heads of {head_channels}")
         self.heads = channels // head_channels if head_channels else 1
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)

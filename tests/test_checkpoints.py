@@ -252,7 +252,9 @@ def test_convert_writes_a_slim_file_that_reads_back(files, tmp_path, name, kind)
     assert out.stat().st_size < 0.55 * files[name].stat().st_size and slim.config
     assert slim.meta == {**original.meta, "source": files[name].name, "source_sha256": store.sha256(files[name])}
     assert slim.tensors.keys() == original.tensors.keys()
-    assert all(torch.equal(slim.tensors[key], original.tensors[key].half()) for key in slim.tensors)
+    full = ("conds_mean", "conds_std")  # these two stay in 32 bit
+    assert all(torch.equal(value, original.tensors[key] if key in full else original.tensors[key].half())
+               for key, value in slim.tensors.items())
     assert ("spn" in slim.config) == (name == "osasis")
 
 

@@ -43,8 +43,8 @@ def read_picture(path: Path, px: int) -> Tensor:
         with Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{path} has {file.width} x {file.height} pixels; make it smaller than {MAX_PIXELS:,}")
-            picture = file.convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
+            picture = eight_bit(file).convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
@@ -52,6 +52,13 @@ def read_picture(path: Path, px: int) -> Tensor:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     picture = picture.resize((px, px), Image.LANCZOS, (left, top, left + side, top + side))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey (PIL's own conversion would cut it off at 255); other pictures as they are."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.array(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def read_pictures(paths: Iterable[Path], px: int) -> Tensor:

@@ -20,7 +20,7 @@ from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, Style, reverse_
 from ..models.spn import SPN, SPNConfig
 from ..models.unet import UNet
 from . import losses
-from .loop import LoopConfig, Progress, Run, step_seed, train
+from .loop import LoopConfig, Progress, Run, seeded, step_seed, train
 from .prior import precision
 
 SPNS = ("timed", "untimed", "none")
@@ -117,16 +117,22 @@ class Trainer:
         return self.style.device
 
     def autocast(self):
-        return precision(self.device, self.config.precision if self.device.type == "cuda" else "float32")
+        return autocast(self.device, self.config)
 
     def embed(self, pictures: Tensor) -> Tensor:
         return self.clip.embed(pictures, self.config.clip_preparation)
 
 
+def autocast(device: torch.device, config: OsasisConfig):
+    """The run's precision on a GPU, float32 on a CPU."""
+    return precision(device, config.precision if device.type == "cuda" else "float32")
+
+
 @torch.no_grad()
 def prepare_content(frozen: DiffAE, pictures: Tensor, config: OsasisConfig) -> Content:
-    """z and x_t0 of pictures with the frozen A (C.3, steps 2 and 3)."""
-    z = frozen.encode(pictures).float()
+    """z (always computed in float32, A.9) and x_t0 of pictures with the frozen A (C.3, steps 2 and 3)."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        z = frozen.encode(pictures.float())
     return Content(pictures, z, frozen.structural_code(pictures, z, config.forward_steps, config.t0).float())
 
 
@@ -141,22 +147,26 @@ def generate_pictures(frozen: DiffAE, count: int, generator: Generator, config: 
 
 
 def content_source(frozen: DiffAE, config: OsasisConfig, photos: Tensor | None = None,
-                   autocast=precision, tick: Callable[[], None] = lambda: None) -> Callable[[int], Content]:
+                   tick: Callable[[], None] = lambda: None) -> Callable[[int], Content]:
     """`content(k)`: the content pictures of iteration k, a function of (seed, k) alone.
 
     photos (N, 3, px, px) in [-1, 1] replace drawn pictures. A bank is prepared here, in chunks of the batch; `tick` is
     called between them.
     """
+    device = next(frozen.parameters()).device
+
     def drawn(k: int, count: int) -> Content:
         generator = Generator().manual_seed(step_seed(config.seed + 1, k))
-        return prepare_content(frozen, generate_pictures(frozen, count, generator, config), config)
+        with autocast(device, config):
+            return prepare_content(frozen, generate_pictures(frozen, count, generator, config), config)
 
     if photos is None and not config.bank:
         return lambda k: drawn(k, config.batch)
     parts = []
     if photos is not None:
         for chunk in photos.split(config.batch):
-            parts.append(prepare_content(frozen, chunk, config))
+            with autocast(device, config):
+                parts.append(prepare_content(frozen, chunk, config))
             tick()
     else:
         for k, start in enumerate(range(0, config.bank, config.batch)):
@@ -176,8 +186,7 @@ def start(frozen: DiffAE, config: OsasisConfig, weights: Style | None = None) ->
     device = next(frozen.parameters()).device
     nets: dict[str, nn.Module] = {"unet": copy.deepcopy(frozen.unet).float().requires_grad_(True)}
     if config.spn != "none":
-        with torch.random.fork_rng([]):
-            torch.manual_seed(step_seed(config.seed + 2, 0))
+        with seeded(step_seed(config.seed + 2, 0), device):
             nets["spn"] = SPN(SPNConfig(timed=config.spn == "timed")).to(device)
     if weights is not None:
         nets["unet"].load_state_dict(dict(weights.unet))
@@ -201,8 +210,8 @@ def iteration(trainer: Trainer, run: Run, k: int, tick: Callable[[Update], None]
     """One walk down the reverse chain (C.3, step 4). Returns each loss's mean over the optimiser steps."""
     config = trainer.config
     table = stride_table(config.reverse_steps)
+    content = trainer.content(k)
     with torch.no_grad(), trainer.autocast():
-        content = trainer.content(k)
         embedded = trainer.embed(content.picture)
     streams = Streams.of(trainer.twin, content, embedded, config)
     sums: dict[str, Tensor] = {}

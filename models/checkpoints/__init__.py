@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import diffae, osasis, p2, store
+from . import clip, diffae, osasis, p2, store, vgg
 from .errors import KINDS, CheckpointError, wrong_kind
 from .foreign import strip, text_keys
 from .store import Stored
@@ -15,13 +15,12 @@ from .unpickle import read_torch
 
 __all__ = ["KINDS", "CheckpointError", "Stored", "convert", "read"]
 
-_FORMATS = (osasis, diffae, p2)
+_FORMATS = (osasis, diffae, p2, clip, vgg)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
     ("g_ema", "a StyleGAN2 checkpoint (rosinality)"),
     ("G_ema_model", "an MMFS checkpoint"),
     ("ema_classifier.weight", "DiffAE's attribute classifier (autoenc_cls); pick autoenc_latent/last.ckpt"),
     ("conds", "DiffAE's latent.pkl (codes of the training set); pick autoenc_latent/last.ckpt"),
-    ("visual.conv1.weight", "a CLIP state dict; load it with the Load CLIP node"),
     ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
     ("in_layer.0.weight", "an SPN alone; pick the whole style, iter_N.pt"),
 )
@@ -102,7 +101,7 @@ def _recognise(name: str, root: Any, kind: str | None) -> Any:
 
 def _expected(kind: str | None) -> str:
     if kind is None:
-        return "Expected: a DiffAE, DDPM (P2) or OSASIS style checkpoint"
+        return "Expected: a DiffAE, DDPM (P2), OSASIS style, CLIP or VGG-16 checkpoint"
     page = f" (for example {KINDS[kind].page})" if KINDS[kind].page else ""
     return f"Expected: {KINDS[kind].what}{page}"
 
@@ -115,9 +114,14 @@ def _beside(path: Path) -> Path:
 def _detect(kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The network configs read off the shapes, as plain dicts (the networks are imported here: they use this package
     only through their loaders)."""
+    from .. import clip as clip_model
     from .. import diffae as diffae_model
     from .. import spn, unet
 
+    if kind == "vgg16":
+        return {}
+    if kind == "clip":  # the activation is not in the file: it stays a choice of the loader
+        return {name: value for name, value in asdict(clip_model.detect(tensors)).items() if name != "quick_gelu"}
     if kind == "diffae":
         return asdict(diffae_model.detect(tensors))
     if kind == "ddpm":

@@ -26,7 +26,10 @@ KINDS: dict[str, Kind] = {
                  "ffhq_p2.pt, linked from https://github.com/jychoi118/P2-weighting"),
     "osasis_style": Kind("an OSASIS style", "the Load OSASIS Style node",
                          "exp/*/ckpt/iter_200.pt, linked from https://github.com/hansam95/OSASIS"),
-    "clip": Kind("a CLIP model", "the Load CLIP node"),
+    "clip": Kind("a CLIP model", "the Load CLIP node", "open_clip_model.safetensors, from "
+                 "https://huggingface.co/timm/vit_base_patch32_clip_224.openai"),
+    "vgg16": Kind("a VGG-16 trunk", "the Load Perceptual node",
+                  "vgg16-397923af.pth, from https://download.pytorch.org/models/vgg16-397923af.pth"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
     "stylegan2": Kind("a StyleGAN2 model", "the Load StyleGAN2 node"),
     "mmfs": Kind("an MMFS model", "the Load MMFS node"),

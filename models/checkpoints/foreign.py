@@ -55,10 +55,10 @@ def strip(names: Iterable[str], prefix: str) -> dict[str, str]:
     return found
 
 
-def numbers(name: str, value: Any) -> torch.Tensor:
-    """Read one weight: 1 to 4 dimensions, floating point, finite. float64 becomes float32."""
-    if not 1 <= len(value.shape) <= 4:
-        raise CheckpointError(f"its tensor '{name}' has {len(value.shape)} dimensions; expected 1 to 4")
+def numbers(name: str, value: Any, least_dims: int = 1) -> torch.Tensor:
+    """Read one weight: `least_dims` to 4 dimensions, floating point, finite. float64 becomes float32."""
+    if not least_dims <= len(value.shape) <= 4:
+        raise CheckpointError(f"its tensor '{name}' has {len(value.shape)} dimensions; expected {least_dims} to 4")
     if not value.dtype.is_floating_point:
         raise CheckpointError(f"its tensor '{name}' is of type {value.dtype}; expected floating point weights")
     tensor = value.read() if isinstance(value, TensorRef) else value.detach().clone()

@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
 MAX_INFO_BYTES = 4 << 20
 _ENTRY = "atelier"
+FULL_PRECISION = ("conds_mean", "conds_std")  # small, and every drawn z is scaled by them
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -49,9 +50,9 @@ def save(path: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, confi
          meta: dict[str, Any] | None = None, dtype: torch.dtype | None = torch.float16) -> Path:
     """Write `tensors` with their `kind` (a key of KINDS), JSON-able `config` and `meta`; returns the path.
 
-    Floating point tensors are stored as `dtype` (unchanged if None), others as they are. The file appears complete or
-    not at all: a temporary file beside it is synced and renamed. Raises CheckpointError for NaN, infinity, and numbers
-    too large for `dtype`.
+    Floating point tensors are stored as `dtype` (unchanged if None), others and those named in FULL_PRECISION as they
+    are. The file appears complete or not at all: a temporary file beside it is synced and renamed. Raises
+    CheckpointError for NaN, infinity, and numbers too large for `dtype`.
     """
     path = Path(path)
     if kind not in KINDS:
@@ -128,7 +129,8 @@ def _storable(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) ->
     ready: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() and dtype else tensor.dtype).contiguous()
+        cast = dtype and tensor.is_floating_point() and name not in FULL_PRECISION
+        stored = tensor.detach().to("cpu", dtype if cast else tensor.dtype).contiguous()
         if stored.untyped_storage().data_ptr() in seen or stored.untyped_storage().nbytes() != _nbytes(stored):
             stored = stored.clone()
         seen.add(stored.untyped_storage().data_ptr())

@@ -113,8 +113,6 @@ def _archive_root(entries: dict[str, tuple[int, int]]) -> str:
         raise CheckpointError("this is a zip archive, but not one of torch.save (no data.pkl in it); "
                               "if it is a packed download, unpack it and pick the checkpoint inside")
     root = pickles[0].partition("/")[0]
-    if f"{root}/constants.pkl" in entries:
-        raise CheckpointError("this is a TorchScript program, not a file of weights; pick the checkpoint file")
     if any(not name.startswith(f"{root}/") for name in entries):
         raise CheckpointError(f"its zip archive holds files outside of {root!r}; {_HOSTILE}")
     return root
@@ -128,6 +126,10 @@ def _zip_entries(file: io.BufferedReader, data: mmap.mmap) -> dict[str, tuple[in
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise CheckpointError(f"its zip directory cannot be read ({error}): incomplete; {_AGAIN}") from error
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        raise CheckpointError("this is a TorchScript program, not a file of weights; pick the checkpoint file (for "
+                              "OpenAI's CLIP: OpenCLIP's safetensors of the same weights, open_clip_model.safetensors "
+                              "of https://huggingface.co/timm/vit_base_patch32_clip_224.openai)")
     entries: dict[str, tuple[int, int]] = {}
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
