@@ -66,6 +66,7 @@ def add_train(commands) -> None:
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
     p.add_argument("--holdout", type=int, default=10, help="every so many-th picture is held out (0: none)")
     p.add_argument("--out", type=Path, required=True, help="safetensors file to write; the snapshot lies beside it")
+    p.add_argument("--init", type=Path, help="weights of an earlier run to begin with (diffae, ddpm)")
     p.add_argument("--size", type=int, default=128, choices=(64, 128))
     for name, kind in (("steps", int), ("batch", int), ("lr", float), ("seed", int)):
         p.add_argument(f"--{name}", type=kind)
@@ -91,8 +92,10 @@ def train(options) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.model == "latent":
         recipes.latent(folders, options.out, config, loop, device)
+    elif options.model == "clip":
+        recipes.clip(folders, options.out, options.size, config, loop, device)
     else:
-        getattr(recipes, options.model)(folders, options.out, options.size, config, loop, device)
+        getattr(recipes, options.model)(folders, options.out, options.size, config, loop, device, options.init)
 
 
 def add_report(commands) -> None:

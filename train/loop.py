@@ -120,13 +120,21 @@ def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
         for name, net in nets.items():
             net.load_state_dict(_under(tensors, f"{group}/{name}/"))
     for name, optimizer in run.optimizers.items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, f"optimizer/{name}/").items():
             index, field_name = key.split("/", 1)
-            state.setdefault(int(index), {})[field_name] = value
+            state.setdefault(int(index), {})[field_name] = _laid_out_as(parameters[int(index)], value)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     run.step = int(meta["step"])
     run.history = {name: list(map(float, values)) for name, values in meta["history"].items()}
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Moments in their parameter's memory format, which fused optimisers insist on."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

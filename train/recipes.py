@@ -65,13 +65,13 @@ def small_ddpm(px: int = 128) -> UNetConfig:
 
 
 def diffae(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopConfig, device: torch.device,
-           art_share: float = 0.25, report: Callable | None = None) -> DiffAE:
+           init: Path | None = None, art_share: float = 0.25) -> DiffAE:
     """Train the autoencoder (not its latent DPM) on photos and a share of art."""
     net = DiffAE(small_diffae(px)).to(device)
     net.latent_net.requires_grad_(False)
     pool = pool_of([(folders.photo_paths()[0], 1 - art_share), (folders.art_paths()[0], art_share)], px, device)
     loss = prior.picture_loss(prior.diffae_loss, pool, config)
-    net = run(net, loss, config, loop, out, device, report)
+    net = run(net, loss, config, loop, out, device, init)
     store_model(out, net, "diffae", {"samples": config.batch * loop.steps})
     return net
 
@@ -88,11 +88,12 @@ def latent(folders: Folders, out: Path, config: PriorConfig, loop: LoopConfig, d
     return net
 
 
-def ddpm(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopConfig, device: torch.device) -> UNet:
+def ddpm(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopConfig, device: torch.device,
+         init: Path | None = None) -> UNet:
     """Train the unconditional DDPM on photos."""
     pool = pool_of([(folders.photo_paths()[0], 1.0)], px, device)
     net = UNet(small_ddpm(px)).to(device)
-    net = run(net, prior.picture_loss(prior.noise_loss, pool, config), config, loop, out, device)
+    net = run(net, prior.picture_loss(prior.noise_loss, pool, config), config, loop, out, device, init)
     store_model(out, net, "ddpm", {"samples": config.batch * loop.steps})
     return net
 
@@ -122,8 +123,12 @@ def clip(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
 
 
 def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, out: Path, device: torch.device,
-        report: Callable[[nn.Module, int], None] | None = None) -> nn.Module:
-    """Train `net` on `loss`, going on from OUT.snapshot. Returns the averaged net."""
+        init: Path | None = None) -> nn.Module:
+    """Train `net` on `loss`, going on from OUT.snapshot, or else from the weights in `init`. Returns the averaged net."""
+    if init is not None:
+        net.load_state_dict(store.load(init).tensors)
+    if device.type == "cuda":
+        net.to(memory_format=torch.channels_last)
     state = prior.start(net, config)
     saved = out.with_suffix(".snapshot")
     if saved.exists():
@@ -134,16 +139,12 @@ def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, o
     def save(state: Run) -> None:
         tensors, meta = snapshot(state)
         store.save(saved, tensors, "snapshot", asdict(config), meta, dtype=None)
-        if report:
-            report(state.averages["net"], state.step)
 
     def tell(progress: Progress) -> None:
         if progress.losses:
             log.info("%s step %d of %d: %s", out.name, progress.step, progress.steps,
                      ", ".join(f"{k} {v:.4f}" for k, v in progress.losses.items()))
 
-    if device.type == "cuda":
-        net.to(memory_format=torch.channels_last)
     train(state, prior.stepper(state, loss, config), loop, device, save=save, callback=tell)
     save(state)
     return state.averages.get("net", net).eval()
