@@ -49,7 +49,8 @@ class Case:
     def check(self, name: str, actual: torch.Tensor | float | list) -> None:
         """Assert that `actual` is the expected output or value `name` within its tolerance."""
         expected = self.outputs[name] if name in self.outputs else torch.tensor(self.values[name], dtype=torch.float64)
-        actual = torch.as_tensor(actual).detach().cpu()
+        actual = actual if isinstance(actual, torch.Tensor) else torch.tensor(actual, dtype=torch.float64)
+        actual = actual.detach().cpu()
         assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
         error = (actual.double() - expected.double()).abs().max().item()
         assert error <= self.tolerances[name], f"{name}: off by {error:.3g}, allowed {self.tolerances[name]:.3g}"
