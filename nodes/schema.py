@@ -1,0 +1,44 @@
+"""Small words for the nodes' schemas, so that a node file reads like a list of its inputs."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..models.diffusion import TRAIN_STEPS, stride_times
+
+
+def advanced(field):
+    """The input is folded away until the user asks for all settings."""
+    field.extra_dict = {**(field.extra_dict or {}), "advanced": True}
+    return field
+
+
+def image(name: str, tooltip: str, optional: bool = False):
+    return io.Image.Input(name, tooltip=tooltip, optional=optional)
+
+
+def seed(tooltip: str, roll: bool = False):
+    """roll: the page may draw a new seed after each run; never where long work hangs on it."""
+    return io.Int.Input("seed", default=0, min=0, max=2 ** 63 - 1, control_after_generate=roll or None, tooltip=tooltip)
+
+
+def steps(default: int, tooltip: str, name: str = "steps"):
+    more = " Must space evenly over 1000: 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, ..."
+    return io.Int.Input(name, default=default, min=2, max=1000, tooltip=tooltip + more)
+
+
+def steps_are_sound(*counts: int | None) -> bool | str:
+    """For validate_inputs: True, or what is wrong. None stands for a linked input."""
+    for count in counts:
+        if count is not None and not 2 <= count <= TRAIN_STEPS:
+            return f"{count} steps: take 2 to {TRAIN_STEPS}"
+        try:
+            stride_times(count or 10)
+        except ValueError as error:
+            return str(error)
+    return True
+
+
+def require(answer: bool | str) -> None:
+    """Turns what a validation says into an error: linked inputs are only known when the node runs."""
+    if answer is not True:
+        raise ValueError(answer)

@@ -1,0 +1,253 @@
+"""Nodes that make styles: the one-shot fine-tune, its finer settings, and saving."""
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..models import osasis as styles
+from ..models.clip import PREPARATIONS
+from ..models.diffusion import stride_table
+from ..models.loading import load_style, save_style
+from ..models.osasis import Style, reverse_indices
+from ..train import session
+from ..train.osasis import CLAMPS, SPNS, OsasisConfig, Update
+from . import host, pictures, schema, sockets
+from .host import Steps
+from .sockets import ManagedStyle, Semantic, TuneOptions
+
+OWN = "as set below"
+DEFAULTS = {f.name: f.default for f in fields(OsasisConfig)}
+
+
+def number(name: str, tooltip: str, most: float = 100.0, step: float = 0.1):
+    return io.Float.Input(name, default=DEFAULTS[name], min=0.0, max=most, step=step, tooltip=tooltip)
+
+
+def choice(name: str, options, tooltip: str):
+    return io.Combo.Input(name, options=list(options), default=DEFAULTS[name], tooltip=tooltip)
+
+
+class FineTuneOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="AtelierFineTuneOptions", display_name="Set Fine-Tune Options", category="Atelier/training",
+            description="The finer settings of Fine-Tune Style. Every default is the official program's.",
+            inputs=[
+                io.Combo.Input("preset", options=[OWN, *session.PRESETS], default=OWN,
+                               tooltip="'as set below' takes the settings below. Any other preset replaces all of "
+                                       "them: official; improved (the program's slips mended); demo (less work, for "
+                                       "the demo models on a CPU)."),
+                number("cross", "Weight of the cross-domain loss: photo to drawing must change as twin to style "
+                                "picture."),
+                number("inner", "Weight of the in-domain loss: drawings must differ as their photos do."),
+                number("clip", "Weight of the CLIP loss on the style picture's reconstruction."),
+                number("l1", "Weight of the pixel loss on the style picture's reconstruction."),
+                number("perceptual", "Weight of the perceptual loss on the style picture's reconstruction."),
+                number("style_spn_weight", "How much of the SPN is added in the style's own stream. The program adds "
+                                           "1, where the paper has the content's 0.1.", 2.0, 0.05),
+                choice("spn_time", styles.SPN_TIMES, "What time the SPN is told: the sampler's index (official) or the "
+                                                     "timestep. Stylize must be told the same."),
+                schema.steps(DEFAULTS["forward_steps"], "Steps of encoding.", "forward_steps"),
+                schema.steps(DEFAULTS["reverse_steps"], "Steps of decoding: strength x this many optimiser steps an "
+                                                        "iteration.", "reverse_steps"),
+                schema.steps(DEFAULTS["latent_steps"], "Steps of drawing codes for content pictures.", "latent_steps"),
+                schema.steps(DEFAULTS["generate_steps"], "Steps of drawing content pictures.", "generate_steps"),
+                io.Float.Input("t0", default=DEFAULTS["t0"], min=0.05, max=1.0, step=0.05,
+                               tooltip="Strength of encoding; use the same in Encode Structure."),
+                io.Int.Input("bank", default=DEFAULTS["bank"], min=0, max=4096,
+                             tooltip="0: new content pictures in every iteration (official). Else so many are drawn "
+                                     "once and used again and again, which is about twice as fast."),
+                choice("noise_level", styles.NOISE_LEVELS, "official: decoding starts one step cleaner than encoding "
+                                                           "ended. matched: where it ended."),
+                choice("clamp", CLAMPS, "hard: no gradient where a prediction leaves the picture's range (official). "
+                                        "straight-through: it passes."),
+                choice("clip_preparation", PREPARATIONS, "How CLIP is shown pictures: as the program does (nearest "
+                                                         "resize, no normalisation), or CLIP's own way."),
+                io.Boolean.Input("dropout", default=DEFAULTS["dropout"], tooltip="Dropout while training (official: "
+                                                                                 "on)."),
+                io.Int.Input("micro_batch", default=DEFAULTS["micro_batch"], min=0, max=64,
+                             tooltip="Rows at a time, 0 for all. Small values fit into little memory; the result is "
+                                     "the same but for rounding and dropout."),
+                choice("precision", ("float16", "bfloat16", "float32"), "Of the networks on a graphics card; float16 "
+                                                                        "without loss scaling is official.")],
+            outputs=[sockets.TUNE_OPTIONS.Output("options", display_name="options", tooltip="For Fine-Tune Style.")])
+
+    @classmethod
+    def validate_inputs(cls, forward_steps, reverse_steps, latent_steps, generate_steps):
+        return schema.steps_are_sound(forward_steps, reverse_steps, latent_steps, generate_steps)
+
+    @classmethod
+    def execute(cls, preset, **values):
+        if preset != OWN and preset not in session.PRESETS:
+            raise ValueError(f"preset is {preset!r}; take '{OWN}' or one of {', '.join(session.PRESETS)}")
+        chosen = values if preset == OWN else session.PRESETS[preset]
+        OsasisConfig(**chosen)  # says what is wrong, before anything long starts
+        return io.NodeOutput(TuneOptions(chosen))
+
+
+class FineTune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="AtelierFineTune", display_name="Fine-Tune Style", category="Atelier/training",
+            description="Learns a style from one picture and its photo twin: a copy of the DiffAE's network and a "
+                        "structure-preserving network. The models that come in are not changed. Can be cancelled at "
+                        "any step, and goes on from its last save when it is run again.",
+            inputs=[
+                sockets.DIFFAE.Input("diffae", tooltip="The model to start from, with its latent DPM (or connect "
+                                                       "contents)."),
+                sockets.CLIP.Input("clip", tooltip="Judges the style. OSASIS uses OpenAI's ViT-B/32."),
+                sockets.PERCEPTUAL.Input("perceptual", tooltip="Judges the style picture's reconstruction."),
+                schema.image("twin", "The style picture's photo twin: one picture, from Make Photo Twin."),
+                schema.image("style", "The style picture: one picture."),
+                io.Int.Input("iterations", default=DEFAULTS["iterations"], min=1, max=100_000,
+                             tooltip="200 is official; each is 10 optimiser steps with the default options."),
+                io.Int.Input("batch", default=DEFAULTS["batch"], min=1, max=64,
+                             tooltip="Content pictures an iteration; 8 is official."),
+                io.Float.Input("lr", default=DEFAULTS["lr"], min=0.0, max=0.01, step=1e-7, round=1e-9,
+                               tooltip="Learning rate of the network; 0.000005 is official. The small demo model "
+                                       "needs more."),
+                io.Float.Input("lr_spn", default=DEFAULTS["lr_spn"], min=0.0, max=0.01, step=1e-6, round=1e-9,
+                               tooltip="Learning rate of the structure-preserving network; 0.0001 is official."),
+                io.Combo.Input("spn", options=list(SPNS), default=DEFAULTS["spn"],
+                               tooltip="The structure-preserving network: timed (all published styles), untimed, or "
+                                       "none."),
+                io.Float.Input("spn_weight", default=DEFAULTS["spn_weight"], min=0.0, max=2.0, step=0.01,
+                               tooltip="How much of the SPN is added in the content's stream; use the same in "
+                                       "Stylize."),
+                schema.seed("Of the content pictures, the SPN's start and dropout."),
+                io.String.Input("name", default="my_style",
+                                tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ "
+                                        "- and ."),
+                io.Int.Input("save_every", default=25, min=0, max=10_000,
+                             tooltip="Save a snapshot every so many iterations; 0 never. Nothing after the last is "
+                                     "lost if ComfyUI ends."),
+                io.Boolean.Input("resume", default=True,
+                                 tooltip="Go on from the snapshot of this name, with exactly the result of a run "
+                                         "without a break. Off: begin anew."),
+                sockets.TUNE_OPTIONS.Input("options", optional=True, tooltip="Finer settings; without, the official "
+                                                                             "ones."),
+                schema.image("contents", "Photos to learn on, instead of pictures drawn from the "
+                                         "model.", optional=True)],
+            outputs=[
+                sockets.STYLE.Output("tuned_style", display_name="style", tooltip="The style, for Stylize and Save "
+                                                                                  "Style."),
+                sockets.SEMANTIC.Output("style_code", display_name="style "
+                                                                   "code", tooltip="The style picture's semantic "
+                                                                                   "code."),
+                io.Image.Output("predictions", display_name="predictions",
+                                tooltip="The network's last one-step predictions: the style picture's, then the "
+                                        "content's."),
+                io.Image.Output("loss_curve", display_name="loss "
+                                                           "curve", tooltip="The loss over the iterations, drawn."),
+                sockets.LOSS_MAP.Output("losses", display_name="losses", tooltip="For core's Plot Loss Graph.")])
+
+    @classmethod
+    def validate_inputs(cls, name):
+        try:
+            session.plain_name(name if name is not None else "linked")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, diffae, clip, perceptual, twin, style, iterations, batch, lr, lr_spn, spn, spn_weight, seed, name,
+                save_every, resume, options=None, contents=None):
+        config = OsasisConfig(iterations=iterations, batch=batch, lr=lr, lr_spn=lr_spn, spn=spn, spn_weight=spn_weight,
+                              seed=seed, **(options.fields if options else {}))
+        path = session.snapshot_file(host.output_folder() / "atelier" / "snapshots", name)
+        px = diffae.net.image_size
+        twin, style = (pictures.to_model(pictures.single(image, what), px, what)
+                       for image, what in ((twin, "twin"), (style, "style")))
+        photos = None if contents is None else pictures.to_model(contents, px, "contents")
+        watch = Watch(config)
+        memory = host.training_memory(diffae.unet, config.micro_batch or batch + 1)
+        with host.trainable(diffae.net, clip.managed.net, perceptual.distance(), twin, style, photos,
+                            memory=memory) as (frozen, clip_net, distance, twin, style, photos):
+            tuned, run = session.tune_style(
+                frozen, clip_net, distance, twin, style, config, fingerprint=diffae.fingerprint, photos=photos,
+                snapshot_path=path, save_every=save_every, resume=resume, tick=watch.step, callback=watch.iteration,
+                check=host.check_cancelled)
+        return watch.output(tuned, run.history, cls)
+
+
+class Watch:
+    """Shows a fine-tune on its node: progress of optimiser steps, predictions above the loss curve, a line of text."""
+
+    def __init__(self, config: OsasisConfig):
+        self.config = config
+        self.per_iteration = len(reverse_indices(stride_table(config.reverse_steps), config.t0, config.noise_level))
+        self.progress = Steps(config.iterations * self.per_iteration)
+        self.losses: list[float] = []
+        self.predictions: torch.Tensor | None = None
+
+    def step(self, update: Update) -> None:
+        self.predictions = update.predictions
+        done = update.iteration * self.per_iteration
+        self.progress.done = max(self.progress.done, done)  # a resumed run does not begin at 0
+        self.progress(lambda: session.progress_picture(update.predictions, self.losses))
+
+    def iteration(self, progress) -> None:
+        self.losses.append(progress.losses["loss"])
+        host.say(f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}")
+
+    def output(self, tuned: Style, history: dict, node: type[io.ComfyNode]) -> io.NodeOutput:
+        losses = list(history.get("loss", []))
+        curve = pictures.of_drawing(session.loss_curve(losses, 768, 384))
+        shown = pictures.to_image(self.predictions)
+        code = Semantic(tuned.z.float(), tuned.model)
+        return io.NodeOutput(ManagedStyle.of(tuned), code, shown, curve, {"loss": losses},
+                             ui=ui.PreviewImage(shown, cls=node))
+
+
+class SaveStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="AtelierSaveStyle", display_name="Save Style", category="Atelier/training", is_output_node=True,
+            description="Writes a style into models/osasis as one safetensors file in 16 bit, with its picture, its "
+                        "code, all settings and the fingerprint of its DiffAE. Load Style finds it after a refresh of "
+                        "the page (R).",
+            inputs=[
+                sockets.STYLE.Input("style", tooltip="The style to save."),
+                io.String.Input("name", default="my_style", tooltip="The file's name without its ending: letters, "
+                                                                    "digits, space, _ - and ."),
+                io.Boolean.Input("overwrite", default=False,
+                                 tooltip="Replace a file of that name. Off: another style of that name is an error, "
+                                         "the same one is left as it is.")],
+            outputs=[io.String.Output("path", display_name="path", tooltip="Where the file is.")])
+
+    @classmethod
+    def validate_inputs(cls, name):
+        try:
+            session.plain_name(name if name is not None else "linked")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, style, name, overwrite):
+        path = host.model_folder("osasis") / f"{session.plain_name(name)}.safetensors"
+        if overwrite or not path.exists():
+            save_style(path, style.style)
+        elif not is_style(path, style.style):
+            raise ValueError(f"{path} is there already and is another style; give another name, or turn 'overwrite' on")
+        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+
+
+def is_style(path: Path, style: Style) -> bool:
+    """Does the file hold this very style?"""
+    try:
+        saved = load_style(path)
+    except ValueError:
+        return False
+    if (saved.model, saved.settings) != (style.model, style.settings) or saved.unet.keys() != style.unet.keys():
+        return False
+    return all(torch.equal(saved.unet[key].half(), value.half()) for key, value in style.unet.items())
+
+
+NODES = [FineTuneOptions, FineTune, SaveStyle]

@@ -1,0 +1,31 @@
+"""ComfyUI's modules inside the test process, without a server: what nodes import, on the CPU, in folders of its own."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from oneshot_atelier.tools.comfy import HostMissing, find_host
+
+
+def load(base: Path) -> None:
+    """Make `comfy`, `comfy_api` and `folder_paths` importable, as main.py --cpu --base-directory BASE would see them.
+
+    Skips where there is no ComfyUI. A second call changes nothing: ComfyUI's folders are fixed at its import.
+    """
+    if "comfy.cli_args" in sys.modules:
+        return
+    try:
+        folder = find_host().comfy
+    except HostMissing as missing:
+        pytest.skip(str(missing))
+    sys.path.insert(0, str(folder))
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
+    try:
+        import comfy.options
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401
+    finally:
+        sys.argv = arguments
+    import utils.extra_config  # noqa: F401  # before `nodes`, as main.py does

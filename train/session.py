@@ -1,0 +1,212 @@
+"""A fine-tune as a session: it can be saved, told apart from others, and gone on with exactly. Knows no host.
+
+What decides the result (configuration, networks, pictures) is described by `describe`; a snapshot carries that
+description, and only a fine-tune of the same description goes on from it.
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from ..models.checkpoints import CheckpointError, store
+from ..models.clip import Clip
+from ..models.diffae import DiffAE
+from ..models.osasis import Style
+from . import osasis
+from .loop import Progress, Run, restore, snapshot
+from .osasis import OsasisConfig, Trainer, Update
+from .prior import precision
+
+PREDICTIONS = "session/predictions"
+FREE_FIELDS = ("iterations",)  # may change when a fine-tune goes on
+PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the official program
+    "official": {},
+    "improved": {"noise_level": "matched", "spn_time": "timestep", "clamp": "straight-through"},
+    "demo": {"bank": 32, "forward_steps": 20, "latent_steps": 50, "generate_steps": 20},
+}
+MEANINGS = {"model": "the DiffAE", "clip": "the CLIP", "perceptual": "the perceptual network", "twin": "the photo twin",
+            "style": "the style picture", "photos": "the content photos"}
+
+
+def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig, *,
+               fingerprint: str, photos: Tensor | None = None, snapshot_path: Path | None = None, save_every: int = 0,
+               resume: bool = True, tick: Callable[[Update], None] | None = None,
+               callback: Callable[[Progress], None] | None = None,
+               check: Callable[[], None] | None = None) -> tuple[Style, Run]:
+    """Fine-tune a style; go on from the snapshot if there is one. Returns the style and the finished run.
+
+    twin, style (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. The networks stay
+    as they are. tick: after every optimiser step, and once with the last predictions if nothing is left to do.
+    callback: after every iteration. check: before every UNet call, between steps too. All three may raise to stop;
+    what was saved then stays. Raises ValueError (CheckpointError) for a snapshot of other settings or a damaged one.
+    """
+    if photos is None and frozen.latent_net is None:
+        raise ValueError("this DiffAE has no latent DPM to draw content pictures from: connect photos as contents, "
+                         "or load the '..._autoenc_latent' checkpoint")
+    settings = describe(config, fingerprint, clip, perceptual, twin, style, photos)
+    run = osasis.start(frozen, config)
+    last: dict[str, Tensor] = {}
+    if resume and snapshot_path is not None and snapshot_path.exists():
+        last = go_on(run, snapshot_path, settings)
+
+    def remember(update: Update) -> None:
+        last["predictions"] = update.predictions
+        if tick:
+            tick(update)
+
+    with checked((frozen.unet, run.nets["unet"]), check):
+        trainer = prepare(frozen, clip, perceptual, twin, style, config, photos, check, run.step < config.iterations)
+        if run.step < config.iterations:
+            osasis.fine_tune(trainer, run, save_every=save_every if snapshot_path else 0, callback=callback,
+                             save=lambda r: save_snapshot(snapshot_path, r, settings, last), tick=remember)
+            if snapshot_path is not None and save_every and run.step % save_every:
+                save_snapshot(snapshot_path, run, settings, last)
+        elif tick and last:
+            tick(Update(run.step - 1, 0, {}, last["predictions"].to(style.device)))
+        settings = settings | {"iterations": run.step}
+        return osasis.finish(trainer, run, to_bytes(style[0]), fingerprint, settings), run
+
+
+def prepare(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig,
+            photos: Tensor | None, check: Callable[[], None] | None, with_content: bool) -> Trainer:
+    """The frozen side. Content is prepared only if there is training to be done."""
+    with torch.no_grad(), precision(style.device, config.precision if style.is_cuda else "float32"):
+        twin_content = osasis.prepare_content(frozen, twin, config)
+        content = _no_content
+        if with_content:
+            content = osasis.content_source(frozen, config, photos, tick=check or (lambda: None))
+    return Trainer(frozen, twin_content, style, clip, perceptual, config, content)
+
+
+def _no_content(k: int):
+    raise RuntimeError("a finished fine-tune draws no content")
+
+
+@contextmanager
+def checked(nets: Sequence[nn.Module], check: Callable[[], None] | None) -> Iterator[None]:
+    """Calls `check` before every call of the networks."""
+    handles = [net.register_forward_pre_hook(lambda *_: check()) for net in nets] if check else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# --- what a session is ---------------------------------------------------------------------------------------------
+def describe(config: OsasisConfig, fingerprint: str, clip: nn.Module, perceptual: nn.Module, twin: Tensor,
+             style: Tensor, photos: Tensor | None) -> dict:
+    """Everything that decides the result, JSON-able: config fields, and hashes of networks and pictures."""
+    return asdict(config) | {
+        "model": fingerprint, "clip": hash_of(clip.state_dict()), "perceptual": hash_of(perceptual.state_dict()),
+        "twin": hash_of({"": twin}), "style": hash_of({"": style}),
+        "photos": None if photos is None else hash_of({"": photos})}
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors as 16-bit numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def difference(saved: Mapping, now: Mapping) -> str | None:
+    """The first setting in which two sessions differ, in words; None if they are the same but for FREE_FIELDS."""
+    for name in [n for n in now if n not in FREE_FIELDS]:
+        if saved.get(name) != now[name]:
+            if name in MEANINGS:
+                return f"{MEANINGS[name]} was another one"
+            return f"{name} was {saved.get(name)!r} and is {now[name]!r} now"
+    return None
+
+
+# --- snapshots -----------------------------------------------------------------------------------------------------
+def snapshot_file(folder: Path, name: str) -> Path:
+    """FOLDER/NAME.snapshot. ValueError for names that are not plain."""
+    return folder / f"{plain_name(name)}.snapshot"
+
+
+def plain_name(name: str) -> str:
+    """The name of a file, without its ending, that cannot leave its folder."""
+    name = name.strip()
+    if not re.fullmatch(r"\w[\w .-]{0,79}", name) or name.endswith("."):
+        raise ValueError(f"{name!r} cannot be a file's name here; use letters, digits, spaces, _ - and . (at most 80, "
+                         "a letter or digit first)")
+    return name
+
+
+def save_snapshot(path: Path, run: Run, settings: Mapping, last: Mapping[str, Tensor]) -> None:
+    """Write everything needed to go on, complete or not at all."""
+    tensors, meta = snapshot(run)
+    if "predictions" in last:
+        tensors[PREDICTIONS] = to_bytes(last["predictions"])
+    store.save(path, tensors, "snapshot", dict(settings), meta, dtype=None)
+
+
+def go_on(run: Run, path: Path, settings: Mapping) -> dict[str, Tensor]:
+    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
+    advice = f"give this fine-tune another name, or turn 'resume' off to begin anew (then {path.name} is replaced)"
+    header = store.peek(path)
+    if header.kind != "snapshot":
+        raise CheckpointError(f"{path} is no training snapshot; {advice}")
+    reason = difference(header.config or {}, settings)
+    if reason:
+        raise CheckpointError(f"{path.name} (saved at iteration {(header.meta or {}).get('step')}) belongs to a "
+                              f"fine-tune with other settings: {reason}. Set it back, or {advice}")
+    stored = store.load(path, "snapshot")
+    try:
+        restore(run, stored.tensors, stored.meta)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path.name} does not fit this model ({error}); {advice}") from error
+    found = stored.tensors.get(PREDICTIONS)
+    return {} if found is None else {"predictions": found.float() / 127.5 - 1}
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """[-1, 1] -> uint8, on the CPU."""
+    return ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+
+
+# --- pictures of a session -----------------------------------------------------------------------------------------
+def loss_curve(values: Sequence[float], width: int = 512, height: int = 256) -> Image.Image:
+    """The loss over the iterations as a line, with its first, lowest and last value; sound for one value or none."""
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    left, top, right, bottom = 8, 22, width - 8, height - 8
+    pen.rectangle((left, top, right, bottom), outline=(200, 200, 200))
+    values = [v for v in values if v == v and abs(v) != float("inf")]
+    if not values:
+        pen.text((left, 5), "no loss yet", fill="black")
+        return sheet
+    low, high = min(values), max(values)
+    scale = (bottom - top - 8) / ((high - low) or 1.0)
+    points = [(left + 4 + (right - left - 8) * i / max(1, len(values) - 1), bottom - 4 - (v - low) * scale)
+              for i, v in enumerate(values)]
+    if len(points) > 1:
+        pen.line(points, fill=(31, 95, 191), width=2)
+    x, y = points[-1]
+    pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(191, 63, 31))
+    pen.text((left, 5), f"loss after {len(values)} iterations: {values[-1]:.3f}   first {values[0]:.3f}   "
+                        f"lowest {low:.3f}", fill="black")
+    return sheet
+
+
+def progress_picture(predictions: Tensor, values: Sequence[float], side: int = 128, most: int = 6) -> Image.Image:
+    """Predictions (B, 3, H, W) in [-1, 1], the style row first, side by side above the loss curve."""
+    few = torch.nn.functional.interpolate(predictions[:most].float(), (side, side), mode="area")
+    row = to_bytes(torch.cat(list(few), dim=2)).permute(1, 2, 0).numpy()
+    width = max(row.shape[1], 360)
+    sheet = Image.new("RGB", (width, side + 100), "white")
+    sheet.paste(Image.fromarray(row), (0, 0))
+    sheet.paste(loss_curve(values, width, 100), (0, side))
+    return sheet
