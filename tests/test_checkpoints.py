@@ -5,12 +5,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from oneshot_atelier.models import checkpoints
 from oneshot_atelier.models.checkpoints import CheckpointError, read, store
 from oneshot_atelier.models.checkpoints.records import Inert, TensorRef
 from oneshot_atelier.models.checkpoints.unpickle import read_torch
 from oneshot_atelier.tests import golden_cases as golden
-from safetensors.torch import save_file
 
 FILES = {"diffae": ("diffae_tiny", {}), "autoenc": ("diffae_tiny", {"latent": False}), "p2": ("p2_tiny", {}),
          "osasis": ("osasis_tiny", {}), "osasis_plain": ("osasis_tiny", {"spn": False})}

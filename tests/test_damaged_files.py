@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+
 from oneshot_atelier.models.checkpoints import CheckpointError, read
 from oneshot_atelier.models.checkpoints.records import TensorRef
 from oneshot_atelier.models.checkpoints.unpickle import read_torch

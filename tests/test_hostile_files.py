@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+
 from oneshot_atelier.models.checkpoints import CheckpointError, read
 from oneshot_atelier.models.checkpoints.machine import Budget, Machine
 from oneshot_atelier.models.checkpoints.records import Global, Inert, Storage, TensorRef, rebuild_tensor

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+
 from oneshot_atelier.models import diffae
 from oneshot_atelier.models.checkpoints import diffae as official
 from oneshot_atelier.models.diffae import CONFIGS, DiffAE, denoiser
@@ -30,9 +31,9 @@ def latent_results(net, case):
     """The latent network's part, the same in both cases."""
     table = stride_table(5, constant_alpha_bar())
     noise = case.inputs["latent_noise"]
+    normalised = ddim_reverse(denoiser(net.latent_net), noise, table, range(4, -1, -1), clip=False)
     return {"latent_eps": net.latent_net(noise, torch.tensor(case.config["latent_t"])),
-            "latent_sample_normalised": ddim_reverse(denoiser(net.latent_net), noise, table, range(4, -1, -1), clip=False),
-            "latent_sample": net.sample_z(noise, 5)}
+            "latent_sample_normalised": normalised, "latent_sample": net.sample_z(noise, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def tiny(tmp_path_factory):
         drawn = net.decode(case.inputs["uncond_noise"], found["latent_sample"], case.config["T_uncond"], t0=1.0)
         found["uncond01"] = (drawn + 1) / 2
     found |= {f"timesteps_T{n}": list(stride_times(n)) for n in (5, 10, 20, 50, 100, 250)}
-    found |= {"alphas_cumprod_T20": table.alphas, "alphas_cumprod_prev_T20": [table.alpha_bar(i - 1) for i in range(20)],
+    found |= {"alphas_cumprod_T20": table.alphas,
+              "alphas_cumprod_prev_T20": [table.alpha_bar(i - 1) for i in range(20)],
               "alphas_cumprod_next_T20": [table.alpha_bar(i + 1) for i in range(20)],
               "latent_timesteps_T5": latent.times, "latent_alphas_cumprod_T5": latent.alphas}
     return found
@@ -103,7 +105,8 @@ def test_the_raw_weights_would_not_pass(tiny):
     state = {k.removeprefix("model."): v for k, v in golden.lightning_state("diffae_tiny").items()
              if k.startswith("model.encoder.")}
     case = golden.load_case("diffae_tiny")
-    net = DiffAE(diffae.detect({official.our_name(k): v for k, v in golden.weights("diffae_tiny", "ema_model.").items()}))
+    good = golden.weights("diffae_tiny", "ema_model.")
+    net = DiffAE(diffae.detect({official.our_name(key): value for key, value in good.items()}))
     net.encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items()})
     with torch.no_grad(), pytest.raises(AssertionError, match="off by"):
         case.check("z", net.eval().encode(case.inputs["img"]))

@@ -1,7 +1,9 @@
-"""OSASIS against the golden values: every output and value of osasis_tiny (stylizing) and osasis_train (fine-tuning)."""
+"""OSASIS against the golden values: all of osasis_tiny (stylizing) and of osasis_train (fine-tuning)."""
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from oneshot_atelier.models.diffae import change_point_weights, denoiser, mix_codes
 from oneshot_atelier.models.diffusion import add_noise, linear_alpha_bar, stride_table
 from oneshot_atelier.models.loading import load_clip, load_diffae, load_lpips, load_style
@@ -9,7 +11,6 @@ from oneshot_atelier.models.osasis import reverse_indices, spn_assist, stylize, 
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests.test_parity_diffae import names_of
 from oneshot_atelier.train import osasis
-from safetensors.torch import save_file
 
 TERMS = {"cross": "cross_dom", "in": "in_dom", "clip": "recon_clip", "l1": "recon_l1", "perceptual": "recon_lpips",
          "loss": "total"}

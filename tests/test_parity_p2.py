@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from oneshot_atelier.models.diffae import denoiser
 from oneshot_atelier.models.diffusion import add_noise, ancestral_step, even_table, posterior_variance
 from oneshot_atelier.models.loading import load_ddpm

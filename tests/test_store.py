@@ -7,9 +7,10 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from oneshot_atelier.models.checkpoints import CheckpointError, store
 from oneshot_atelier.models.checkpoints.errors import KINDS
-from safetensors.torch import save_file
 
 CONFIG = {"base": 32, "mult": [1, 2], "dropout": 0.1, "spn": None}
 META = {"seed": 7, "losses": [0.5, 0.25], "note": "é \"quoted\""}

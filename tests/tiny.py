@@ -1,6 +1,7 @@
 """Small random networks for the tests: 32 px, two levels, a few hundred thousand numbers."""
 
 import torch
+
 from oneshot_atelier.models.clip import Clip, ClipConfig
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from oneshot_atelier.models.unet import UNetConfig
@@ -11,7 +12,8 @@ DIFFAE = DiffAEConfig(UNET, (1, 2, 2), LatentConfig(WIDTH, 48, 3))
 DDPM = UNetConfig(PX, 32, (1, 2), blocks=1, embed=64, cond=0, out_channels=6, head_channels=64, dropout=0.0)
 WORDS = ("cartoon", "face", "photo", "red")
 CLIP = ClipConfig(embed=24, image_size=32, patch=8, vision_width=64, vision_layers=1, context=8,
-                  vocabulary=len(WORDS) + 3, text_width=64, text_layers=1, mean=(0.5,) * 3, std=(0.25,) * 3, words=WORDS)
+                  vocabulary=len(WORDS) + 3, text_width=64, text_layers=1, mean=(0.5,) * 3, std=(0.25,) * 3,
+                  words=WORDS)
 
 
 def filled(net, seed=0):
