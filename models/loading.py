@@ -106,7 +106,7 @@ def _filled(path: Path, make: Callable[[], Net], tensors: Mapping[str, Tensor]) 
     _check_fit(path, make, tensors)
     net = make()
     net.load_state_dict(dict(tensors))
-    return net.to(torch.float32).eval().requires_grad_(False)
+    return net.to(torch.float32, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def _check_fit(path: Path, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:

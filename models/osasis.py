@@ -48,7 +48,7 @@ class Style:
             spn = SPN(spn_module.detect(self.spn))
             spn.load_state_dict(dict(self.spn))
             spn.eval().requires_grad_(False)
-        return unet.eval().requires_grad_(False), spn
+        return unet.to(memory_format=torch.channels_last).eval().requires_grad_(False), spn
 
 
 def fingerprint(net: nn.Module) -> str:

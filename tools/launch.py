@@ -49,6 +49,7 @@ def main() -> None:
         sys.exit(__doc__)
     if Path(sys.path[0]).resolve() == ROOT / "tools":
         del sys.path[0]  # the script's folder: tools/comfy.py must not pass for ComfyUI's package
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see Makefile; read when torch is first imported
     load_checkout()
     python = best_python()
     if python != sys.executable and not os.environ.get("ATELIER_LAUNCHED"):
