@@ -102,7 +102,7 @@ def update_averages(run: Run, decay: float) -> None:
 
 
 def snapshot(run: Run) -> tuple[dict[str, Tensor], dict]:
-    """Everything needed to go on, as flat tensors and a JSON-able dict."""
+    """Everything needed to go on, copied: flat tensors and a JSON-able dict."""
     tensors = {}
     for group, nets in (("net", run.nets), ("average", run.averages)):
         for name, net in nets.items():
@@ -110,8 +110,8 @@ def snapshot(run: Run) -> tuple[dict[str, Tensor], dict]:
     for name, optimizer in run.optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    return ({k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            {"step": run.step, "history": run.history})
+    return ({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()},
+            {"step": run.step, "history": {name: list(values) for name, values in run.history.items()}})
 
 
 def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
