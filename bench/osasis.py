@@ -1,0 +1,92 @@
+"""Time OSASIS at the official size: one fine-tuning iteration and stylizing, on random weights (speed is the same).
+
+    python3 tools/launch.py bench.osasis [--config ffhq256] [--batch 8] [--device cuda] [--precision float16]
+
+One line of Markdown for each figure: median of some runs after a warm-up, and the peak of allocated GPU memory.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..models.clip import Clip, ClipConfig
+from ..models.diffae import CONFIGS, DiffAE, change_point_weights, mix_codes
+from ..models.osasis import stylize
+from ..models.perceptual import EncoderDistance
+from ..models.spn import SPN
+from ..train import osasis
+from ..train.osasis import OsasisConfig
+from ..train.prior import precision
+
+VIT_B_32 = ClipConfig(512, 224, 32, 768, 12, 77, 49408, 512, 12)
+
+
+def timed(work: Callable[[], object], device: torch.device, runs: int) -> tuple[float, float]:
+    """(median seconds, peak GiB) of `runs` calls after one more."""
+    def once() -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+    once()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = statistics.median(once() for _ in range(runs))
+    return seconds, torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else float("nan")
+
+
+def cases(name: str, batch: int, device: torch.device, number: str) -> dict[str, Callable[[], object]]:
+    """What is timed. The bank is prepared outside: it is made once and serves every style."""
+    net = DiffAE(CONFIGS[name]).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
+    spn, px = SPN().to(device).eval().requires_grad_(False), net.image_size
+    config = OsasisConfig(batch=batch, bank=batch, latent_steps=10, generate_steps=10, precision=number)
+
+    def amp():
+        return precision(device, number if device.type == "cuda" else "float32")
+
+    with amp():
+        content = osasis.content_source(net, config)
+        twin = osasis.prepare_content(net, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
+    trainer = osasis.Trainer(net, twin, twin.picture.clone(), clip, EncoderDistance(net.encoder), config, content)
+    run = osasis.start(net, config)
+    weights = change_point_weights(net.config.unet, 32)
+
+    @torch.no_grad()
+    def sample(count: int) -> torch.Tensor:
+        photo = torch.rand(count, 3, px, px, device=device) * 2 - 1
+        with amp():
+            z = net.encode(photo)
+            x = net.structural_code(photo, z, 100)
+            return stylize(net.unet, x, mix_codes(z, twin.z, weights), spn=spn, picture=photo)
+
+    @torch.no_grad()
+    def fresh() -> object:
+        with amp():
+            return osasis.prepare_content(
+                net, osasis.generate_pictures(net, batch, torch.Generator().manual_seed(0),
+                                              OsasisConfig(batch=batch, precision=number)), config)
+    return {f"one iteration (10 updates, batch {batch}), content prepared": lambda: osasis.iteration(trainer, run, 0),
+            f"making {batch} content pictures and their codes": fresh,
+            "stylize 1 picture": lambda: sample(1), f"stylize {batch} pictures": lambda: sample(batch)}
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--config", choices=CONFIGS, default="ffhq256")
+    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--precision", default="float16")
+    options = p.parse_args()
+    device = torch.device(options.device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{options.config}, {options.precision}, {where}, torch {torch.__version__}\n\n| what | s | GiB |\n|---|---|---|")
+    for what, work in cases(options.config, options.batch, device, options.precision).items():
+        print("| {} | {:.3f} | {:.1f} |".format(what, *timed(work, device, options.runs)), flush=True)
+    return 0
