@@ -13,6 +13,7 @@ from ..models.diffusion import stride_table
 from ..models.loading import load_style, save_style
 from ..models.osasis import Style, reverse_indices
 from ..train import session
+from ..train.loop import Progress, Run
 from ..train.osasis import CLAMPS, SPNS, OsasisConfig, Update
 from . import host, pictures, schema, sockets
 from .host import Steps
@@ -168,11 +169,11 @@ class FineTune(io.ComfyNode):
         memory = host.training_memory(diffae.unet, config.micro_batch or batch + 1)
         with host.trainable(diffae.net, clip.managed.net, perceptual.distance(), twin, style, photos,
                             memory=memory) as (frozen, clip_net, distance, twin, style, photos):
-            tuned, run = session.tune_style(
+            tuned, _ = session.tune_style(
                 frozen, clip_net, distance, twin, style, config, fingerprint=diffae.fingerprint, photos=photos,
                 snapshot_path=path, save_every=save_every, resume=resume, tick=watch.step, callback=watch.iteration,
-                check=host.check_cancelled)
-        return watch.output(tuned, run.history, cls)
+                check=host.check_cancelled, begun=watch.begin)
+        return watch.output(tuned, cls)
 
 
 class Watch:
@@ -182,25 +183,31 @@ class Watch:
         self.config = config
         self.per_iteration = len(reverse_indices(stride_table(config.reverse_steps), config.t0, config.noise_level))
         self.progress = Steps(config.iterations * self.per_iteration)
-        self.losses: list[float] = []
+        self.history: dict[str, list[float]] = {}
         self.predictions: torch.Tensor | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        return self.history.get("loss", [])
+
+    def begin(self, run: Run) -> None:
+        self.history = run.history
+        self.progress.done = min(run.step, self.config.iterations) * self.per_iteration
+        if run.step:
+            host.say(f"going on from iteration {run.step} of {self.config.iterations}")
 
     def step(self, update: Update) -> None:
         self.predictions = update.predictions
-        done = update.iteration * self.per_iteration
-        self.progress.done = max(self.progress.done, done)  # a resumed run does not begin at 0
         self.progress(lambda: session.progress_picture(update.predictions, self.losses))
 
-    def iteration(self, progress) -> None:
-        self.losses.append(progress.losses["loss"])
+    def iteration(self, progress: Progress) -> None:
         host.say(f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}")
 
-    def output(self, tuned: Style, history: dict, node: type[io.ComfyNode]) -> io.NodeOutput:
-        losses = list(history.get("loss", []))
-        curve = pictures.of_drawing(session.loss_curve(losses, 768, 384))
+    def output(self, tuned: Style, node: type[io.ComfyNode]) -> io.NodeOutput:
+        curve = pictures.of_drawing(session.loss_curve(self.losses, 768, 384))
         shown = pictures.to_image(self.predictions)
         code = Semantic(tuned.z.float(), tuned.model)
-        return io.NodeOutput(ManagedStyle.of(tuned), code, shown, curve, {"loss": losses},
+        return io.NodeOutput(ManagedStyle.of(tuned), code, shown, curve, {"loss": list(self.losses)},
                              ui=ui.PreviewImage(shown, cls=node))
 
 

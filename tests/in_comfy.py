@@ -1,8 +1,11 @@
 """ComfyUI's modules inside the test process, without a server: what nodes import, on the CPU, in folders of its own."""
 from __future__ import annotations
 
+import asyncio
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,7 +28,16 @@ def load(base: Path) -> None:
     try:
         import comfy.options
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = arguments
-    import utils.extra_config  # noqa: F401  # before `nodes`, as main.py does
+
+
+def nodes(base: Path) -> tuple[ModuleType, list[type]]:
+    """The pack's package `nodes`, and its node classes as ComfyUI gets them, schemas made."""
+    load(base)
+    package = importlib.import_module("oneshot_atelier.nodes")
+    found = asyncio.run(package.AtelierExtension().get_node_list())
+    for node in found:
+        node.GET_SCHEMA()
+    return package, found

@@ -1,8 +1,6 @@
 """Every node, executed as ComfyUI does it (under inference mode), with tiny networks."""
 from __future__ import annotations
 
-import asyncio
-import importlib
 import shutil
 from types import SimpleNamespace
 
@@ -26,11 +24,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nodes(base):
     """The node classes by id, and the modules behind them."""
-    in_comfy.load(base)
-    package = importlib.import_module("oneshot_atelier.nodes")
-    found = asyncio.run(package.AtelierExtension().get_node_list())
-    for node in found:
-        node.GET_SCHEMA()
+    package, found = in_comfy.nodes(base)
     return SimpleNamespace(host=package.host, pictures=package.pictures, sockets=package.sockets, twin=package.twin,
                            **{node.GET_SCHEMA().node_id.removeprefix("Atelier"): node for node in found})
 
@@ -236,7 +230,8 @@ def test_files_are_listed_and_checked_again(nodes, comfy, tiny):
     shutil.copy(tiny / "diffae.safetensors", comfy / "models" / "diffae" / "mine.safetensors")
     (comfy / "models" / "diffae" / "readme.txt").write_text("no model")
     assert nodes.host.model_choices("diffae") == ["demo", "mine.safetensors"]
-    assert nodes.LoadDiffAE.execute("mine.safetensors")[0].fingerprint == nodes.LoadDiffAE.execute("demo")[0].fingerprint
+    mine, demo = (nodes.LoadDiffAE.execute(name)[0] for name in ("mine.safetensors", "demo"))
+    assert mine.fingerprint == demo.fingerprint
     for name in ("other.safetensors", "../mine.safetensors", "readme.txt"):
         with pytest.raises(ValueError, match="there is no file"):
             nodes.LoadDiffAE.execute(name)

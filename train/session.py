@@ -40,13 +40,15 @@ def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, 
                fingerprint: str, photos: Tensor | None = None, snapshot_path: Path | None = None, save_every: int = 0,
                resume: bool = True, tick: Callable[[Update], None] | None = None,
                callback: Callable[[Progress], None] | None = None,
-               check: Callable[[], None] | None = None) -> tuple[Style, Run]:
+               check: Callable[[], None] | None = None,
+               begun: Callable[[Run], None] | None = None) -> tuple[Style, Run]:
     """Fine-tune a style; go on from the snapshot if there is one. Returns the style and the finished run.
 
     twin, style (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. The networks stay
     as they are. tick: after every optimiser step, and once with the last predictions if nothing is left to do.
-    callback: after every iteration. check: before every UNet call, between steps too. All three may raise to stop;
-    what was saved then stays. Raises ValueError (CheckpointError) for a snapshot of other settings or a damaged one.
+    callback: after every iteration. check: before every UNet call, between steps too. begun: once, with the run (its
+    history grows) as it begins or goes on. All may raise to stop; what was saved then stays. Raises ValueError
+    (CheckpointError) for a snapshot of other settings or a damaged one.
     """
     if photos is None and frozen.latent_net is None:
         raise ValueError("this DiffAE has no latent DPM to draw content pictures from: connect photos as contents, "
@@ -56,6 +58,8 @@ def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, 
     last: dict[str, Tensor] = {}
     if resume and snapshot_path is not None and snapshot_path.exists():
         last = go_on(run, snapshot_path, settings)
+    if begun:
+        begun(run)
 
     def remember(update: Update) -> None:
         last["predictions"] = update.predictions

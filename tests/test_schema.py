@@ -1,0 +1,106 @@
+"""What the page and saved workflows see of every node: ids, inputs, defaults, tooltips, help pages.
+
+golden_nodes.json guards the ids, inputs, their order and defaults: saved workflows depend on them. After a change that
+is meant: ATELIER_WRITE_GOLDEN=1 pytest tests/test_schema.py, and look at the difference. Append inputs, never insert.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from oneshot_atelier.tests import in_comfy
+
+pytestmark = pytest.mark.server
+GOLDEN = Path(__file__).with_name("golden_nodes.json")
+FROM_FOLDERS = {"model", "style"}  # combos whose choices are the user's files
+
+
+@pytest.fixture(scope="module")
+def infos(tmp_path_factory):
+    """/object_info of every node of the pack, by id."""
+    _, found = in_comfy.nodes(tmp_path_factory.mktemp("comfy_base"))
+    return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in found}
+
+
+def inputs_of(info):
+    """(id, type or choices, options, optional) of every input, in order."""
+    for part in ("required", "optional"):
+        for name, (kind, *rest) in info["input"].get(part, {}).items():
+            yield name, kind, rest[0] if rest else {}, part == "optional"
+
+
+def described(info):
+    rows = []
+    for name, kind, options, optional in inputs_of(info):
+        row = {"id": name, "type": kind} | {k: options[k] for k in ("default", "min", "max", "step") if k in options}
+        if isinstance(kind, list) or kind == "COMBO":
+            choices = options.get("options", kind)
+            row["type"] = "COMBO"
+            if name not in FROM_FOLDERS:
+                row["choices"] = choices
+        rows.append(row | ({"optional": True} if optional else {}))
+    return {"display_name": info["display_name"], "category": info["category"], "inputs": rows,
+            "outputs": [list(pair) for pair in zip(info["output"], info["output_name"])]}
+
+
+def test_nothing_that_saved_workflows_depend_on_has_changed(infos):
+    now = json.loads(json.dumps({name: described(info) for name, info in infos.items()}))
+    if os.environ.get("ATELIER_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
+    expected = json.loads(GOLDEN.read_text())
+    assert now.keys() == expected.keys()
+    for name in expected:
+        assert now[name] == expected[name], name
+
+
+def test_ids_names_and_categories(infos):
+    for name, info in infos.items():
+        assert re.fullmatch(r"Atelier[A-Z]\w+", name)
+        assert re.fullmatch(r"Atelier/[a-z]+", info["category"]), name
+        assert info["display_name"] and not info["display_name"].startswith("Atelier"), name
+    assert len({info["display_name"] for info in infos.values()}) == len(infos)
+
+
+def test_everything_is_explained(infos):
+    for name, info in infos.items():
+        assert len(info["description"]) > 40, name
+        for field, _, options, _ in inputs_of(info):
+            assert len(options.get("tooltip") or "") > 10, f"{name}.{field} has no tooltip"
+        assert len(info["output_tooltips"]) == len(info["output"])
+        for output, tooltip in zip(info["output_name"], info["output_tooltips"]):
+            assert len(tooltip or "") > 10, f"{name}: output {output} has no tooltip"
+
+
+def test_every_node_has_a_help_page_that_names_all_its_parts(infos, root):
+    pages = {page.stem: page.read_text() for page in (root / "web" / "docs").glob("*.md")}
+    assert pages.keys() == infos.keys()
+    for name, info in infos.items():
+        parts = [field for field, *_ in inputs_of(info)] + list(info["output_name"])
+        assert [part for part in parts if f"`{part}`" not in pages[name]] == [], name
+        assert info["display_name"] in pages[name].splitlines()[0] and len(pages[name]) > 700, name
+
+
+def test_defaults_in_the_help_pages_are_the_real_ones(infos, root):
+    for name, info in infos.items():
+        page = (root / "web" / "docs" / f"{name}.md").read_text()
+        for field, _, options, _ in inputs_of(info):
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{field}` |"))
+            default = options.get("default")
+            if default not in (None, "") and field not in FROM_FOLDERS:
+                assert f"| {plain(default)} |" in row, f"{name}.{field}: {default} is not in {row}"
+
+
+def plain(value) -> str:
+    """A default as the help pages write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.10f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def test_the_pack_serves_its_help_pages():
+    import oneshot_atelier
+    assert oneshot_atelier.WEB_DIRECTORY == "./web"
