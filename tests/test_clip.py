@@ -1,0 +1,199 @@
+"""CLIP: sizes read off a file, tokenizers, the two ways of preparing a picture, the small model's captions."""
+
+import json
+import socket
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from oneshot_atelier.models import clip as clip_module
+from oneshot_atelier.models.clip import Clip, ClipConfig, WordTokenizer, build, detect
+from oneshot_atelier.tests import golden_cases as golden
+from oneshot_atelier.tests import tiny
+from oneshot_atelier.train import clip as training
+from oneshot_atelier.train.data import Pool
+
+GOLDEN = ClipConfig(embed=96, image_size=224, patch=32, vision_width=128, vision_layers=5, context=77, vocabulary=49408,
+                    text_width=128, text_layers=2)
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
+def test_the_sizes_are_read_off_the_shapes():
+    assert detect(golden.weights("osasis_train", "clip.")) == GOLDEN
+    assert not detect(golden.weights("osasis_train", "clip."), quick_gelu=False).quick_gelu
+
+
+def test_a_small_clip_is_detected_but_for_its_words_and_picture_statistics():
+    found = detect(tiny.clip().net.state_dict(), quick_gelu=tiny.CLIP.quick_gelu)
+    assert replace(found, words=tiny.WORDS, mean=tiny.CLIP.mean, std=tiny.CLIP.std) == tiny.CLIP
+
+
+@pytest.mark.parametrize("config", [tiny.CLIP, GOLDEN, training.small_config(("a", "b"), 128),
+                                    training.small_config((), 64)])
+def test_configurations_survive_json(config):
+    assert ClipConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_the_published_model_has_its_size():
+    config = ClipConfig(512, 224, 32, 768, 12, 77, 49408, 512, 12)
+    with torch.device("meta"):
+        net = Clip(config)
+    assert sum(p.numel() for p in net.parameters()) == 151_277_313  # ViT-B/32 of OpenAI
+    assert detect(net.net.state_dict()) == config
+
+
+def test_other_architectures_are_refused_with_advice():
+    with pytest.raises(ValueError, match="no.* CLIP with ViT towers.*ViT-B-32 of OpenCLIP"):
+        detect({"visual.conv1.weight": torch.zeros(8, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.zeros(1)})
+    with pytest.raises(RuntimeError):
+        build(tiny.CLIP, {})
+
+
+def test_the_activation_matters():
+    tensors = golden.weights("osasis_train", "clip.")
+    case = golden.load_case("osasis_train")
+    with torch.no_grad():
+        case.check("clip_style_A", build(GOLDEN, tensors).embed(case.inputs["style_A"]))
+        with pytest.raises(AssertionError, match="off by"):
+            case.check("clip_style_A", build(replace(GOLDEN, quick_gelu=False), tensors).embed(case.inputs["style_A"]))
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+def test_official_preparation_is_nearest_and_nothing_else():
+    net, x = tiny.clip(), tiny.pictures(2, px=48)
+    found = net.prepare(x)
+    index = (torch.arange(32) * 48 / 32).long()
+    assert torch.equal(found, x[:, :, index][:, :, :, index])
+    assert set(found.flatten().tolist()) <= set(x.flatten().tolist())
+    assert torch.equal(net.prepare(found), found)
+
+
+def test_proper_preparation_smooths_and_normalises():
+    net = tiny.clip()
+    flat = torch.full((1, 3, 48, 48), 0.5)
+    assert torch.allclose(net.prepare(flat, "proper"), torch.full((1, 3, 32, 32), (0.75 - 0.5) / 0.25), atol=1e-5)
+    board = (torch.arange(128)[:, None] + torch.arange(128)).remainder(2).float() * 2 - 1
+    small = net.prepare(board.expand(1, 3, 128, 128), "proper")[..., 2:-2, 2:-2]
+    assert small.abs().max() < 0.2 and net.prepare(board.expand(1, 3, 128, 128)).abs().min() == 1
+    same = tiny.pictures(1)
+    assert torch.allclose(net.prepare(same, "proper"), ((same + 1) / 2 - 0.5) / 0.25, atol=1e-6)
+
+
+def test_openai_statistics_are_the_default():
+    net = Clip(replace(tiny.CLIP, mean=clip_module.OPENAI_MEAN, std=clip_module.OPENAI_STD))
+    grey = torch.tensor(clip_module.OPENAI_MEAN)[:, None, None].expand(1, 3, 32, 32) * 2 - 1
+    assert net.prepare(grey, "proper").abs().max() < 1e-5
+
+
+def test_an_unknown_preparation_is_refused():
+    with pytest.raises(ValueError, match="'best' is no way of preparing.*official.*proper"):
+        tiny.clip().prepare(tiny.pictures(1), "best")
+
+
+def test_embeddings_are_of_one_row_each_and_differ_by_preparation():
+    net, x = tiny.clip(), tiny.pictures(3)
+    with torch.no_grad():
+        found = net.embed(x)
+        assert found.shape == (3, 24) and torch.allclose(found[1:2], net.embed(x[1:2]), atol=1e-5)
+        assert not torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-2)  # not normalised
+        assert not torch.allclose(found, net.embed(x, "proper"), atol=1e-2)
+
+
+def test_gradients_pass_through_to_the_picture():
+    x = tiny.pictures(1).requires_grad_(True)
+    tiny.clip().embed(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+def test_words_become_ids_between_a_start_and_the_highest_id():
+    tokenizer = WordTokenizer(tiny.WORDS, 8)
+    rows = tokenizer(["Red, FACE!", "photo"])
+    assert rows.dtype == torch.int64
+    assert rows.tolist() == [[1, 5, 3, 6, 0, 0, 0, 0], [1, 4, 6, 0, 0, 0, 0, 0]]
+    assert int(rows.max()) == len(tiny.WORDS) + 2 < tiny.CLIP.vocabulary
+
+
+def test_unknown_words_are_left_out_long_texts_cut_and_a_text_of_none_refused():
+    tokenizer = WordTokenizer(tiny.WORDS, 5)
+    assert tokenizer(["a red banana face"]).tolist() == [[1, 5, 3, 6, 0]]
+    assert tokenizer(["red red red red red red"]).tolist() == [[1, 5, 5, 5, 6]]
+    for text in ("banana", "", "!?"):
+        with pytest.raises(ValueError, match="knows no word of .*; it knows: cartoon, face, photo, red"):
+            tokenizer(["red", text])
+
+
+def test_text_embeddings_come_from_the_words():
+    net = tiny.clip()
+    with torch.no_grad():
+        a, b, c = net.embed_text(["red face", "RED  face.", "face red"])
+    assert a.shape == (24,) and torch.allclose(a, b) and not torch.allclose(a, c, atol=1e-3)
+
+
+def test_a_large_clip_uses_byte_pairs_without_the_network(monkeypatch):
+    def no_network(*_):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    rows = build(GOLDEN, golden.weights("osasis_train", "clip.")).tokenizer()(["a smiling face"])
+    assert rows.shape == (1, 77) and rows[0, :5].tolist() == [49406, 320, 9200, 1710, 49407]
+
+
+# --- training the small model ------------------------------------------------------------------------------------
+def test_every_caption_has_only_words_of_the_list():
+    classes = ("photo", training.class_word("vector_big-ears"), training.class_word("ink_wash_style"))
+    assert classes[1:] == ("big ears", "wash style")
+    words = training.word_list(classes)
+    config = training.small_config(words)
+    captions = training.all_captions(classes, WordTokenizer(words, config.context))
+    assert captions.tokens.shape == (3, len(training.ATTRIBUTES), len(training.TEMPLATES), config.context)
+    assert int(captions.tokens.max()) == len(words) + 2 == config.vocabulary - 1
+    rows = captions.tokens[:, 0].flatten(0, 1)
+    assert len({tuple(r.tolist()) for r in rows}) == len(rows)
+    assert training.caption("photo", "", "a {}") == "a photo" and training.caption("x", "dark", "{}") == "dark x"
+
+
+def test_attributes_do_what_they_say():
+    x = tiny.pictures(2) * 0.5
+    names = [name for name, _ in training.ATTRIBUTES]
+
+    def changed(name):
+        return training.apply_attributes(x, torch.full((2,), names.index(name)))
+
+    assert torch.equal(changed(""), x) and changed("dark").mean() < x.mean() < changed("bright").mean()
+    assert changed("warm")[:, 0].mean() > changed("cold")[:, 0].mean() and changed("warm").abs().max() <= 1
+    assert changed("gray").std(1).max() < 1e-6 < x.std(1).mean() < changed("vivid").std(1).mean()
+    mixed = training.apply_attributes(x, torch.tensor([0, names.index("gray")]))
+    assert torch.equal(mixed[0], x[0]) and torch.equal(mixed[1], changed("gray")[1])
+
+
+def test_the_contrast_has_its_closed_form_and_equal_keys_share_a_match():
+    a = torch.eye(3)
+    key = torch.arange(3)
+    expected = -torch.log_softmax(torch.tensor([4.0, 0.0, 0.0]), 0)[0]
+    assert training.contrast(a, 7 * a, torch.tensor(4.0), key).item() == pytest.approx(float(expected), rel=1e-5)
+    same = torch.zeros(3, dtype=torch.long)
+    uniform = training.contrast(torch.ones(3, 2), torch.ones(3, 2), torch.tensor(4.0), same)
+    assert uniform.item() == pytest.approx(float(torch.tensor(3.0).log()), rel=1e-5)
+    assert training.contrast(a, a.roll(1, 0), torch.tensor(4.0), key) > 3
+
+
+class Oracle:
+    """Embeds a picture by its brightness, a text by its class."""
+
+    def embed(self, pictures, preparation):
+        assert preparation == "proper"
+        return F.one_hot((pictures.mean((1, 2, 3)) > 0).long(), 2).float()
+
+    def embed_text(self, texts):
+        return torch.tensor([[1.0, 0.1] if "night" in t else [0.1, 1.0] for t in texts])
+
+
+def test_zero_shot_accuracy_counts_by_class_and_in_all():
+    pictures = torch.tensor([0, 0, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 2, 2)
+    labels = torch.tensor([0, 0, 1, 1])
+    pool = Pool(pictures, labels, torch.ones(4))
+    found = training.zero_shot_accuracy(Oracle(), pool, ("night", "day", "none"), batch=3)
+    assert found == {"night": 1.0, "day": 0.5, "all": 0.75}
