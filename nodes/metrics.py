@@ -3,13 +3,15 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models.clip import Clip
+from ..models.diffae import DiffAE
 from ..train import metrics
+from ..train.evaluate import structure_features
 from . import host, pictures, schema, sockets
 from .osasis import CHUNK, chunks
 
-STRUCTURE_SIDE = 16  # the encoder's maps of this side are compared: where things are, without colour and texture
 MEASURES = {  # output id: (name, better, what it says)
     "edge_agreement": ("edge agreement", "higher", "Correlation of the edges of photo and result at 32 px."),
     "structure_distance": ("structure distance", "lower",
@@ -50,7 +52,7 @@ class Measure(io.ComfyNode):
         memory = host.sampling_memory(diffae.unet, min(CHUNK, len(photo)))
         with host.running(diffae.managed, clip.managed, memory=memory) as device:
             twin, style = twin.to(device), style.to(device)
-            nets = diffae.net.encoder, clip.managed.net
+            nets = diffae.net, clip.managed.net
             parts = [measure(*nets, photo[r].to(device), result[r].to(device), twin, style) for r in chunks(len(photo))]
         values = [float(torch.cat([part[name] for part in parts]).mean()) for name in MEASURES]
         rows = zip(MEASURES.values(), values)
@@ -58,20 +60,14 @@ class Measure(io.ComfyNode):
         return io.NodeOutput(report, *values, ui=ui.PreviewText(report))
 
 
-def measure(encoder: nn.Module, clip: nn.Module, photo: Tensor, result: Tensor, twin: Tensor,
-            style: Tensor) -> dict[str, Tensor]:
+def measure(model: DiffAE, clip: Clip, photo: Tensor, result: Tensor, twin: Tensor, style: Tensor) -> dict[str, Tensor]:
     """Each measure (B,) of pictures in [-1, 1] on one device; twin and style have batch 1."""
     seen = [clip.embed(x, "proper").float() for x in (photo, result, twin, style)]
     return {"edge_agreement": metrics.edge_agreement(photo, result),
-            "structure_distance": metrics.structure_distance(*(structure_map(encoder, x) for x in (photo, result))),
+            "structure_distance": metrics.structure_distance(*(structure_features(model, x) for x in (photo, result))),
             "colour_distance": metrics.colour_distance(result, style),
             "texture_distance": metrics.texture_distance(result, style),
             "clip_agreement": metrics.direction_agreement(*seen)}
-
-
-def structure_map(encoder: nn.Module, x: Tensor) -> Tensor:
-    """The encoder's last map of STRUCTURE_SIDE px."""
-    return [f for f in encoder.features(x) if f.shape[-1] == STRUCTURE_SIDE][-1]
 
 
 NODES = [Measure]

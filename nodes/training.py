@@ -61,7 +61,7 @@ class FineTuneOptions(io.ComfyNode):
                                tooltip="Strength of encoding; use the same in Encode Structure."),
                 io.Int.Input("bank", default=DEFAULTS["bank"], min=0, max=4096,
                              tooltip="0: new content pictures in every iteration (official). Else so many are drawn "
-                                     "once and used again and again, which is about twice as fast."),
+                                     "once and used again and again, which saves about half of the work."),
                 choice("noise_level", styles.NOISE_LEVELS, "official: decoding starts one step cleaner than encoding "
                                                            "ended. matched: where it ended."),
                 choice("clamp", CLAMPS, "hard: no gradient where a prediction leaves the picture's range (official). "
@@ -110,8 +110,8 @@ class FineTune(io.ComfyNode):
                 io.Int.Input("batch", default=DEFAULTS["batch"], min=1, max=64,
                              tooltip="Content pictures an iteration; 8 is official."),
                 io.Float.Input("lr", default=DEFAULTS["lr"], min=0.0, max=0.01, step=1e-7, round=1e-9,
-                               tooltip="Learning rate of the network; 0.000005 is official. The small demo model "
-                                       "needs more."),
+                               tooltip="Learning rate of the network; 0.000005 is official for the 256 px "
+                                       "models, small models want more."),
                 io.Float.Input("lr_spn", default=DEFAULTS["lr_spn"], min=0.0, max=0.01, step=1e-6, round=1e-9,
                                tooltip="Learning rate of the structure-preserving network; 0.0001 is official."),
                 io.Combo.Input("spn", options=list(SPNS), default=DEFAULTS["spn"],
@@ -125,8 +125,8 @@ class FineTune(io.ComfyNode):
                                 tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ "
                                         "- and ."),
                 io.Int.Input("save_every", default=25, min=0, max=10_000,
-                             tooltip="Save a snapshot every so many iterations; 0 never. Nothing after the last is "
-                                     "lost if ComfyUI ends."),
+                             tooltip="Save a snapshot every so many iterations; 0 never. If ComfyUI ends, only what "
+                                     "came after the last one is lost."),
                 io.Boolean.Input("resume", default=True,
                                  tooltip="Go on from the snapshot of this name, with exactly the result of a run "
                                          "without a break. Off: begin anew."),
