@@ -166,10 +166,10 @@ class Steps:
 
 def say(text: str) -> None:
     """Show a line of text on the running node."""
-    from server import PromptServer  # needs a whole server, which is not there in tests
-    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
-    if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+    context = get_executing_context()
+    if context is not None:  # else there is no server either
+        from server import PromptServer
+        PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def blocked(advice: str) -> ExecutionBlocker:

@@ -26,11 +26,11 @@ def load(base: Path) -> None:
     sys.path.insert(0, str(folder))
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
     try:
-        import comfy.options
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args
+        importlib.import_module("comfy.options").enable_args_parsing()
+        importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = arguments
+    importlib.import_module("utils.extra_config")  # before ComfyUI's `comfy/utils.py` can pass for it, as main.py does
 
 
 def nodes(base: Path) -> tuple[ModuleType, list[type]]:
