@@ -42,6 +42,8 @@ def described(info):
             row["type"] = "COMBO"
             if name not in FROM_FOLDERS:
                 row["choices"] = choices
+            elif name == "style":
+                del row["default"]  # the user's first file
         rows.append(row | ({"optional": True} if optional else {}))
     return {"display_name": info["display_name"], "category": info["category"], "inputs": rows,
             "outputs": [list(pair) for pair in zip(info["output"], info["output_name"])]}
