@@ -111,8 +111,9 @@ class DiffAE(nn.Module):
         return self.config.unet.image_size
 
     def encode(self, picture: Tensor) -> Tensor:
-        """z = Enc(picture), (B, E)."""
-        return self.encoder(picture)
+        """z = Enc(picture), (B, E); always in float32, as the official program does (A.9)."""
+        with torch.autocast(picture.device.type, enabled=False):
+            return self.encoder(picture.float())
 
     def structural_code(self, picture: Tensor, z: Tensor, steps: int, t0: float = 0.5,
                         hook: StepHook | None = None) -> Tensor:
@@ -136,9 +137,9 @@ class DiffAE(nn.Module):
 
 
 def denoiser(net: nn.Module, *condition):
-    """`denoise(x, t)` for the samplers: the integer time becomes a batch of times."""
+    """`denoise(x, t)` for the samplers: the integer time becomes a batch of times; what comes out is float32."""
     def denoise(x: Tensor, t: int) -> Tensor:
-        return net(x, torch.full((x.shape[0],), t, device=x.device), *condition)
+        return net(x, torch.full((x.shape[0],), t, device=x.device), *condition).float()
     return denoise
 
 

@@ -58,7 +58,14 @@ class SPN(nn.Module):
                 nn.Conv2d(m, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, 3, 1))
 
     def forward(self, picture: Tensor, time: int) -> Tensor:
-        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (spec C.5), unused if untimed."""
+        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (spec C.5), unused if untimed.
+
+        Always in float32, as the official program does (A.9).
+        """
+        with torch.autocast(picture.device.type, enabled=False):
+            return self._layers(picture.float(), time)
+
+    def _layers(self, picture: Tensor, time: int) -> Tensor:
         if not self.config.timed:
             return self.layers(picture)
         t = torch.full((picture.shape[0],), time, device=picture.device)

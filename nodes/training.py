@@ -40,7 +40,7 @@ class FineTuneOptions(io.ComfyNode):
             inputs=[
                 io.Combo.Input("preset", options=[OWN, *session.PRESETS], default=OWN,
                                tooltip="'as set below' takes the settings below. Any other preset replaces all of "
-                                       "them: official; improved (the program's slips mended); demo (less work, for "
+                                       "them: official; mended (the program's slips mended); demo (less work, for "
                                        "the demo models on a CPU)."),
                 number("cross", "Weight of the cross-domain loss: photo to drawing must change as twin to style "
                                 "picture."),

@@ -394,7 +394,7 @@ def test_options(nodes):
     official = nodes.FineTuneOptions.execute(**values)[0].fields
     from oneshot_atelier.train.osasis import OsasisConfig
     assert OsasisConfig(**official) == OsasisConfig()
-    assert nodes.FineTuneOptions.execute(**values | {"preset": "improved", "cross": 9.0})[0].fields["clamp"] != "hard"
+    assert nodes.FineTuneOptions.execute(**values | {"preset": "mended", "cross": 9.0})[0].fields["clamp"] != "hard"
     with pytest.raises(ValueError, match="preset"):
         nodes.FineTuneOptions.execute(**values | {"preset": "best"})
 

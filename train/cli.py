@@ -132,7 +132,7 @@ def add_evaluate(commands) -> None:
     p.add_argument("--ddpm", type=Path)
     p.add_argument("--clip", type=Path)
     p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the encoder's features stand in")
-    p.add_argument("--preset", default="demo", help="official, improved or demo")
+    p.add_argument("--preset", default="demo", help="official, mended or demo")
     p.add_argument("--set", default="", help="settings of the fine-tune, e.g. iterations=10,batch=4,lr=1e-4")
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32), ("limit", int, 0)):

@@ -85,7 +85,7 @@ def noise_loss(unet: UNet, x0: Tensor, t: Tensor, noise: Tensor, z: Tensor | Non
 
 def diffae_loss(net: DiffAE, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """The autoencoder's loss: the UNet is conditioned on z of the clean picture, encoder and UNet learn together."""
-    return noise_loss(net.unet, x0, t, noise, net.encode(x0))
+    return noise_loss(net.unet, x0, t, noise, net.encoder(x0))
 
 
 def picture_loss(loss: Callable, pool: Pool, config: PriorConfig) -> Callable[[nn.Module, int], Tensor]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -92,7 +91,7 @@ def write(net: DiffAE, x: Tensor, folder: Path, name: str) -> dict:
         grid([few, chain(net, few, 100, 50, 0.5), chain(net, few, 50, 20, 0.5), chain(net, few, 100, 50, 1.0)]).save(
             folder / f"{name}_reconstruction.png")
     figures = {"reconstruction": reconstruction(net, x), "z against x_T": numbers}
-    if net.latent_net is not None and float(np.abs(net.conds_mean.cpu().numpy()).max()) > 0:
+    if net.latent_net is not None and net.conds_mean.abs().max() > 0:
         drawn = samples(net, 32)
         grid(list(drawn.split(8))).save(folder / f"{name}_samples.png")
     return figures
