@@ -86,7 +86,8 @@ def main() -> int:
     options = p.parse_args()
     device = torch.device(options.device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{options.config}, {options.precision}, {where}, torch {torch.__version__}\n\n| what | s | GiB |\n|---|---|---|")
+    print(f"{options.config}, {options.precision}, {where}, torch {torch.__version__}\n")
+    print("| what | s | GiB |\n|---|---|---|")
     for what, work in cases(options.config, options.batch, device, options.precision).items():
         print("| {} | {:.3f} | {:.1f} |".format(what, *timed(work, device, options.runs)), flush=True)
     return 0

@@ -1,1 +1,1 @@
-"""Pure torch: networks, diffusion maths, checkpoint formats, perceptual networks. Knows nothing of ComfyUI or of training."""
+"""Pure torch: networks, diffusion maths, checkpoint formats, perceptual networks. Knows nothing of ComfyUI or training."""

@@ -38,8 +38,9 @@ class DiffAEConfig:
             raise ValueError("the width of z must equal the width of the time embedding (spec A.1)")
 
     @classmethod
-    def from_dict(cls, d: Mapping) -> "DiffAEConfig":
-        return cls(UNetConfig(**d["unet"]), tuple(d["encoder_mult"]), LatentConfig(**d["latent"]) if d["latent"] else None)
+    def from_dict(cls, d: Mapping) -> DiffAEConfig:
+        latent = LatentConfig(**d["latent"]) if d["latent"] else None
+        return cls(UNetConfig(**d["unet"]), tuple(d["encoder_mult"]), latent)
 
 
 def _official(px: int, base: int, mult: Sequence[int], layers: int = 10) -> DiffAEConfig:
@@ -130,7 +131,7 @@ class DiffAE(nn.Module):
     def sample_z(self, noise: Tensor, steps: int = 200) -> Tensor:
         """z drawn from the latent DPM: DDIM on the constant schedule, no clamp, then denormalised. noise (B, E)."""
         if self.latent_net is None:
-            raise ValueError("this DiffAE has no latent DPM: load the '..._autoenc_latent' checkpoint to draw random faces")
+            raise ValueError("this DiffAE has no latent DPM: load the '..._autoenc_latent' checkpoint to draw faces")
         table = stride_table(steps, constant_alpha_bar())
         z = ddim_reverse(denoiser(self.latent_net), noise, table, reversed(range(steps)), clip=False)
         return z * self.conds_std + self.conds_mean

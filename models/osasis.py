@@ -29,7 +29,7 @@ class Style:
     """A fine-tuned style: weights, never a live network.
 
     unet: state dict of B. spn: state dict of the SPN, or None. z: Enc_A(style picture) (1, E). picture: uint8
-    (3, px, px), the style picture. settings: how it was made (JSON-able). model: fingerprint of the DiffAE it belongs to.
+    (3, px, px), the style picture. settings: how it was made (JSON-able). model: fingerprint of its DiffAE.
     """
     config: UNetConfig
     unet: Mapping[str, Tensor]

@@ -19,7 +19,7 @@ class LpipsVGG(nn.Module):
     """LPIPS with the VGG-16 trunk (the lpips package, version 0.1, its own linear heads)."""
 
     def __init__(self, trunk: Mapping[str, Tensor]):
-        """trunk: torchvision's VGG-16 names, `features.N.weight` and `.bias`. KeyError or RuntimeError if incomplete."""
+        """trunk: torchvision's VGG-16 names, `features.N.weight`, `.bias`. KeyError or RuntimeError if incomplete."""
         super().__init__()
         self.net = _lpips_net()
         self.net.net.load_state_dict({f"slice{VGG_SLICES[n]}.{n}.{part}": trunk[f"features.{n}.{part}"]

@@ -160,7 +160,7 @@ class Stem(nn.Conv2d):
 
 
 def input_half(px: int, base: int, mult: Sequence[int], blocks: int, block, head_channels: int):
-    """Entries of the input half with, for each, its level and its width (spec A.3: a down block counts with the next level)."""
+    """Entries of the input half, and the level and width of each (A.3: a down block counts with the next level)."""
     entries, levels, widths = [Entry([Stem(3, base, 3, padding=1)])], [0], [base]
     for level, m in enumerate(mult):
         if level:

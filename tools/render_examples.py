@@ -2,7 +2,7 @@
 
     python3 tools/launch.py tools.render_examples      (needs scikit-image for the astronaut, public domain)
 
-Nothing in that folder shows a person but the astronaut; everything else was drawn by a model of ours or by this program.
+Nobody in that folder is a real person but the astronaut; the rest was drawn by a model of ours or by this program.
 """
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def train(options) -> None:
     config = PriorConfig(**vars(TRAINED[options.model]) | given | {
         "precision": options.precision, "compile": options.compile, "views": views})
     loop = LoopConfig(config.steps, config.seed, options.save_every, options.log_every, config.average, options.minutes)
-    folders = recipes.Folders(options.photos, options.art, tuple(filter(None, options.exclude.split(","))), options.holdout)
+    unseen = tuple(filter(None, options.exclude.split(",")))
+    folders = recipes.Folders(options.photos, options.art, unseen, options.holdout)
     device = torch.device(options.device)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.model == "latent":

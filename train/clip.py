@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ..models.clip import Clip, ClipConfig, WordTokenizer
-from .data import Pool, Views, random_views
+from .data import Pool, random_views
 from .loop import step_seed
 from .prior import PriorConfig, precision
 
@@ -82,7 +82,8 @@ def clip_loss(pool: Pool, captions: Captions, config: PriorConfig, views_weight:
         generator = Generator(device).manual_seed(step_seed(config.seed + 1, k))
         x, label = pool.draw(config.batch, generator)
         plain = torch.rand(len(x), device=device, generator=generator) < 0.5
-        attribute = torch.randint(1, len(ATTRIBUTES), (len(x),), device=device, generator=generator).masked_fill(plain, 0)
+        attribute = torch.randint(1, len(ATTRIBUTES), (len(x),), device=device, generator=generator)
+        attribute = attribute.masked_fill(plain, 0)
         template = torch.randint(len(TEMPLATES), (len(x),), device=device, generator=generator)
         first, second = (apply_attributes(random_views(x, config.views, generator), attribute) for _ in range(2))
         with precision(device, config.precision):

@@ -1,4 +1,4 @@
-"""One-shot fine-tuning of OSASIS (spec C.1 to C.5): a copy B of the DiffAE's UNet, and the SPN, learn one style picture.
+"""One-shot fine-tuning of OSASIS (spec C.1 to C.5): a copy B of the DiffAE's UNet and the SPN learn one picture.
 
 An iteration prepares content pictures with the frozen DiffAE A, then walks the reverse chain of both streams (style
 and content) once; every index is one optimiser step on its one-step predictions, and the chain is cut there.
@@ -83,7 +83,7 @@ class Content:
     z: Tensor
     x: Tensor
 
-    def rows(self, index: Tensor) -> "Content":
+    def rows(self, index: Tensor) -> Content:
         return Content(self.picture[index], self.z[index], self.x[index])
 
 
@@ -98,7 +98,7 @@ class Update:
 
 @dataclass
 class Trainer:
-    """The frozen side of a fine-tune: A, the two style pictures with their codes, CLIP, and where content comes from."""
+    """The frozen side of a fine-tune: A, the style picture and its twin, CLIP, and where content comes from."""
     frozen: DiffAE
     twin: Content
     style: Tensor
@@ -203,7 +203,8 @@ def fine_tune(trainer: Trainer, run: Run, *, save_every: int = 0, save: Callable
     """Train from run.step to config.iterations. `tick` is called after every optimiser step and may raise to stop."""
     loop = LoopConfig(trainer.config.iterations, trainer.config.seed, save_every)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        return train(run, lambda k: iteration(trainer, run, k, tick), loop, trainer.device, save=save, callback=callback)
+        return train(run, lambda k: iteration(trainer, run, k, tick), loop, trainer.device,
+                     save=save, callback=callback)
 
 
 def iteration(trainer: Trainer, run: Run, k: int, tick: Callable[[Update], None] | None = None) -> dict[str, Tensor]:
@@ -235,13 +236,13 @@ class Streams:
     embedded: Tensor
 
     @classmethod
-    def of(cls, twin: Content, content: Content, embedded: Tensor, config: OsasisConfig) -> "Streams":
+    def of(cls, twin: Content, content: Content, embedded: Tensor, config: OsasisConfig) -> Streams:
         count = len(content.z)
         weight = content.x.new_tensor([config.style_spn_weight] + [config.spn_weight] * count)[:, None, None, None]
         return cls(torch.cat([twin.picture, content.picture]), torch.cat([twin.z, content.z]),
                    torch.cat([twin.x, content.x]), weight, torch.cat([embedded[:1], embedded]))
 
-    def chunks(self, size: int) -> list["Streams"]:
+    def chunks(self, size: int) -> list[Streams]:
         parts = [t.split(size or len(self.z)) for t in (self.picture, self.z, self.x, self.spn_weight, self.embedded)]
         return [Streams(*part) for part in zip(*parts)]
 
@@ -267,7 +268,8 @@ def update(trainer: Trainer, run: Run, streams: Streams, table: Table, i: int):
     return totals | {"loss": sum(totals.values())}, torch.cat(predictions), further
 
 
-def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, table: Table, i: int) -> tuple[Tensor, Tensor]:
+def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, table: Table,
+            i: int) -> tuple[Tensor, Tensor]:
     """(x0, next x) of B at index i; the SPN's addition is seen by the network and by the x0 formula (C.2)."""
     x, config = part.x, trainer.config
     if "spn" in nets:

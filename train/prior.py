@@ -58,7 +58,8 @@ def start(net: nn.Module, config: PriorConfig) -> Run:
     return Run({"net": net.train()}, {"net": optimizer}, {"net": average_of(net)} if config.average else {})
 
 
-def stepper(run: Run, loss: Callable[[nn.Module, int], Tensor], config: PriorConfig) -> Callable[[int], dict[str, Tensor]]:
+def stepper(run: Run, loss: Callable[[nn.Module, int], Tensor],
+            config: PriorConfig) -> Callable[[int], dict[str, Tensor]]:
     """One optimiser step on `loss(net, k)`."""
     net, optimizer = run.nets["net"], run.optimizers["net"]
 

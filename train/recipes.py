@@ -7,7 +7,7 @@ models/demo says what they became.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..models.loading import load_diffae
 from ..models.unet import UNet, UNetConfig
 from . import clip as clip_training
 from . import prior
-from .data import Pool, Views, find_pictures, pool_of, split
+from .data import Views, find_pictures, pool_of, split
 from .loop import LoopConfig, Progress, Run, restore, snapshot, train
 from .prior import PriorConfig
 
@@ -114,7 +114,8 @@ def clip(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
     net = Clip(clip_training.small_config(clip_training.word_list(classes), px)).to(device)
     captions = clip_training.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
     kept = [(folders.photo_paths()[0], 0.12), (folders.art_paths()[0], 0.88)]
-    net = run(net, clip_training.clip_loss(pool_of(kept, px, device, label), captions, config), config, loop, out, device)
+    loss = clip_training.clip_loss(pool_of(kept, px, device, label), captions, config)
+    net = run(net, loss, config, loop, out, device)
     held = pool_of([(folders.photo_paths()[1], 0.5), (folders.art_paths()[1], 0.5)], px, device, label)
     accuracy = clip_training.zero_shot_accuracy(net, held, classes)
     log.info("zero-shot accuracy on held-out pictures: %s", accuracy)
@@ -124,7 +125,7 @@ def clip(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
 
 def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, out: Path, device: torch.device,
         init: Path | None = None) -> nn.Module:
-    """Train `net` on `loss`, going on from OUT.snapshot, or else from the weights in `init`. Returns the averaged net."""
+    """Train `net` on `loss`, going on from OUT.snapshot, or else from the weights in `init`; the averaged net."""
     if init is not None:
         net.load_state_dict(store.load(init).tensors)
     if device.type == "cuda":

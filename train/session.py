@@ -30,7 +30,7 @@ FREE_FIELDS = ("iterations",)  # may change when a fine-tune goes on
 PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the official program
     "official": {},
     "mended": {"noise_level": "matched", "spn_time": "timestep", "clamp": "straight-through", "style_spn_weight": 0.1,
-               "clip_preparation": "proper", "precision": "bfloat16"},  # the slips of spec D and F; not judged at 256 px
+               "clip_preparation": "proper", "precision": "bfloat16"},  # spec D and F; not judged at 256 px
     "demo": {"bank": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
 }
 MEANINGS = {"model": "the DiffAE", "clip": "the CLIP", "perceptual": "the perceptual network", "twin": "the photo twin",
