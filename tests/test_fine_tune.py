@@ -141,6 +141,8 @@ def test_b_starts_as_a_copy_of_a_and_shares_no_memory():
     run = osasis.start(frozen, CONFIG)
     assert tiny.same(run.nets["unet"].state_dict(), frozen.unet.state_dict())
     assert not {p.data_ptr() for p in run.nets["unet"].parameters()} & {p.data_ptr() for p in frozen.parameters()}
+    again, other = (osasis.start(frozen, replace(CONFIG, seed=s)).nets["spn"].state_dict() for s in (3, 4))
+    assert tiny.same(run.nets["spn"].state_dict(), again) and not tiny.same(again, other)
     groups = {name: optimizer.param_groups[0] for name, optimizer in run.optimizers.items()}
     assert groups["unet"]["lr"] == CONFIG.lr and groups["spn"]["betas"] == (0.9, 0.999)
 
