@@ -1,1 +1,1 @@
-"""Pure torch: networks, diffusion maths, checkpoint formats, perceptual networks. Knows nothing of ComfyUI or training."""
+"""Pure torch: networks, diffusion maths, checkpoint formats, perceptual networks. Knows no ComfyUI and no training."""

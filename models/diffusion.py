@@ -32,7 +32,7 @@ def stride_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
     for k in range(1, steps + 1):
         if len(range(0, steps, k)) == count:
             return tuple(range(0, steps, k))
-    raise ValueError(f"{count} steps cannot be spaced evenly over {steps}; take 10, 20, 50, 100, 200 or another divisor")
+    raise ValueError(f"{count} steps cannot be spaced evenly over {steps}; take 10, 20, 50, 100 or another divisor")
 
 
 def even_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
