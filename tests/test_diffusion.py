@@ -46,7 +46,7 @@ def test_stride_times_take_the_smallest_stride(count, stride):
 
 @pytest.mark.parametrize("count", [0, -3, 300, 999, 1001])
 def test_steps_that_cannot_be_spaced_are_refused_with_advice(count):
-    with pytest.raises(ValueError, match="cannot be spaced evenly over 1000; take a divisor such as 10"):
+    with pytest.raises(ValueError, match="cannot be spaced evenly over 1000; take .*10, 20, 50"):
         D.stride_times(count)
 
 
