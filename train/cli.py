@@ -134,7 +134,8 @@ def add_evaluate(commands) -> None:
     p.add_argument("--clip", type=Path)
     p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the encoder's features stand in")
     p.add_argument("--preset", default="demo", help="official, mended or demo")
-    p.add_argument("--set", default="", help="settings of the fine-tune, e.g. iterations=10,batch=4,lr=1e-4")
+    p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
+                   "preset; the default suits the demo models on a CPU (%(default)s)")
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32), ("limit", int, 0)):
         p.add_argument(f"--{name}", type=kind, default=default)
