@@ -1,8 +1,10 @@
 // Drives ComfyUI's real web page in a headless Chromium. Called by page.py, which starts ComfyUI:
-//   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself
+//   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
-//   page.mjs run UI.json [SHOT.png]                  load, press Run, wait for the end
-//   page.mjs template PACK NAME [SHOT.png]           the same, with the workflow opened by hand from the Templates browser
+//   page.mjs queued FOLDER UI.json ...               load each; what the page would queue goes into FOLDER, in API format
+//   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
+//   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
+// SET.json: { node type: { widget: value } }, set on the page before Run.
 // Environment: ATELIER_URL, ATELIER_CHROMIUM, ATELIER_PAGE_MODULES (folder that holds playwright-core).
 import fs from 'node:fs'
 import os from 'node:os'
@@ -12,6 +14,7 @@ import { createRequire } from 'node:module'
 const env = name => process.env[name] ?? fail(`${name} is not set: call tools/page.py, which sets it`)
 const { chromium } = createRequire(path.join(env('ATELIER_PAGE_MODULES'), 'x.js'))('playwright-core')
 const url = env('ATELIER_URL')
+const LAYOUTS = new URL('layouts.json', import.meta.url).pathname
 const START_MS = 120_000
 const RUN_MS = Number(process.env.ATELIER_RUN_SECONDS ?? 900) * 1000
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -116,17 +119,66 @@ async function runShown (page) {
   fail(`the run was not done after ${RUN_MS / 1000} s`)
 }
 
-async function convert (page, apiFile, uiFile, shot) {
-  await page.evaluate(graph => window.app.loadApiJson(graph, 'converted'), readJson(apiFile))
-  await settle(page)
-  await page.evaluate(() => {
-    const pictured = new Set(['LoadImage', 'SaveImage', 'PreviewImage'])
-    for (const node of window.app.graph._nodes) {
-      const [width, height] = node.computeSize()
-      node.setSize([Math.max(width, 260), pictured.has(node.type) ? Math.max(height, 320) : height])
+/** Gives every node its size and place: rows of groups, each of columns of node ids; a note before the first group. */
+function layOut ({ note, rows }) {
+  const { graph } = window.app
+  const GAP = 40, HEAD = 30, TITLE = 60
+  const room = { // for pictures and text that appear while it runs
+    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 440, AtelierFineTune: 700, AtelierSaveStyle: 180,
+    AtelierStructuralEncode: 380, AtelierStylize: 460, AtelierDecode: 380, AtelierSamplePrior: 480 }
+  const text = window.LiteGraph.createNode('Note')
+  graph.add(text)
+  text.title = 'Help'
+  text.widgets[0].value = note
+  text.setSize([340, 280])
+  for (const node of graph._nodes) {
+    if (node === text) continue
+    const [width, height] = node.computeSize()
+    node.setSize([Math.max(width, 280), Math.max(height, room[node.type] ?? 0)])
+  }
+  let y = 0
+  for (const row of rows) {
+    let x = 0, bottom = y
+    const groups = row === rows[0] ? [{ columns: [[text.id]] }, ...row] : row
+    for (const { title, columns } of groups) {
+      const left = x
+      let low = y
+      x += GAP / 2
+      for (const column of columns) {
+        let below = y + TITLE, widest = 0
+        for (const id of column) {
+          const node = graph.getNodeById(id)
+          node.pos = [x, below + HEAD]
+          below += HEAD + node.size[1] + GAP
+          widest = Math.max(widest, node.size[0])
+        }
+        x += widest + GAP
+        low = Math.max(low, below)
+      }
+      x -= GAP / 2
+      if (title) {
+        const group = new window.LiteGraph.LGraphGroup(title)
+        graph.add(group)
+        group.pos = [left, y]
+        group.size = [x - left, low - y - GAP / 2]
+      }
+      x += GAP
+      bottom = Math.max(bottom, low)
     }
-    window.app.graph.arrange(60)
-  })
+    y = bottom + GAP
+  }
+}
+
+async function convert (page, apiFile, uiFile, shot) {
+  const name = path.basename(apiFile, '.json')
+  const layout = readJson(LAYOUTS)[name] ?? fail(`${LAYOUTS} says nothing about ${name}`)
+  const api = readJson(apiFile)
+  const placed = layout.rows.flatMap(row => row.flatMap(group => group.columns.flat())).map(String)
+  const missing = Object.keys(api).filter(id => !placed.includes(id))
+  if (missing.length) fail(`${LAYOUTS} has no place for the nodes ${missing.join(', ')} of ${name}`)
+  await page.evaluate(([graph, name]) => window.app.loadApiJson(graph, name), [api, name])
+  await settle(page)
+  await page.evaluate(layOut, layout)
   await requireSound(page, apiFile)
   const workflow = await page.evaluate(() => window.app.graph.serialize())
   fs.writeFileSync(uiFile, JSON.stringify(workflow, null, 1) + '\n')
@@ -141,14 +193,38 @@ async function check (page, ...files) {
   }
 }
 
-async function run (page, file, shot) {
+/** Writes the graphs that the page's Run button would send. */
+async function queued (page, folder, ...files) {
+  for (const file of files) {
+    await check(page, file)
+    const { output } = await page.evaluate(() => window.app.graphToPrompt())
+    fs.writeFileSync(path.join(folder, path.basename(file)), JSON.stringify(output, null, 2))
+  }
+}
+
+/** Sets widgets of the shown graph by node type and name, as a user would. */
+async function setWidgets (page, file) {
+  if (!file) return
+  const unset = await page.evaluate(values => window.app.graph._nodes.flatMap(node =>
+    Object.entries(values[node.type] ?? {}).flatMap(([name, value]) => {
+      const widget = node.widgets?.find(widget => widget.name === name)
+      if (!widget) return [`${node.type}.${name}`]
+      widget.value = value
+      widget.callback?.(value)
+      return []
+    })), readJson(file))
+  if (unset.length) fail(`there are no widgets ${unset.join(', ')}`)
+}
+
+async function run (page, file, shot, values) {
   await check(page, file)
+  await setWidgets(page, values)
   await runShown(page)
   await screenshot(page, shot)
 }
 
 /** As a user would: menu, Templates, the pack's category, the workflow's card. */
-async function template (page, pack, name, shot) {
+async function template (page, pack, name, shot, values) {
   await page.evaluate(() => window.app.graph.clear())
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
   await page.getByText(pack, { exact: true }).last().click({ timeout: 20_000 })
@@ -158,11 +234,12 @@ async function template (page, pack, name, shot) {
   await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 })
   await settle(page)
   await requireSound(page, `template ${pack}/${name}`)
+  await setWidgets(page, values)
   await runShown(page)
   await screenshot(page, shot)
 }
 
-const commands = { convert, check, run, template }
+const commands = { convert, check, queued, run, template }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

@@ -1,0 +1,47 @@
+"""The workflows that ship, and the same graphs with less work in them for the tests."""
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+from oneshot_atelier.tools.client import Client, Graph
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "workflows"
+INPUTS = FOLDER / "inputs"
+NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+MAIN = "osasis_demo"
+
+# What the tests lower in the shipped graphs, by node type; everything else runs as it ships. Ten steps at strength 0.5
+# are five UNet calls. "as set below" makes the finer settings of the fine-tune count, which the preset would replace.
+LOWERED = {
+    "AtelierPhotoTwin": {"candidates": 2, "steps": 10},
+    "AtelierFineTuneOptions": {"preset": "as set below", "forward_steps": 10, "reverse_steps": 10, "latent_steps": 10,
+                               "generate_steps": 10, "bank": 1},
+    "AtelierFineTune": {"iterations": 2, "save_every": 1, "batch": 1},
+    "AtelierStructuralEncode": {"steps": 10},
+    "AtelierStylize": {"steps": 10},
+    "AtelierDecode": {"steps": 10},
+    "AtelierSamplePrior": {"count": 2, "steps": 10, "latent_steps": 10}}
+
+
+def shipped(name: str) -> dict:
+    """workflows/api/NAME.json as it ships."""
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text())
+
+
+def reduced(graph: Graph) -> dict:
+    """The graph with exactly the inputs in LOWERED changed."""
+    graph = copy.deepcopy(dict(graph))
+    for node in graph.values():
+        lowered = LOWERED.get(node["class_type"], {})
+        assert lowered.keys() <= node["inputs"].keys(), f"{node['class_type']} has no input of these: {lowered}"
+        node["inputs"] |= lowered
+    return graph
+
+
+def upload_pictures(client: Client) -> None:
+    """Give ComfyUI the pictures that the shipped workflows load."""
+    for picture in sorted(INPUTS.glob("*.png")):
+        client.upload(picture)
