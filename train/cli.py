@@ -159,9 +159,6 @@ def evaluate(options) -> None:
     styles = evaluation.first_of_each(options.styles, split(styles, options.holdout)[1] if options.holdout else styles)
     results = evaluation.evaluate(models, photos, styles, settings, options.out, tell=print)
     print("== mean over the styles\n" + evaluation.table(results["mean"]))
-    print("reconstruction (PSNR dB, SSIM):", json.dumps(results["reconstruction"]))
-    if options.out:
-        (options.out / "results.json").write_text(json.dumps(results, indent=1))
 
 
 def fine_tune_config(preset: str, changes: str) -> OsasisConfig:

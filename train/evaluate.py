@@ -5,6 +5,7 @@ The paper's claims are rows of one table: the SPN keeps structure; mixing codes 
 """
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -151,20 +152,27 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
              tell: Callable[[str], None] = log.info) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows} for photos (B, 3, px, px) and style files.
 
-    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each.
+    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
+    so far are written to OUT/results.json after each style.
     """
     results, px = {}, models.diffae.image_size
+    chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
+              (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
+    with torch.no_grad(), autocast(settings, photos.device):
+        kept = reconstruction(models.diffae, photos, chains)
+    tell(f"reconstruction (PSNR dB, SSIM): {json.dumps(kept)}")
     for path in styles:
         name = f"{path.parent.name}_{path.stem}"
         tell(f"== {name}")
         style = to_unit(read_picture(path, px))[None].to(photos.device)
         results[name], pictures = evaluate_style(models, photos, style, settings, tell)
         tell(table(results[name]))
+        report = {"reconstruction": kept, "styles": results, "mean": mean_rows(results)}
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             grid(pictures).save(out / f"{name}.png")
-    with torch.no_grad():
-        return {"reconstruction": reconstruction(models.diffae, photos), "styles": results, "mean": mean_rows(results)}
+            (out / "results.json").write_text(json.dumps(report, indent=1))
+    return report
 
 
 def mean_rows(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """What a trained prior can do, as numbers and picture grids: reconstruction, what z holds, samples of the prior."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,12 +27,14 @@ def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float) -> Tens
     return net.decode(net.structural_code(x, z, forward, t0), z, reverse, t0)
 
 
+CHAINS = {"half 50/20": (50, 20, 0.5), "half 100/50": (100, 50, 0.5), "full 50/50": (50, 50, 1.0),
+          "full 100/20": (100, 20, 1.0)}  # steps of encoding, of decoding, strength
+
+
 @torch.no_grad()
-def reconstruction(net: DiffAE, x: Tensor) -> dict[str, tuple[float, float]]:
+def reconstruction(net: DiffAE, x: Tensor, chains: Mapping[str, tuple] = CHAINS) -> dict[str, tuple[float, float]]:
     """(PSNR in dB, SSIM) of encode + decode, means over pictures (B, 3, px, px) in [-1, 1]."""
-    settings = {"half 50/20": (50, 20, 0.5), "half 100/50": (100, 50, 0.5), "full 50/50": (50, 50, 1.0),
-                "full 100/20": (100, 20, 1.0)}
-    results = {name: chain(net, x, *s) for name, s in settings.items()}
+    results = {name: chain(net, x, *steps) for name, steps in chains.items()}
     return {name: (float(psnr(y, x).mean()), float(ssim(y, x).mean())) for name, y in results.items()}
 
 
