@@ -120,13 +120,14 @@ class ComfyServer:
         link.parent.mkdir(parents=True, exist_ok=True)  # main.py makes the other folders, but dies without this one
         if not link.is_symlink():
             link.symlink_to(self.pack, target_is_directory=True)
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        # OMP_WAIT_POLICY: see Makefile
+        settings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         start = time.monotonic()
         with self.log.open("ab") as out:
             # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
             self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=out,
                                             stderr=subprocess.STDOUT, start_new_session=True,
-                                            env={**os.environ, **offline})
+                                            env=settings)
         try:
             self._wait_until_up(start + self.patience)
         except BaseException:

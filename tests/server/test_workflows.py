@@ -1,0 +1,266 @@
+"""The real server runs every shipped workflow, reduced (see shipped.py), and says what is wrong with bad input."""
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oneshot_atelier.models import loading
+from oneshot_atelier.tests import tiny_models
+from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.shipped import MAIN, NAMES, reduced
+from oneshot_atelier.tools.client import Client, NodeFailed, PromptRejected, Result, RunError
+from oneshot_atelier.tools.comfy import ComfyServer
+from oneshot_atelier.tools.page import drive
+
+PX, INPUT = (128, 128), (256, 256)
+EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
+    "osasis_demo": {"atelier_demo/input": (4, INPUT), "atelier_demo/style": (1, INPUT), "atelier_demo/twin": (1, PX),
+                    "atelier_demo/loss": (1, (768, 384)), "atelier_demo/result": (4, PX),
+                    "atelier_demo/result_no_spn": (4, PX)},
+    "osasis_levels": {f"atelier/levels_{mix}": (2, PX)
+                      for mix in ("content_only", "from_32", "from_16", "style_only", "swapped")},
+    "osasis_random_faces": {"atelier/random_face": (2, PX)},
+    "osasis_reconstruct": {"atelier/reconstructed": (4, PX)},
+    "osasis_stylize": {"atelier/stylized": (4, PX)}}
+
+Pictures = dict[str, list[np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def with_inputs(server: ComfyServer) -> Client:
+    """A client of the server, which has the pictures that the workflows load."""
+    shipped.upload_pictures(server.client)
+    return server.client
+
+
+@pytest.fixture(scope="module")
+def demo(with_inputs: Client) -> tuple[Result, Result]:
+    """Two runs of the main workflow; the style it saves is what the others load."""
+    return run_twice(with_inputs, reduced(shipped.shipped(MAIN)))
+
+
+def run_twice(client: Client, graph: Mapping) -> tuple[Result, Result]:
+    return client.run(graph, timeout=300), client.run(graph, timeout=60)
+
+
+def node_of(graph: Mapping, kind: str) -> str:
+    """The id of the first node of a type."""
+    return next(node for node, entry in graph.items() if entry["class_type"] == kind)
+
+
+def saved(client: Client, graph: Mapping, result: Result) -> Pictures:
+    """What every SaveImage node saved, by its prefix."""
+    return {entry["inputs"]["filename_prefix"]:
+            [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in client.images(result, node)]
+            for node, entry in graph.items() if entry["class_type"] == "SaveImage"}
+
+
+def check_pictures(name: str, pictures: Pictures) -> None:
+    found = {prefix: (len(images), images[0].shape[1::-1]) for prefix, images in pictures.items()}
+    assert found == EXPECTED[name]
+    for prefix, images in pictures.items():
+        assert len({image.shape for image in images}) == 1, prefix
+        assert all(image.std() > 5 for image in images), f"{prefix}: a picture of one colour"
+        assert len({image.tobytes() for image in images}) == len(images), f"{prefix}: the same picture twice"
+
+
+def check_runs(name: str, client: Client, first: Result, second: Result) -> None:
+    graph = reduced(shipped.shipped(name))
+    assert set(first.ran) | first.cached == set(graph)
+    check_pictures(name, saved(client, graph, first))
+    assert second.ran == [] and second.cached == set(graph)
+
+
+# --- the workflows run ---------------------------------------------------------------------------------------------
+def test_the_main_workflow_runs_and_its_second_run_is_cached(with_inputs: Client, demo: tuple[Result, Result]) -> None:
+    check_runs(MAIN, with_inputs, *demo)
+    pictures = saved(with_inputs, reduced(shipped.shipped(MAIN)), demo[0])
+    spn, without = pictures["atelier_demo/result"], pictures["atelier_demo/result_no_spn"]
+    assert all((a != b).any() for a, b in zip(spn, without, strict=True))
+
+
+def test_the_fine_tune_shows_itself(demo: tuple[Result, Result]) -> None:
+    first, node = demo[0], node_of(shipped.shipped(MAIN), "AtelierFineTune")
+    steps = [event.data["value"] for event in first.of_kind("progress") if event.data["node"] == node]
+    assert steps == sorted(steps) and steps[-1] == 10  # two iterations of five steps
+    assert any(event.data["node"] == node and "iteration 2 of 2" in event.data["text"]
+               for event in first.of_kind("text"))
+    assert first.of_kind("preview"), "no live preview"
+
+
+def test_the_saved_style_is_on_disk_and_holds_its_settings(server: ComfyServer, demo: tuple[Result, Result]) -> None:
+    path = server.base / "models" / "osasis" / "demo_poster.safetensors"
+    style = loading.load_style(path)
+    assert style.spn and style.z is not None and style.picture.shape == (3, *PX)
+    assert style.settings["iterations"] == 2 and style.settings["batch"] == 1
+    node = node_of(shipped.shipped(MAIN), "AtelierSaveStyle")
+    assert demo[0].outputs[node]["text"] == [str(path)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != MAIN])
+def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Client, demo: object) -> None:
+    check_runs(name, with_inputs, *run_twice(with_inputs, reduced(shipped.shipped(name))))
+
+
+def test_a_changed_setting_runs_only_what_hangs_on_it(with_inputs: Client, demo: object) -> None:
+    graph = reduced(shipped.shipped("osasis_stylize"))
+    first = with_inputs.run(graph, timeout=120)
+    stylize, save = node_of(graph, "AtelierStylize"), node_of(graph, "SaveImage")
+    graph[stylize]["inputs"]["spn_weight"] = 0.5
+    second = with_inputs.run(graph, timeout=120)
+    assert second.ran == [stylize, save]
+    images = [saved(with_inputs, graph, result)["atelier/stylized"] for result in (first, second)]
+    assert all((a != b).any() for a, b in zip(*images, strict=True))
+
+
+# --- both formats of a workflow are one ----------------------------------------------------------------------------
+def test_every_workflow_ships_in_both_formats() -> None:
+    assert sorted(EXPECTED) == NAMES == sorted(path.stem for path in shipped.FOLDER.glob("*.json"))
+
+
+def test_the_page_queues_just_the_api_workflows(server: ComfyServer, tmp_path: Path) -> None:
+    drive(server.url, "queued", tmp_path, *(shipped.FOLDER / f"{name}.json" for name in NAMES), timeout=120)
+    for name in NAMES:
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == shipped.shipped(name), \
+            f"{name}: run `make page ARGS='convert workflows/api/{name}.json workflows/{name}.json'`"
+
+
+def test_every_node_and_input_of_the_workflows_is_known(server: ComfyServer) -> None:
+    info = server.object_info()
+    for name in NAMES:
+        for node, entry in shipped.shipped(name).items():
+            known = info[entry["class_type"]]["input"]
+            given = set(entry["inputs"])
+            assert set(known.get("required", {})) <= given, f"{name}, node {node}"
+            assert given <= {key for kind in known.values() for key in kind}, f"{name}, node {node}"
+
+
+# --- bad input: the client is told what is wrong -------------------------------------------------------------------
+def changed(name: str, kind: str, **inputs: object) -> dict:
+    """A reduced workflow with other inputs in its first node of a type."""
+    graph = reduced(shipped.shipped(name))
+    graph[node_of(graph, kind)]["inputs"] |= inputs
+    return graph
+
+
+@pytest.mark.parametrize(("kind", "inputs", "words"), [
+    ("AtelierStylize", {"steps": 60}, "60 steps cannot be spaced evenly over 1000; take 10, 20, 50"),
+    ("AtelierStructuralEncode", {"steps": 60}, "60 steps cannot be spaced evenly"),
+    ("AtelierMixCodes", {"levels": "64 = a lot"}, "cannot be read; write 'side in px:weight of the style'"),
+    ("AtelierStylize", {"spn_weight": 9.0}, "spn_weight"),
+])
+def test_bad_settings_are_refused_before_anything_runs(with_inputs: Client, kind: str, inputs: dict,
+                                                       words: str) -> None:
+    with pytest.raises(PromptRejected) as refused:
+        with_inputs.run(changed("osasis_stylize", kind, **inputs), timeout=60)
+    assert words in str(refused.value) and kind in str(refused.value)
+
+
+def test_a_level_that_the_model_does_not_have(with_inputs: Client, demo: object) -> None:
+    with pytest.raises(NodeFailed, match="levels names 512, .* its levels are 128, 64, 32, 16, 8, middle"):
+        with_inputs.run(changed("osasis_stylize", "AtelierMixCodes", levels="512:1"), timeout=120)
+
+
+@pytest.fixture(scope="module")
+def other_model(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """osasis_stylize with a DiffAE of 32 px that the style was not made from."""
+    path = server.base / "models" / "diffae" / "tiny.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((tiny_models.write(tmp_path_factory.mktemp("tiny")) / "diffae.safetensors").read_bytes())
+    return changed("osasis_stylize", "AtelierLoadDiffAE", model=path.name)
+
+
+def test_a_style_code_of_another_model(with_inputs: Client, demo: object, other_model: dict) -> None:
+    with pytest.raises(NodeFailed, match="the style code was made with another DiffAE than the rest"):
+        with_inputs.run(other_model, timeout=120)
+
+
+def test_a_style_of_another_model(with_inputs: Client, demo: object, other_model: dict) -> None:
+    mix = other_model[node_of(other_model, "AtelierMixCodes")]["inputs"]
+    mix["style"] = mix["content"]
+    with pytest.raises(NodeFailed, match="this style was made for a model of 128 px .* not for this one of 32 px"):
+        with_inputs.run(other_model, timeout=120)
+
+
+@pytest.mark.parametrize("style", ["(no style saved yet)", "gone.safetensors", "../../../input/face_1.png"])
+def test_a_style_that_is_not_there(with_inputs: Client, style: str) -> None:
+    with pytest.raises(RunError) as failed:
+        with_inputs.run(changed("osasis_stylize", "AtelierLoadStyle", style=style), timeout=60)
+    assert style in str(failed.value)
+
+
+def test_a_truncated_model_file(server: ComfyServer, with_inputs: Client) -> None:
+    path = server.base / "models" / "diffae" / "half.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((loading.DEMO / "diffae.safetensors").read_bytes()[:100_000])
+    with pytest.raises(NodeFailed, match="half.safetensors"):
+        with_inputs.run(changed("osasis_random_faces", "AtelierLoadDiffAE", model="half.safetensors"), timeout=60)
+
+
+# --- pictures of all kinds -----------------------------------------------------------------------------------------
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def fitted(name: str, with_alpha: bool = False) -> dict:
+    """LoadImage -> (the picture's alpha put back, as RGBA) -> Fit Picture -> SaveImage."""
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": name}},
+             "2": {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["1", 0], "alpha": ["1", 1]}},
+             "3": {"class_type": "AtelierFitPicture",
+                   "inputs": {"image": ["2" if with_alpha else "1", 0], "size": 64, "mode": "crop"}},
+             "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "pictures/fitted"}}}
+    return graph if with_alpha else {node: entry for node, entry in graph.items() if node != "2"}
+
+
+@pytest.fixture
+def fit(client: Client) -> Callable[..., np.ndarray]:
+    """fit(image, with_alpha=False) -> what Fit Picture makes of it, (64, 64, 3)."""
+    def run(image: Image.Image, with_alpha: bool = False) -> np.ndarray:
+        graph = fitted(client.upload(encoded(image), "any.png"), with_alpha)
+        (picture,) = saved(client, graph, client.run(graph, timeout=60))["pictures/fitted"]
+        return picture
+    return run
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "I;16"])
+def test_pictures_of_every_mode_are_taken(fit: Callable[..., np.ndarray], mode: str) -> None:
+    image = Image.new(mode, (300, 100), 1 if mode == "1" else None if mode == "P" else 0)
+    assert fit(image).shape == (64, 64, 3)
+
+
+def test_alpha_is_laid_on_white(fit: Callable[..., np.ndarray]) -> None:
+    picture = fit(Image.new("RGBA", (80, 80), (200, 0, 0, 0)), with_alpha=True)
+    assert picture.min() >= 254
+
+
+def test_a_picture_of_one_pixel(client: Client) -> None:
+    graph = fitted(client.upload(encoded(Image.new("RGB", (1, 1))), "one.png"))
+    with pytest.raises(NodeFailed, match="1 x 1 px has nothing to see; take one of at least 8 px"):
+        client.run(graph, timeout=60)
+
+
+def test_a_useless_style_picture_stops_the_main_workflow_before_anything_long(with_inputs: Client) -> None:
+    graph = reduced(shipped.shipped(MAIN))
+    twin = node_of(graph, "AtelierPhotoTwin")
+    graph[graph[twin]["inputs"]["style"][0]]["inputs"]["image"] = \
+        with_inputs.upload(encoded(Image.new("RGB", (1, 1))), "one.png")
+    with pytest.raises(NodeFailed, match="style: a picture of 1 x 1 px") as failed:
+        with_inputs.run(graph, timeout=60)
+    assert failed.value.node_id == twin
+    assert "AtelierFineTune" not in {graph[node]["class_type"] for node in failed.value.result.ran}
+
+
+def test_two_style_pictures(with_inputs: Client) -> None:
+    graph = reduced(shipped.shipped(MAIN))
+    batch = node_of(graph, "ImageBatch")
+    graph[node_of(graph, "AtelierPhotoTwin")]["inputs"]["style"] = [batch, 0]
+    with pytest.raises(NodeFailed, match="style: one picture is needed, not 2"):
+        with_inputs.run(graph, timeout=60)
