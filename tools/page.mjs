@@ -124,7 +124,7 @@ function layOut ({ note, rows }) {
   const { graph } = window.app
   const GAP = 40, HEAD = 30, TITLE = 60
   const room = { // for pictures and text that appear while it runs
-    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 440, AtelierFineTune: 700, AtelierSaveStyle: 180,
+    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierFineTune: 700, AtelierSaveStyle: 180,
     AtelierStructuralEncode: 380, AtelierStylize: 460, AtelierDecode: 380, AtelierSamplePrior: 480 }
   const text = window.LiteGraph.createNode('Note')
   graph.add(text)

@@ -1,31 +1,75 @@
-"""The shipped workflows in ComfyUI's real web page, in a headless Chromium."""
+"""The shipped workflows in ComfyUI's real web page, in a headless Chromium; and what the page asks the pack for."""
 from __future__ import annotations
 
+import json
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.shipped import FOLDER, LOWERED, MAIN, NAMES
 from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
 from oneshot_atelier.tools.page import drive
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-MAIN = "osasis_demo"
+MOST_THUMBNAIL_BYTES = 60_000
 
 
-@pytest.fixture(scope="module")
-def with_inputs(server: ComfyServer) -> ComfyServer:
-    """The server, with the pictures that the shipped workflows load."""
-    for picture in sorted((ROOT / "workflows" / "inputs").glob("*.png")):
-        server.client.upload(picture)
-    return server
+def get(server: ComfyServer, path: str) -> bytes:
+    """What the server answers; HTTPError for anything but 200."""
+    with urllib.request.urlopen(server.url + path, timeout=30) as answer:
+        return answer.read()
 
 
-def test_every_workflow_opens_in_the_page(with_inputs: ComfyServer) -> None:
-    assert MAIN in [path.stem for path in WORKFLOWS]
-    drive(with_inputs.url, "check", *WORKFLOWS)
-
-
-def test_the_main_workflow_opens_from_templates_and_runs(with_inputs: ComfyServer, tmp_path: Path) -> None:
-    printed = drive(with_inputs.url, "template", PACK_NAME, MAIN, tmp_path / "page.png", timeout=600)
+def test_the_main_workflow_opens_from_templates_and_runs(server: ComfyServer, tmp_path: Path) -> None:
+    shipped.upload_pictures(server.client)
+    lowered = tmp_path / "lowered.json"  # set on the page before Run, as a user would
+    lowered.write_text(json.dumps(LOWERED))
+    shot = tmp_path / "page.png"
+    printed = drive(server.url, "template", PACK_NAME, MAIN, shot, lowered, timeout=300)
     assert "success" in printed
+    assert shot.stat().st_size > 10_000
+    history = server.client.get_json("/history")
+    queued = json.loads(printed.split("success", 1)[1].splitlines()[0])
+    prompt = history[queued["prompt_id"]]["prompt"][2]
+    wanted = shipped.reduced(shipped.shipped(MAIN))
+    assert {node: entry["inputs"] for node, entry in prompt.items()} == \
+        {node: entry["inputs"] for node, entry in wanted.items()}
+    assert queued["pictures"] >= 15
+
+
+def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> None:
+    assert sorted(json.loads(get(server, "/api/workflow_templates"))[PACK_NAME]) == NAMES
+    for name in NAMES:
+        where = f"/api/workflow_templates/{PACK_NAME}/{name}"
+        assert json.loads(get(server, f"{where}.json")) == json.loads((FOLDER / f"{name}.json").read_text())
+        picture = get(server, f"{where}.jpg")
+        assert picture[:3] == b"\xff\xd8\xff" and len(picture) <= MOST_THUMBNAIL_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_says_what_it_does(name: str) -> None:
+    nodes = json.loads((FOLDER / f"{name}.json").read_text())["nodes"]
+    (note,) = [node for node in nodes if node["type"] == "Note"]
+    assert len(note["widgets_values"][0]) > 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_nodes_of_a_workflow_overlap(name: str) -> None:
+    title = 30  # lies above the node's position
+    boxes = {node["id"]: (node["pos"][0], node["pos"][1] - title, node["pos"][0] + node["size"][0],
+                          node["pos"][1] + node["size"][1])
+             for node in json.loads((FOLDER / f"{name}.json").read_text())["nodes"]}
+    for one, (left, top, right, bottom) in boxes.items():
+        for other, (left_2, top_2, right_2, bottom_2) in boxes.items():
+            apart = right <= left_2 or right_2 <= left or bottom <= top_2 or bottom_2 <= top
+            assert one == other or apart, f"nodes {one} and {other}"
+
+
+def test_every_node_has_a_help_page(server: ComfyServer) -> None:
+    ours = [node for node, info in server.object_info().items()
+            if info["python_module"] == f"custom_nodes.{PACK_NAME}"]
+    assert len(ours) > 10
+    for node in ours:
+        text = get(server, f"/extensions/{PACK_NAME}/docs/{node}.md").decode()
+        assert text.startswith("#") and len(text) > 200, node
