@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models import loading, osasis
+from ..train.data import to_unit
 from . import host, pictures, sockets
 from .host import Managed
 from .sockets import Autoencoder, ManagedStyle, Network, Perceptual, Semantic
@@ -150,7 +151,7 @@ class LoadStyle(io.ComfyNode):
         if loaded.z is not None:
             code = Semantic(loaded.z.float(), loaded.model)
         if loaded.picture is not None:
-            picture = pictures.to_image(loaded.picture[None].float() / 127.5 - 1)
+            picture = pictures.to_image(to_unit(loaded.picture[None]))
         return io.NodeOutput(ManagedStyle.of(loaded), code, picture)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.diffusion import TRAIN_STEPS, stride_times
+from ..train.session import plain_name
 
 
 def advanced(field):
@@ -35,6 +36,15 @@ def steps_are_sound(*counts: int | None) -> bool | str:
             stride_times(count or 10)
         except ValueError as error:
             return str(error)
+    return True
+
+
+def name_is_sound(name: str | None) -> bool | str:
+    """For validate_inputs: True, or why this cannot be a file's name. None stands for a linked input."""
+    try:
+        plain_name(name if name is not None else "linked")
+    except ValueError as error:
+        return str(error)
     return True
 
 

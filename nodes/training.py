@@ -149,11 +149,7 @@ class FineTune(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name):
-        try:
-            session.plain_name(name if name is not None else "linked")
-        except ValueError as error:
-            return str(error)
-        return True
+        return schema.name_is_sound(name)
 
     @classmethod
     def execute(cls, diffae, clip, perceptual, twin, style, iterations, batch, lr, lr_spn, spn, spn_weight, seed, name,
@@ -230,11 +226,7 @@ class SaveStyle(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name):
-        try:
-            session.plain_name(name if name is not None else "linked")
-        except ValueError as error:
-            return str(error)
-        return True
+        return schema.name_is_sound(name)
 
     @classmethod
     def execute(cls, style, name, overwrite):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..models.clip import Clip, ClipConfig, WordTokenizer
-from .data import Pool, random_views
+from .data import Pool, random_views, to_unit
 from .loop import step_seed
 from .prior import PriorConfig, precision
 
@@ -102,7 +102,7 @@ def zero_shot_accuracy(net: Clip, pool: Pool, classes: Sequence[str], batch: int
     """Share of pictures whose class caption (mean over the templates) is the nearest, for each class and in all."""
     texts = [F.normalize(net.embed_text([caption(c, "", t) for t in TEMPLATES]), dim=1).mean(0) for c in classes]
     directions = F.normalize(torch.stack(texts), dim=1)
-    chunks = [net.embed(p.float() / 127.5 - 1, "proper") for p in pool.pictures.split(batch)]
+    chunks = [net.embed(to_unit(p), "proper") for p in pool.pictures.split(batch)]
     guess = (F.normalize(torch.cat(chunks), dim=1) @ directions.T).argmax(1)
     right = (guess == pool.labels).float()
     table = {c: float(right[pool.labels == i].mean()) for i, c in enumerate(classes) if (pool.labels == i).any()}

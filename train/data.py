@@ -71,6 +71,11 @@ def to_unit(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def to_bytes(pictures: Tensor) -> Tensor:
+    """[-1, 1] -> uint8, on the CPU."""
+    return ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+
+
 @dataclass(frozen=True)
 class Pool:
     """Pictures uint8 (N, 3, px, px), their labels (N,) and how likely each is to be drawn (N,)."""

@@ -21,7 +21,6 @@ from ..models.unet import UNet
 from . import metrics, osasis
 from .data import read_picture, to_unit
 from .osasis import Content, OsasisConfig
-from .prior import precision
 from .report import grid, reconstruction
 from .session import tune_style
 
@@ -119,7 +118,7 @@ def evaluate_style(models: Models, photos: Tensor, style: Tensor, settings: Sett
                    tell: Callable[[str], None] = log.info) -> tuple[dict[str, dict[str, float]], list[Tensor]]:
     """Rows of numbers for one style picture (1, 3, px, px), and the rows of its picture sheet."""
     device = photos.device
-    with torch.no_grad(), autocast(settings, device):
+    with torch.no_grad(), osasis.autocast(device, settings.config):
         twin, scores = twin_of(models, style, settings)
         content = osasis.prepare_content(models.diffae, photos, replace(settings.config,
                                                                         forward_steps=settings.encode_steps))
@@ -136,16 +135,12 @@ def evaluate_style(models: Models, photos: Tensor, style: Tensor, settings: Sett
     rows["photos"]["direction"] = 0.0  # nothing has changed yet
     pictures = [torch.cat([style, photos[:7]])]
     for name, (how, trained_with, used) in VARIANTS.items():
-        with torch.no_grad(), autocast(settings, device):
+        with torch.no_grad(), osasis.autocast(device, settings.config):
             results = stylize_all(models, styles[trained_with], content, how, used, settings)
         with torch.no_grad():
             rows[name] = measure(models, photos, results, twin, style)
         pictures.append(torch.cat([twin, results[:7].clamp(-1, 1)]))
     return rows, pictures
-
-
-def autocast(settings: Settings, device: torch.device):
-    return precision(device, settings.config.precision if device.type == "cuda" else "float32")
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
@@ -158,7 +153,7 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     results, px = {}, models.diffae.image_size
     chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
               (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
-    with torch.no_grad(), autocast(settings, photos.device):
+    with torch.no_grad(), osasis.autocast(photos.device, settings.config):
         kept = reconstruction(models.diffae, photos, chains)
     tell(f"reconstruction (PSNR dB, SSIM): {json.dumps(kept)}")
     for path in styles:

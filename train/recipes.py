@@ -71,8 +71,8 @@ def diffae(folders: Folders, out: Path, px: int, config: PriorConfig, loop: Loop
     net.latent_net.requires_grad_(False)
     pool = pool_of([(folders.photo_paths()[0], 1 - art_share), (folders.art_paths()[0], art_share)], px, device)
     loss = prior.picture_loss(prior.diffae_loss, pool, config)
-    net = run(net, loss, config, loop, out, device, init)
-    store_model(out, net, "diffae", {"samples": config.batch * loop.steps})
+    net, steps = run(net, loss, config, loop, out, device, init)
+    store_model(out, net, "diffae", {"samples": config.batch * steps})
     return net
 
 
@@ -81,8 +81,8 @@ def latent(folders: Folders, out: Path, config: PriorConfig, loop: LoopConfig, d
     net = load_diffae(out).to(device)
     pool = pool_of([(folders.photo_paths()[0], 1.0)], net.image_size, device)
     z = prior.set_statistics(net, prior.encode_pool(net, pool, replace(PHOTO_VIEWS, colour=0.0), 24, config.seed))
-    part = run(net.latent_net.train().requires_grad_(True), prior.latent_loss(z, config), config, loop,
-               out.with_name(out.stem + "_latent.safetensors"), device)
+    part, _ = run(net.latent_net.train().requires_grad_(True), prior.latent_loss(z, config), config, loop,
+                  out.with_name(out.stem + "_latent.safetensors"), device)
     net.latent_net = part
     store_model(out, net, "diffae", {})
     return net
@@ -93,8 +93,8 @@ def ddpm(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
     """Train the unconditional DDPM on photos."""
     pool = pool_of([(folders.photo_paths()[0], 1.0)], px, device)
     net = UNet(small_ddpm(px)).to(device)
-    net = run(net, prior.picture_loss(prior.noise_loss, pool, config), config, loop, out, device, init)
-    store_model(out, net, "ddpm", {"samples": config.batch * loop.steps})
+    net, steps = run(net, prior.picture_loss(prior.noise_loss, pool, config), config, loop, out, device, init)
+    store_model(out, net, "ddpm", {"samples": config.batch * steps})
     return net
 
 
@@ -115,7 +115,7 @@ def clip(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
     captions = clip_training.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
     kept = [(folders.photo_paths()[0], 0.12), (folders.art_paths()[0], 0.88)]
     loss = clip_training.clip_loss(pool_of(kept, px, device, label), captions, config)
-    net = run(net, loss, config, loop, out, device)
+    net, _ = run(net, loss, config, loop, out, device)
     held = pool_of([(folders.photo_paths()[1], 0.5), (folders.art_paths()[1], 0.5)], px, device, label)
     accuracy = clip_training.zero_shot_accuracy(net, held, classes)
     log.info("zero-shot accuracy on held-out pictures: %s", accuracy)
@@ -124,8 +124,8 @@ def clip(folders: Folders, out: Path, px: int, config: PriorConfig, loop: LoopCo
 
 
 def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, out: Path, device: torch.device,
-        init: Path | None = None) -> nn.Module:
-    """Train `net` on `loss`, going on from OUT.snapshot, or else from the weights in `init`; the averaged net."""
+        init: Path | None = None) -> tuple[nn.Module, int]:
+    """Train `net` on `loss`, going on from OUT.snapshot, or else from `init`; the averaged net and its steps."""
     if init is not None:
         net.load_state_dict(store.load(init).tensors)
     if device.type == "cuda":
@@ -148,7 +148,7 @@ def run(net: nn.Module, loss: Callable, config: PriorConfig, loop: LoopConfig, o
 
     train(state, prior.stepper(state, loss, config), loop, device, save=save, callback=tell)
     save(state)
-    return state.averages.get("net", net).eval()
+    return state.averages.get("net", net).eval(), state.step
 
 
 def store_model(out: Path, net: nn.Module, kind: str, meta: dict) -> None:

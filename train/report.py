@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from ..models.diffae import DiffAE
+from .data import to_bytes
 from .metrics import psnr, ssim
 
 
@@ -18,7 +19,7 @@ def grid(rows: list[Tensor]) -> Image.Image:
     lines = [torch.cat(list(row.float().cpu()), dim=2) for row in rows]
     width = max(line.shape[2] for line in lines)
     sheet = torch.cat([F.pad(line, (0, width - line.shape[2]), value=1.0) for line in lines], dim=1)
-    return Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    return Image.fromarray(to_bytes(sheet).permute(1, 2, 0).numpy())
 
 
 def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float) -> Tensor:

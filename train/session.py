@@ -21,9 +21,9 @@ from ..models.clip import Clip
 from ..models.diffae import DiffAE
 from ..models.osasis import Style
 from . import osasis
+from .data import to_bytes, to_unit
 from .loop import Progress, Run, restore, snapshot
 from .osasis import OsasisConfig, Trainer, Update
-from .prior import precision
 
 PREDICTIONS = "session/predictions"
 FREE_FIELDS = ("iterations",)  # may change when a fine-tune goes on
@@ -83,11 +83,11 @@ def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, 
 def prepare(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig,
             photos: Tensor | None, check: Callable[[], None] | None, with_content: bool) -> Trainer:
     """The frozen side. Content is prepared only if there is training to be done."""
-    with torch.no_grad(), precision(style.device, config.precision if style.is_cuda else "float32"):
+    with osasis.autocast(style.device, config):
         twin_content = osasis.prepare_content(frozen, twin, config)
-        content = _no_content
-        if with_content:
-            content = osasis.content_source(frozen, config, photos, tick=check or (lambda: None))
+    content = _no_content
+    if with_content:
+        content = osasis.content_source(frozen, config, photos, tick=check or (lambda: None))
     return Trainer(frozen, twin_content, style, clip, perceptual, config, content)
 
 
@@ -174,12 +174,7 @@ def go_on(run: Run, path: Path, settings: Mapping) -> dict[str, Tensor]:
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name} does not fit this model ({error}); {advice}") from error
     found = stored.tensors.get(PREDICTIONS)
-    return {} if found is None else {"predictions": found.float() / 127.5 - 1}
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """[-1, 1] -> uint8, on the CPU."""
-    return ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return {} if found is None else {"predictions": to_unit(found)}
 
 
 # --- pictures of a session -----------------------------------------------------------------------------------------
