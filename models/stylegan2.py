@@ -1,0 +1,338 @@
+"""StyleGAN2 (Karras et al. 2020, config f): mapping, synthesis and the residual discriminator, in plain PyTorch.
+
+Pictures are NCHW, RGB, about [-1, 1]. Styles w are (B, S); w+ codes are (B, n, S), one row a style input, where the rgb
+layer of one resolution shares its row with the up-sampling layer of the next (MMFS spec A.3). All weights are stored as
+both public programs store them: unit variance, scaled at run time (equalised learning rate). `Synthesis` may begin at
+any resolution, so that MMFS's decoder is the same network fed with another 32 x 32 feature map.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .unet import entry_count
+
+SLOPE, GAIN = 0.2, 2 ** 0.5
+MAPPING_RATE = 0.01  # learning-rate multiplier of the mapping network
+MEAN_SAMPLES = 10_000  # z averaged where a file has no mean style (spec A.2)
+NOISES = ("seeded", "constant", "zero")
+FEATURE_LAYERS = (1, 3, 4, 5)  # of D, for the perceptual loss of JoJoGAN and MMFS (spec A.8)
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config:
+    """channels: widths at 4, 8, .. resolution px. style: width S of z and w. mapping_layers: 8, in NVIDIA's `auto` 2.
+
+    group: samples that D's minibatch deviation compares (4; 8 in NVIDIA's paper256).
+    """
+    channels: tuple[int, ...]
+    style: int = 512
+    mapping_layers: int = 8
+    group: int = 4
+
+    def __post_init__(self):
+        object.__setattr__(self, "channels", tuple(self.channels))
+
+    @property
+    def resolution(self) -> int:
+        return 2 << len(self.channels)
+
+    @property
+    def n_styles(self) -> int:
+        """Rows of a w+ code: 2 log2 R - 2."""
+        return 2 * len(self.channels)
+
+
+def channel_table(resolution: int, base: int = 32768, most: int = 512) -> tuple[int, ...]:
+    """min(base / r, most) for r = 4 .. resolution (spec A.1)."""
+    return tuple(min(base // r, most) for r in (4 << k for k in range(int(math.log2(resolution)) - 1)))
+
+
+def detect(tensors: Mapping[str, Tensor], group: int = 4) -> StyleGAN2Config:
+    """Read a generator's configuration off its tensors' shapes (names as in `Generator`). ValueError if it is none."""
+    count = entry_count(tensors, "synthesis.blocks.")
+    try:
+        channels = tuple(tensors[f"synthesis.blocks.{k}.conv1.weight"].shape[0] for k in range(count))
+        style = tensors["mapping.layers.0.weight"].shape[1]
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"not a StyleGAN2 generator ({error} is missing)") from error
+    return StyleGAN2Config(channels, style, entry_count(tensors, "mapping.layers."), group)
+
+
+# --- elementary operations (spec A.2) ---------------------------------------------------------------------------------
+def activate(x: Tensor, bias: Tensor) -> Tensor:
+    """lrelu(x + b) * sqrt 2; `bias` (C,) along dimension 1."""
+    bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+    return F.leaky_relu(x + bias, SLOPE) * GAIN
+
+
+class Fir(nn.Module):
+    """The 4 x 4 filter [1, 3, 3, 1] x [1, 3, 3, 1] / 64, times `gain`, on every channel; depthwise, zero padding."""
+
+    def __init__(self, gain: float = 1.0):
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.register_buffer("kernel", taps[:, None] * taps * (gain / 64), persistent=False)
+
+    def forward(self, x: Tensor, padding: int, stride: int = 1) -> Tensor:
+        kernel = self.kernel.expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(x, kernel, padding=padding, stride=stride, groups=x.shape[1])
+
+    def up(self, x: Tensor) -> Tensor:
+        """Twice the size: zeros between, then the filter, as one transposed convolution (with gain 4; spec A.2)."""
+        kernel = self.kernel.expand(x.shape[1], 1, 4, 4)
+        return F.conv_transpose2d(x, kernel, padding=1, stride=2, groups=x.shape[1])
+
+
+class EqualLinear(nn.Module):
+    """y = W (m / sqrt in) x + b m, then the activation if asked for. m: learning-rate multiplier."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, rate: float = 1.0, bias: float = 0.0, active: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / rate)
+        self.bias = nn.Parameter(torch.full((out_dim,), float(bias)))
+        self.rate, self.active = rate, active
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight * (self.rate / self.weight.shape[1] ** 0.5), self.bias * self.rate
+        return activate(F.linear(x, weight), bias) if self.active else F.linear(x, weight, bias)
+
+
+class EqualConv(nn.Module):
+    """k x k convolution with bias and activation, or (`active` False) neither; `down` halves the size behind a blur."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, *, down: bool = False, active: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_dim)) if active else None
+        self.blur = Fir() if down else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight.shape[-1]
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        if self.blur is None:
+            x = F.conv2d(x, weight, padding=kernel // 2)
+        elif kernel == 1:
+            x = F.conv2d(self.blur(x, padding=1, stride=2), weight)
+        else:
+            x = F.conv2d(self.blur(x, padding=2), weight, stride=2)
+        return x if self.bias is None else activate(x, self.bias)
+
+
+class ResBlock(nn.Module):
+    """Half the size: (conv, down-conv) plus a 1 x 1 skip, over sqrt 2. D's and MMFS's encoder are made of these."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.conv0 = EqualConv(in_dim, in_dim, 3)
+        self.conv1 = EqualConv(in_dim, out_dim, 3, down=True)
+        self.skip = EqualConv(in_dim, out_dim, 1, down=True, active=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv1(self.conv0(x)) + self.skip(x)) / GAIN
+
+
+class Mapping(nn.Module):
+    """z (B, S) -> w (B, S): PixelNorm, then equalised linears with activation."""
+
+    def __init__(self, style: int, layers: int):
+        super().__init__()
+        self.layers = nn.Sequential(*(EqualLinear(style, style, rate=MAPPING_RATE, active=True) for _ in range(layers)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8))
+
+
+class StyledConv(nn.Module):
+    """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation."""
+
+    def __init__(self, in_dim: int, out_dim: int, style: int, *, up: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim, 3, 3))
+        self.affine = EqualLinear(style, in_dim, bias=1.0)
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        self.blur = Fir(gain=4.0) if up else None
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x (B, in, H, W), w (B, S), noise broadcast to (B, 1, H', W') or None for none."""
+        scale, weight = self.affine(w).float(), self.weight / math.sqrt(self.weight[0].numel())
+        demodulate = torch.rsqrt(scale.square() @ weight.square().sum((2, 3)).t().float() + 1e-8)
+        x = x * scale[:, :, None, None].to(x.dtype)
+        if self.blur is None:
+            x = F.conv2d(x, weight, padding=1)
+        else:
+            x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
+        x = x * demodulate[:, :, None, None].to(x.dtype)
+        if noise is not None:
+            x = x + (self.noise_strength * noise).to(x.dtype)
+        return activate(x, self.bias)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1 x 1 convolution to RGB, without demodulation; float32 whatever the caller's autocast."""
+
+    def __init__(self, in_dim: int, style: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, in_dim, 1, 1))
+        self.affine = EqualLinear(style, in_dim, bias=1.0)
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            scale = self.affine(w.float())[:, :, None, None] / math.sqrt(self.weight.shape[1])
+            return F.conv2d(x.float() * scale, self.weight, self.bias)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: (up-conv,) conv, rgb. Block 0 has no up-conv."""
+
+    def __init__(self, in_dim: int, out_dim: int, style: int, *, first: bool = False):
+        super().__init__()
+        self.conv0 = None if first else StyledConv(in_dim, out_dim, style, up=True)
+        self.conv1 = StyledConv(in_dim if first else out_dim, out_dim, style)
+        self.rgb = ToRGB(out_dim, style)
+
+
+class Synthesis(nn.Module):
+    """Blocks from a feature map (B, channels[0], h, w) to a picture (B, 3, h 2^N, w 2^N), N = len(channels) - 1."""
+
+    def __init__(self, channels: Sequence[int], style: int):
+        super().__init__()
+        widths = (channels[0], *channels)
+        self.blocks = nn.ModuleList(SynthesisBlock(widths[k], widths[k + 1], style, first=k == 0)
+                                    for k in range(len(channels)))
+        self.fir = Fir(gain=4.0)
+
+    @property
+    def n_styles(self) -> int:
+        return 2 * len(self.blocks)
+
+    def noise_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(H, W) of each layer's noise for a feature map of height x width."""
+        sizes = [(height << k, width << k) for k in range(len(self.blocks))]
+        return [size for k, size in enumerate(sizes) for _ in range(1 if k == 0 else 2)]
+
+    def forward(self, x: Tensor, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """w (B, n_styles, S). noise: one tensor a layer (see `noise_shapes`), or None for zero noise."""
+        layers = iter(noise) if noise is not None else iter([None] * (2 * len(self.blocks) - 1))
+        rgb = None
+        for k, block in enumerate(self.blocks):
+            if block.conv0 is not None:
+                x = block.conv0(x, w[:, 2 * k - 1], next(layers))
+            x = block.conv1(x, w[:, 2 * k], next(layers))
+            skip = 0 if rgb is None else self.fir.up(rgb)
+            rgb = skip + block.rgb(x, w[:, 2 * k + 1])
+        return rgb
+
+
+# --- the networks -----------------------------------------------------------------------------------------------------
+class StyleGAN2(nn.Module):
+    """The generator. `w_avg` (S,) is the mean style; `noise_{i}` are the file's constant noise pictures."""
+
+    def __init__(self, config: StyleGAN2Config):
+        super().__init__()
+        self.config = config
+        self.mapping = Mapping(config.style, config.mapping_layers)
+        self.const = nn.Parameter(torch.randn(config.channels[0], 4, 4))
+        self.synthesis = Synthesis(config.channels, config.style)
+        self.register_buffer("w_avg", torch.zeros(config.style))
+        for i, size in enumerate(self.synthesis.noise_shapes(4, 4)):
+            self.register_buffer(f"noise_{i}", torch.randn(size))
+
+    def constant_noise(self) -> list[Tensor]:
+        """The stored noise pictures, each (1, 1, r, r)."""
+        return [getattr(self, f"noise_{i}")[None, None] for i in range(2 * len(self.config.channels) - 1)]
+
+    def styles(self, z: Tensor, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
+        """w+ (B, n, S) of z (B, S); truncated towards the mean style by psi, in the first `cutoff` rows if given."""
+        w = self.mapping(z)[:, None].repeat(1, self.config.n_styles, 1)
+        return truncate(w, self.w_avg, psi, cutoff)
+
+    def forward(self, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Pictures (B, 3, R, R), not clamped, of w+ codes (B, n, S); noise None is zero noise."""
+        return self.synthesis(self.const.expand(len(w), -1, -1, -1), w, noise)
+
+
+class Discriminator(nn.Module):
+    """Scores (B, 1) of pictures (B, 3, R, R)."""
+
+    def __init__(self, config: StyleGAN2Config):
+        super().__init__()
+        self.config = config
+        widths = config.channels[::-1]
+        self.from_rgb = EqualConv(3, widths[0], 1)
+        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths, widths[1:]))
+        self.conv = EqualConv(widths[-1] + 1, widths[-1], 3)
+        self.fc = EqualLinear(widths[-1] * 16, widths[-1], active=True)
+        self.out = EqualLinear(widths[-1], 1)
+
+    def features(self, x: Tensor, layers: Sequence[int] = FEATURE_LAYERS) -> list[Tensor]:
+        """Outputs of the named layers (0 is from_rgb, k the k-th block); those below 4 px do not exist and are left out.
+
+        Any height and width divisible by 32 will do: what comes after is not reached.
+        """
+        found, x = [], self.from_rgb(x)
+        for k in range(min(max(layers), len(self.blocks)) + 1):
+            x = self.blocks[k - 1](x) if k else x
+            if k in layers:
+                found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x, (len(self.blocks),))[0]
+        x = self.conv(torch.cat([x, deviation(x, self.config.group)], 1))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(self.fc(x.float().flatten(1)))
+
+
+def deviation(x: Tensor, group: int) -> Tensor:
+    """Minibatch standard deviation (B, 1, h, w): over groups of samples n, n + B / G, ..., biased (spec A.8).
+
+    ValueError if the batch is larger than the group and not a multiple of it.
+    """
+    b, _, h, w = x.shape
+    size = min(group, b)
+    if b % size:
+        raise ValueError(f"a batch of {b} cannot be split into the discriminator's groups of {size}; "
+                         f"take a multiple of {size}")
+    y = x.reshape(size, b // size, *x.shape[1:]).float()
+    y = (y.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    return y.repeat(size)[:, None, None, None].expand(b, 1, h, w).to(x.dtype)
+
+
+# --- styles and noise -------------------------------------------------------------------------------------------------
+def truncate(w: Tensor, mean: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
+    """mean + psi (w - mean) in the first `cutoff` rows (all if None) of w+ (B, n, S)."""
+    rows = w.shape[1] if cutoff is None else max(0, cutoff)
+    return torch.cat([mean + psi * (w[:, :rows] - mean), w[:, rows:]], 1)
+
+
+def mix_styles(first: Tensor, second: Tensor, cut: int) -> Tensor:
+    """Style mixing: the first `cut` rows of `first`, the others of `second` (both (B, n, S))."""
+    return torch.cat([first[:, :cut], second[:, cut:]], 1)
+
+
+@torch.no_grad()
+def mean_style(mapping: Mapping, seed: int = 0, count: int = MEAN_SAMPLES) -> Tensor:
+    """Mean of w over `count` seeded z, (S,)."""
+    weight = mapping.layers[0].weight
+    z = torch.randn(count, weight.shape[1], generator=Generator().manual_seed(seed))
+    return torch.cat([mapping(part.to(weight)) for part in z.split(1000)]).mean(0)
+
+
+def draw_z(count: int, style: int, seed: int) -> Tensor:
+    """z (count, style) of a seed, on the CPU: row k depends on (seed, k) alone."""
+    return torch.stack([torch.randn(style, generator=Generator().manual_seed((seed + k) % 2 ** 63))
+                        for k in range(count)])
+
+
+def draw_noise(shapes: Sequence[tuple[int, int]], count: int, generator: Generator,
+               device: torch.device | None = None) -> list[Tensor]:
+    """Noise (count, 1, H, W) for each of `shapes` (see `Synthesis.noise_shapes`), drawn where the generator lives."""
+    return [torch.randn(count, 1, *size, generator=generator, device=generator.device).to(device) for size in shapes]
