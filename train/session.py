@@ -1,7 +1,7 @@
-"""A fine-tune as a session: it can be saved, told apart from others, and gone on with exactly. Knows no host.
+"""A training as a session: it can be saved, told apart from others, and gone on with exactly. Knows no host.
 
-What decides the result (configuration, networks, pictures) is described by `describe`; a snapshot carries that
-description, and only a fine-tune of the same description goes on from it.
+What decides the result (configuration, networks, pictures) is the session's description; a snapshot carries it, and
+only a training of the same description goes on from it. `Session` is shared by all trainings; `tune_style` is OSASIS's.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,9 +33,59 @@ PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the offi
                "clip_preparation": "proper", "precision": "bfloat16"},  # spec D and F; not judged at 256 px
     "demo": {"bank": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
 }
-MEANINGS = {"model": "the DiffAE", "clip": "the CLIP", "perceptual": "the perceptual network", "twin": "the photo twin",
-            "style": "the style picture", "photos": "the content photos"}
+MEANINGS = {"model": "the model it starts from", "clip": "the CLIP", "perceptual": "the perceptual network", "twin": "the photo twin",
+            "style": "the style picture", "photos": "the photos", "structure": "the self-similarity network",
+            "references": "what the style is learned from", "discriminator": "the discriminator",
+            "art": "the artistic set"}
 
+
+# --- any training ----------------------------------------------------------------------------------------------------
+@dataclass
+class Session:
+    """A run, what decides its result, where it is saved (None: nowhere) and its last predictions, [-1, 1]."""
+    run: Run
+    settings: dict
+    path: Path | None = None
+    last: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, run: Run, settings: dict, path: Path | None = None, resume: bool = True,
+              begun: Callable[[Run], None] | None = None) -> Session:
+        """A session of a fresh run; it goes on from the snapshot if there is one. `begun` is told of the run.
+
+        CheckpointError for a snapshot of other settings or a damaged one.
+        """
+        goes_on = resume and path is not None and path.exists()
+        session = cls(run, settings, path, go_on(run, path, settings) if goes_on else {})
+        if begun:
+            begun(run)
+        return session
+
+    def carry_out(self, work: Callable[..., Run], steps: int, device: torch.device, save_every: int = 0,
+                  tick: Callable[[Update], None] | None = None) -> dict:
+        """`work(save_every=, save=, tick=)` trains the run to its end and saves. Returns the settings that were run.
+
+        tick: after every optimiser step, and once with the last predictions if nothing is left to do.
+        """
+        def remember(update: Update) -> None:
+            self.last["predictions"] = update.predictions
+            if tick:
+                tick(update)
+
+        save_every = save_every if self.path else 0
+        if self.run.step < steps:
+            work(save_every=save_every, save=self.save, tick=remember)
+            if save_every and self.run.step % save_every:
+                self.save(self.run)
+        elif tick and self.last:
+            tick(Update(self.run.step - 1, 0, {}, self.last["predictions"].to(device)))
+        return self.settings | {"iterations": self.run.step}
+
+    def save(self, run: Run) -> None:
+        save_snapshot(self.path, run, self.settings, self.last)
+
+
+# --- the fine-tune of OSASIS -----------------------------------------------------------------------------------------
 
 def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig, *,
                fingerprint: str, photos: Tensor | None = None, snapshot_path: Path | None = None, save_every: int = 0,
@@ -56,28 +106,12 @@ def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, 
                          "or load the '..._autoenc_latent' checkpoint")
     settings = describe(config, fingerprint, clip, perceptual, twin, style, photos)
     run = osasis.start(frozen, config)
-    last: dict[str, Tensor] = {}
-    if resume and snapshot_path is not None and snapshot_path.exists():
-        last = go_on(run, snapshot_path, settings)
-    if begun:
-        begun(run)
-
-    def remember(update: Update) -> None:
-        last["predictions"] = update.predictions
-        if tick:
-            tick(update)
-
+    session = Session.begin(run, settings, snapshot_path, resume, begun)
     with checked((frozen.unet, run.nets["unet"]), check):
         trainer = prepare(frozen, clip, perceptual, twin, style, config, photos, check, run.step < config.iterations)
-        if run.step < config.iterations:
-            osasis.fine_tune(trainer, run, save_every=save_every if snapshot_path else 0, callback=callback,
-                             save=lambda r: save_snapshot(snapshot_path, r, settings, last), tick=remember)
-            if snapshot_path is not None and save_every and run.step % save_every:
-                save_snapshot(snapshot_path, run, settings, last)
-        elif tick and last:
-            tick(Update(run.step - 1, 0, {}, last["predictions"].to(style.device)))
-        settings = settings | {"iterations": run.step}
-        return osasis.finish(trainer, run, to_bytes(style[0]), fingerprint, settings), run
+        done = session.carry_out(lambda **saving: osasis.fine_tune(trainer, run, callback=callback, **saving),
+                                 config.iterations, style.device, save_every, tick)
+        return osasis.finish(trainer, run, to_bytes(style[0]), fingerprint, done), run
 
 
 def prepare(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig,
