@@ -69,6 +69,9 @@ def _normals(text: str, shape: list[int]) -> np.ndarray:
 
 def make_tensor(salt: str, key: str, shape: list[int], kind: str) -> np.ndarray:
     """The float32 array of full key `key`: normals scaled by class `kind`."""
+    if kind in ("fir1", "fir4"):
+        taps = np.array([1, 3, 3, 1], np.float32)
+        return np.outer(taps, taps) * np.float32(float(kind[3:]) / 64)
     normals = _normals(f"{salt}:{key}", shape)
     tenth = np.float32(0.1)
     if kind == "unit":

@@ -41,4 +41,4 @@ def _single(name: str, value: Any) -> Any:
     """The temperature: one number, with or without a dimension of its own; returned without."""
     if tuple(value.shape) not in ((), (1,)):
         raise CheckpointError(f"its tensor '{name}' has shape {list(value.shape)}; expected a single number: {_ADVICE}")
-    return numbers(name, value, least_dims=0).reshape(())
+    return numbers(name, value, range(2)).reshape(())

@@ -55,10 +55,11 @@ def strip(names: Iterable[str], prefix: str) -> dict[str, str]:
     return found
 
 
-def numbers(name: str, value: Any, least_dims: int = 1) -> torch.Tensor:
-    """Read one weight: `least_dims` to 4 dimensions, floating point, finite. float64 becomes float32."""
-    if not least_dims <= len(value.shape) <= 4:
-        raise CheckpointError(f"its tensor '{name}' has {len(value.shape)} dimensions; expected {least_dims} to 4")
+def numbers(name: str, value: Any, dims: range = range(1, 5)) -> torch.Tensor:
+    """Read one weight: as many dimensions as `dims` allows, floating point, finite. float64 becomes float32."""
+    if len(value.shape) not in dims:
+        raise CheckpointError(f"its tensor '{name}' has {len(value.shape)} dimensions; "
+                              f"expected {dims[0]} to {dims[-1]}")
     if not value.dtype.is_floating_point:
         raise CheckpointError(f"its tensor '{name}' is of type {value.dtype}; expected floating point weights")
     tensor = value.read() if isinstance(value, TensorRef) else value.detach().clone()
@@ -69,7 +70,8 @@ def numbers(name: str, value: Any, least_dims: int = 1) -> torch.Tensor:
     return tensor
 
 
-def read_all(source: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def read_all(source: Mapping[str, Any], names: Mapping[str, str],
+             dims: range = range(1, 5)) -> dict[str, torch.Tensor]:
     """{our name: tensor} for names = {our name: name in source}. Many views of one storage cannot multiply memory."""
     if len(names) > MAX_TENSORS:
         raise CheckpointError(f"it has {len(names)} tensors, more than the {MAX_TENSORS} of any known model")
@@ -77,7 +79,7 @@ def read_all(source: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, t
     stored = sum({id(ref.storage): ref.storage.nbytes for ref in refs}.values())
     if sum(ref.nbytes for ref in refs) > 2 * stored:
         raise CheckpointError("its tensors are many views of the same numbers; the file is hostile, do not use it")
-    return {ours: numbers(name, source[name]) for ours, name in names.items()}
+    return {ours: numbers(name, source[name], dims) for ours, name in names.items()}
 
 
 def whole_number(value: object) -> int | None:
