@@ -33,10 +33,10 @@ PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the offi
                "clip_preparation": "proper", "precision": "bfloat16"},  # spec D and F; not judged at 256 px
     "demo": {"bank": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
 }
-MEANINGS = {"model": "the model it starts from", "clip": "the CLIP", "perceptual": "the perceptual network", "twin": "the photo twin",
-            "style": "the style picture", "photos": "the photos", "structure": "the self-similarity network",
-            "references": "what the style is learned from", "discriminator": "the discriminator",
-            "art": "the artistic set"}
+MEANINGS = {"model": "the model it starts from", "clip": "the CLIP", "perceptual": "the perceptual network",
+            "twin": "the photo twin", "style": "the style picture", "photos": "the content photos",
+            "structure": "the self-similarity network", "references": "what the style is learned from",
+            "faces": "the set of source faces", "discriminator": "the discriminator", "art": "the artistic set"}
 
 
 # --- any training ----------------------------------------------------------------------------------------------------
