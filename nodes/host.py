@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,20 +24,26 @@ from torch import Tensor, nn
 
 from ..models.checkpoints import KINDS, store
 from ..models.loading import DEMO
+from ..models.mmfs import MMFSConfig
 from ..models.unet import UNetConfig
 from ..train.prior import precision
 
 DEMO_NAME = "demo"
-DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_clip": "clip.safetensors"}
-FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style"}
-EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_clip": "clip.safetensors",
+              "stylegan2": "stylegan2.safetensors", "mmfs": "mmfs.safetensors",
+              "dino": "diffae.safetensors"}  # a substitute: see mmfs_loaders.LoadSelfSimilarity
+FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style",
+              "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino"}
+EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+NO_FOLDER = "none"
+MOST_FOLDERS = 500  # offered as choices
 PREVIEW_SECONDS = 0.25
 PREVIEW_SIDE = 768
 
 
 # --- model folders -------------------------------------------------------------------------------------------------
 def register_folders() -> None:
-    """Make ComfyUI know models/diffae, ddpm, open_clip, lpips and osasis; the user's own paths for them are kept."""
+    """Make ComfyUI know the folders of FILE_KINDS in models; the user's own paths for them are kept."""
     for kind in FILE_KINDS:
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind), is_default=True)
         paths, extensions = folder_paths.folder_names_and_paths[kind]
@@ -87,6 +94,43 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
+def snapshot_folder() -> Path:
+    """Where training saves what it needs to go on."""
+    return output_folder() / "atelier" / "snapshots"
+
+
+def input_folders() -> list[str]:
+    """Sub-folders of ComfyUI's input folder, as 'a/b'; hidden ones are left out."""
+    root, found = Path(folder_paths.get_input_directory()), []
+    for place, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [(Path(place) / name).relative_to(root).as_posix() for name in folders]
+        if len(found) >= MOST_FOLDERS:
+            break
+    return sorted(found)[:MOST_FOLDERS]
+
+
+def input_folder(name: str) -> Path | None:
+    """The folder behind a choice; None for 'none'. ValueError for any name that is not among the choices."""
+    if name == NO_FOLDER:
+        return None
+    if name not in input_folders():
+        raise ValueError(f"there is no folder {name!r} in {folder_paths.get_input_directory()}; make it there, press R "
+                         "to refresh the page, and pick it from the list")
+    return Path(folder_paths.get_input_directory()) / name
+
+
+def folder_token(name: str) -> str:
+    """Changes when the files of the chosen folder do; for fingerprint_inputs."""
+    try:
+        folder = input_folder(name)
+        stats = [] if folder is None else [(str(p), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    except (ValueError, OSError):
+        return "missing"
+    listing = "".join(f"{path}{stat.st_size}{stat.st_mtime_ns}" for path, stat in stats)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 # --- networks ------------------------------------------------------------------------------------------------------
 class Managed:
     """A network whose place (graphics card or main memory) is ComfyUI's business. Use it only inside `running`."""
@@ -120,6 +164,16 @@ def sampling_memory(config: UNetConfig, batch: int) -> int:
 def training_memory(config: UNetConfig, rows: int) -> int:
     """Bytes of an optimiser step: activations (spec E.2: 96 full-size maps a row), and 138 M weights four times."""
     return 96 * 4 * config.base * config.image_size ** 2 * rows + (2 << 30) * config.base ** 2 // 128 ** 2
+
+
+def drawing_memory(channels: int, height: int, width: int, batch: int) -> int:
+    """Bytes that MMFS and StyleGAN2 need without gradient: about 5 of their largest maps a picture (MMFS spec D)."""
+    return 5 * 4 * channels * height * width * batch
+
+
+def tuning_memory(config: MMFSConfig, rows: int) -> int:
+    """Bytes of an MMFS optimiser step: about 15 full-size maps a row, and a gigabyte for the judges (MMFS spec D)."""
+    return 15 * 4 * config.decoder[-1] * config.resolution ** 2 * rows + (1 << 30)
 
 
 @contextlib.contextmanager

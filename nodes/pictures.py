@@ -78,6 +78,21 @@ def fit(image: Tensor, size: int, mode: str) -> Tensor:
     return _resized(x, size, size).movedim(1, -1).contiguous()
 
 
+def to_strides(image: Tensor, stride: int, most: int, what: str = "image") -> tuple[Tensor, tuple[int, int]]:
+    """IMAGE of any shape -> (B, 3, H, W) in [-1, 1] with sides that are multiples of `stride`, reflected at the right
+    and lower border, and the (height, width) without that border. most: the longer side at most, 0 for any."""
+    x = checked(image, what).cpu()
+    height, width = x.shape[-2:]
+    if most and max(height, width) > most:
+        scale = most / max(height, width)
+        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    if min(height, width) < stride:
+        raise ValueError(f"{what}: a picture of {width} x {height} px is too narrow for this model, which needs "
+                         f"{stride} px a side; take a larger one, raise the largest side, or take the crop")
+    x = _resized(x, height, width) * 2 - 1
+    return F.pad(x, (0, -width % stride, 0, -height % stride), mode="reflect"), (height, width)
+
+
 def _resized(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[-2:] == (height, width):
         return x.contiguous()

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..models import osasis
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
+from ..models.mmfs import MMFS
 from ..models.perceptual import EncoderDistance
+from ..models.stylegan2 import Discriminator, StyleGAN2, mean_style
 from ..models.unet import UNetConfig
-from .host import Managed
+from .host import Managed, running
 
 DIFFAE = io.Custom("ATELIER_DIFFAE")
 DDPM = io.Custom("ATELIER_DDPM")
@@ -25,6 +28,12 @@ STRUCTURE = io.Custom("ATELIER_STRUCTURE")
 MIX = io.Custom("ATELIER_MIX")
 STYLE = io.Custom("ATELIER_STYLE")
 TUNE_OPTIONS = io.Custom("ATELIER_TUNE_OPTIONS")
+STYLEGAN2 = io.Custom("ATELIER_STYLEGAN2")
+MMFS_MODEL = io.Custom("ATELIER_MMFS")
+WPLUS = io.Custom("ATELIER_WPLUS")
+MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.mmfs_style.MMFSStyle
+MMFS_TUNE_OPTIONS = io.Custom("ATELIER_MMFS_TUNE_OPTIONS")
+SELF_SIMILARITY = io.Custom("ATELIER_SELF_SIMILARITY")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -57,6 +66,55 @@ class Perceptual(Network):
     def distance(self) -> nn.Module:
         """distance(a, b) -> (B,), on whatever device the managed network is."""
         return EncoderDistance(self.managed.net.encoder) if self.substitute else self.managed.net
+
+
+@dataclass(frozen=True)
+class Faces(Network):
+    """ATELIER_STYLEGAN2. discriminator: the file's, needed by Stage I only; it stays in main memory."""
+    discriminator: Discriminator | None
+
+    @property
+    def net(self) -> StyleGAN2:
+        return self.managed.net
+
+
+@dataclass(frozen=True)
+class Stylizer(Network):
+    """ATELIER_MMFS. fingerprint: of its weights. discriminator: of Stage II, for training only, in main memory."""
+    fingerprint: str
+    discriminator: Discriminator | None
+
+    @property
+    def net(self) -> MMFS:
+        return self.managed.net
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean style (S,), for truncation: computed once."""
+        with running(self.managed):
+            return mean_style(self.net.mapping).float().cpu()
+
+
+@dataclass(frozen=True)
+class SelfSimilarity(Network):
+    """ATELIER_SELF_SIMILARITY: keys(pictures) -> (B, tokens, D). substitute: the encoder of a DiffAE, not DINO."""
+    substitute: bool
+
+    @property
+    def net(self) -> nn.Module:
+        return self.managed.net
+
+
+@dataclass(frozen=True)
+class WPlus:
+    """ATELIER_WPLUS: styles w (B, n, S) of MMFS. fingerprint: of the model they are for. what: where they come from."""
+    w: Tensor
+    fingerprint: str
+    what: str
+
+    @property
+    def layers(self) -> int:
+        return self.w.shape[1]
 
 
 @dataclass(frozen=True)
@@ -132,11 +190,20 @@ def batch_of(z: Tensor, count: int, what: str) -> Tensor:
     return z.expand(count, -1)
 
 
-def same_model(what: str, found: str, wanted: str) -> None:
-    """ValueError if two things were made with different DiffAEs."""
+def paired(one: Tensor, other: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Two batches of one length: equally long, or one of them of a single row. ValueError otherwise."""
+    count = max(len(one), len(other))
+    if {len(one), len(other)} - {1, count}:
+        raise ValueError(f"{len(one)} {names[0]} cannot be paired with {len(other)} {names[1]}; connect as many of "
+                         "both, or a single one of either")
+    return tuple(x if len(x) == count else x.expand(count, *x.shape[1:]) for x in (one, other))
+
+
+def same_model(what: str, found: str, wanted: str, model: str = "DiffAE") -> None:
+    """ValueError if two things were made with different models of a kind."""
     if found and wanted and found != wanted:
-        raise ValueError(f"{what} was made with another DiffAE than the rest ({found} instead of {wanted}); "
-                         "connect one and the same Load DiffAE to all nodes")
+        raise ValueError(f"{what} was made with another {model} than the rest ({found} instead of {wanted}); "
+                         f"connect one and the same Load {model} to all nodes")
 
 
 def parse_levels(text: str) -> tuple[tuple[int | str, float], ...]:

@@ -13,11 +13,10 @@ from ..models.diffusion import stride_table
 from ..models.loading import load_style, save_style
 from ..models.osasis import Style, reverse_indices
 from ..train import session
-from ..train.loop import Progress, Run
-from ..train.osasis import CLAMPS, SPNS, OsasisConfig, Update
+from ..train.osasis import CLAMPS, SPNS, OsasisConfig
 from . import host, pictures, schema, sockets
-from .host import Steps
 from .sockets import ManagedStyle, Semantic, TuneOptions
+from .watch import Watch
 
 OWN = "as set below"
 DEFAULTS = {f.name: f.default for f in fields(OsasisConfig)}
@@ -156,12 +155,12 @@ class FineTune(io.ComfyNode):
                 save_every, resume, options=None, contents=None):
         config = OsasisConfig(iterations=iterations, batch=batch, lr=lr, lr_spn=lr_spn, spn=spn, spn_weight=spn_weight,
                               seed=seed, **(options.fields if options else {}))
-        path = session.snapshot_file(host.output_folder() / "atelier" / "snapshots", name)
+        path = session.snapshot_file(host.snapshot_folder(), name)
         px = diffae.net.image_size
         twin, style = (pictures.to_model(pictures.single(image, what), px, what)
                        for image, what in ((twin, "twin"), (style, "style")))
         photos = None if contents is None else pictures.to_model(contents, px, "contents")
-        watch = Watch(config)
+        watch = watch_of(config)
         memory = host.training_memory(diffae.unet, config.micro_batch or batch + 1)
         with host.trainable(diffae.net, clip.managed.net, perceptual.distance(), twin, style, photos,
                             memory=memory) as (frozen, clip_net, distance, twin, style, photos):
@@ -169,42 +168,14 @@ class FineTune(io.ComfyNode):
                 frozen, clip_net, distance, twin, style, config, fingerprint=diffae.fingerprint, photos=photos,
                 snapshot_path=path, save_every=save_every, resume=resume, tick=watch.step, callback=watch.iteration,
                 check=host.check_cancelled, begun=watch.begin)
-        return watch.output(tuned, cls)
+        shown, curve, losses = watch.outcome()
+        return io.NodeOutput(ManagedStyle.of(tuned), Semantic(tuned.z.float(), tuned.model), shown, curve, losses,
+                             ui=ui.PreviewImage(shown, cls=cls))
 
 
-class Watch:
-    """Shows a fine-tune on its node: progress of optimiser steps, predictions above the loss curve, a line of text."""
-
-    def __init__(self, config: OsasisConfig):
-        self.config = config
-        self.per_iteration = len(reverse_indices(stride_table(config.reverse_steps), config.t0, config.noise_level))
-        self.progress = Steps(config.iterations * self.per_iteration)
-        self.history: dict[str, list[float]] = {}
-        self.predictions: torch.Tensor | None = None
-
-    @property
-    def losses(self) -> list[float]:
-        return self.history.get("loss", [])
-
-    def begin(self, run: Run) -> None:
-        self.history = run.history
-        self.progress.done = min(run.step, self.config.iterations) * self.per_iteration
-        if run.step:
-            host.say(f"going on from iteration {run.step} of {self.config.iterations}")
-
-    def step(self, update: Update) -> None:
-        self.predictions = update.predictions
-        self.progress(lambda: session.progress_picture(update.predictions, self.losses))
-
-    def iteration(self, progress: Progress) -> None:
-        host.say(f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}")
-
-    def output(self, tuned: Style, node: type[io.ComfyNode]) -> io.NodeOutput:
-        curve = pictures.of_drawing(session.loss_curve(self.losses, 768, 384))
-        shown = pictures.to_image(self.predictions)
-        code = Semantic(tuned.z.float(), tuned.model)
-        return io.NodeOutput(ManagedStyle.of(tuned), code, shown, curve, {"loss": list(self.losses)},
-                             ui=ui.PreviewImage(shown, cls=node))
+def watch_of(config: OsasisConfig) -> Watch:
+    return Watch(config.iterations,
+                 len(reverse_indices(stride_table(config.reverse_steps), config.t0, config.noise_level)))
 
 
 class SaveStyle(io.ComfyNode):
