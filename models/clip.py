@@ -1,8 +1,8 @@
 """CLIP through open_clip: a picture tower and a text tower, from a local file only.
 
-Pictures come as (B, 3, H, W) in [-1, 1]; embeddings go out as (B, D), not normalised. Two ways of preparing a picture:
+Pictures come as (B, 3, H, W) in [-1, 1]; embeddings go out as (B, D), not normalised. Ways of preparing a picture:
 "official" is what the OSASIS program does (nearest resize of the [-1, 1] picture, no mean and deviation; spec C.4),
-"proper" is CLIP's own (bicubic, antialiased, mean and deviation).
+"proper" is CLIP's own (bicubic, antialiased, mean and deviation), "bilinear" is MMFS's (as proper, but bilinear).
 """
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from .unet import entry_count
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-PREPARATIONS = ("official", "proper")
+PREPARATIONS = ("official", "proper")  # those that an OSASIS fine-tune can choose from
+BILINEAR = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,12 @@ class WordTokenizer:
         """(B, context) int64. ValueError if a text has no word of the list."""
         return torch.tensor([self._row(text) for text in texts])
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of the known words, start and end not among them."""
+        return [self.ids[word] for word in self.words_of(text) if word in self.ids]
+
     def _row(self, text: str) -> list[int]:
-        ids = [self.ids[w] for w in self.words_of(text) if w in self.ids][:self.context - 2]
+        ids = self.encode(text)[:self.context - 2]
         if not ids:
             raise ValueError(f"the small CLIP knows no word of {text!r}; it knows: {', '.join(sorted(self.ids))}")
         row = [1, *ids, self.end]
@@ -100,15 +107,51 @@ class Clip(nn.Module):
         size = (self.config.image_size,) * 2
         if preparation == "official":
             return F.interpolate(pictures, size, mode="nearest")
-        if preparation != "proper":
-            raise ValueError(f"{preparation!r} is no way of preparing a picture for CLIP; take one of {PREPARATIONS}")
+        if preparation not in ("proper", BILINEAR):
+            raise ValueError(f"{preparation!r} is no way of preparing a picture for CLIP; "
+                             f"take one of {(*PREPARATIONS, BILINEAR)}")
         if pictures.shape[-2:] != size:
-            pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+            mode = "bicubic" if preparation == "proper" else "bilinear"
+            pictures = F.interpolate(pictures, size, mode=mode, antialias=True, align_corners=False)
         return ((pictures + 1) / 2 - self.mean) / self.std
+
+    def prepare_file(self, picture: Tensor) -> Tensor:
+        """The tower's input (1, 3, S, S) of a picture file's pixels, uint8 (3, H, W): PIL's bicubic, centre crop."""
+        side, image = self.config.image_size, Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+        shorter = min(image.size)
+        image = image.resize(tuple(int(side * n / shorter) for n in image.size), Image.BICUBIC)
+        left, top = (round((n - side) / 2) for n in image.size)
+        pixels = torch.from_numpy(np.array(image.crop((left, top, left + side, top + side))))
+        pixels = pixels.to(self.mean.device).permute(2, 0, 1)[None].float()
+        return (pixels / 255 - self.mean) / self.std
 
     def embed(self, pictures: Tensor, preparation: str = "official") -> Tensor:
         """Embeddings (B, D) of pictures (B, 3, H, W) in [-1, 1]."""
         return self.net.encode_image(self.prepare(pictures, preparation))
+
+    def look(self, inputs: Tensor, block: int = 3) -> tuple[Tensor, Tensor]:
+        """(embeddings (B, D), tokens (B, n, d)) of prepared inputs (B, 3, S, S) in one pass.
+
+        tokens: what transformer block `block` (or the last, if there are fewer) puts out, without CLS, as it is.
+        """
+        block = min(block, self.config.vision_layers - 1)
+        found = self.net.visual.forward_intermediates(inputs, indices=[block], output_fmt="NLC")
+        return found["image_features"], found["image_intermediates"][0]
+
+    def tokens(self, pictures: Tensor, block: int = 3) -> Tensor:
+        """Tokens (B, n, d) of block `block` of pictures (B, 3, H, W) in [-1, 1], prepared as MMFS does."""
+        return self.look(self.prepare(pictures, BILINEAR), block)[1]
+
+    def check_prompt(self, text: str) -> None:
+        """ValueError for a text that CLIP cannot read whole: empty, too long, or without any word that it knows."""
+        if not text.strip():
+            raise ValueError("the prompt is empty; describe the style in a few words, such as 'watercolor painting'")
+        tokenizer, context = self.tokenizer(), self.config.context
+        count = 2 + len(tokenizer.encode(text))
+        if count > context:
+            raise ValueError(f"the prompt has {count} tokens and this CLIP reads at most {context} "
+                             "(start and end included); shorten it")
+        tokenizer([text])
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (B, D) of texts."""
