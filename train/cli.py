@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .cli_mmfs import STAGES, add_stages, changed, train_stage
 from .loop import LoopConfig
 from .osasis import OsasisConfig
 from .prior import PriorConfig
@@ -64,7 +64,7 @@ TRAINED = {  # what it makes, and the settings that made the demo models
 
 def add_train(commands) -> None:
     p = commands.add_parser("train", help="train a small model from folders of pictures")
-    p.add_argument("model", choices=TRAINED)
+    p.add_argument("model", choices=[*TRAINED, *STAGES])
     p.add_argument("--photos", type=Path, required=True, help="folder of aligned face photos")
     p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
@@ -81,10 +81,14 @@ def add_train(commands) -> None:
     p.add_argument("--precision", choices=("float32", "bfloat16", "float16"),
                    default="bfloat16" if torch.cuda.is_available() else "float32")
     p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
+    add_stages(p)
     p.set_defaults(run=train)
 
 
 def train(options) -> None:
+    if options.model in STAGES:
+        train_stage(options)
+        return
     from . import recipes
     given = {k: v for k in ("steps", "batch", "lr", "seed") if (v := getattr(options, k)) is not None}
     views = recipes.CLIP_VIEWS if options.model == "clip" else recipes.PHOTO_VIEWS
@@ -165,13 +169,7 @@ def fine_tune_config(preset: str, changes: str) -> OsasisConfig:
     """A preset's settings with "field=value,..." on top. ValueError names an unknown preset or field."""
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; take one of {', '.join(PRESETS)}")
-    fields, values = {f.name: type(f.default) for f in dataclasses.fields(OsasisConfig)}, dict(PRESETS[preset])
-    for pair in filter(None, changes.split(",")):
-        name, _, text = pair.partition("=")
-        if name not in fields:
-            raise ValueError(f"the fine-tune has no setting {name!r}; it has {', '.join(fields)}")
-        values[name] = text.lower() in ("1", "true", "yes") if fields[name] is bool else fields[name](text)
-    return OsasisConfig(**values)
+    return changed(OsasisConfig(**PRESETS[preset]), changes)
 
 
 def load_models(options, device: torch.device):

@@ -72,3 +72,16 @@ def texture_distance(a: Tensor, b: Tensor, patch: int = 5, count: int = 1024) ->
 def direction_agreement(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """Cosine of two changes of CLIP embedding (B, D): before -> after, and source -> target."""
     return F.cosine_similarity(after - before, target - source, dim=1)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Frechet distance of two sets of embeddings (N, D), (M, D), each taken as a Gaussian; float64, a scalar.
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2); FID is this on Inception features.
+    """
+    a, b = a.double(), b.double()
+    cov_a, cov_b = torch.cov(a.t()), torch.cov(b.t())
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.t()
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    return (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross

@@ -1,0 +1,63 @@
+"""Differentiable augmentation of what a discriminator sees (Zhao et al. 2020), for training on few pictures.
+
+Real and drawn pictures get the same kinds of change, and the gradient passes through: what is drawn stays clean.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .team import Draws
+
+POLICIES = ("colour", "translation", "cutout")
+
+
+def policies(text: str) -> tuple[str, ...]:
+    """"colour,translation" -> ("colour", "translation"); "" for none. ValueError for an unknown name."""
+    names = tuple(filter(None, (part.strip() for part in text.split(","))))
+    for name in names:
+        if name not in POLICIES:
+            raise ValueError(f"there is no augmentation {name!r}; take some of {', '.join(POLICIES)}")
+    return names
+
+
+def augment(x: Tensor, names: tuple[str, ...], draws: Draws) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], changed."""
+    for name in names:
+        x = {"colour": colour, "translation": translate, "cutout": cut_out}[name](x, draws)
+    return x
+
+
+def colour(x: Tensor, draws: Draws) -> Tensor:
+    """Brightness +-0.5, saturation 0..2, contrast 0.5..1.5."""
+    x = x + 0.5 * draws.uniform(1, 1, 1)
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * (1 + draws.uniform(1, 1, 1))
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * (1 + 0.5 * draws.uniform(1, 1, 1))
+
+
+def translate(x: Tensor, draws: Draws, share: float = 1 / 8) -> Tensor:
+    """Shifted by up to `share` of the side, in whole pixels, zeros moving in."""
+    height, width = x.shape[2:]
+    shift = draws.uniform(2)
+    down, right = (_pixels(shift[:, i], size, share) for i, size in enumerate((height, width)))
+    padded = F.pad(x, (1, 1, 1, 1))
+    rows = (torch.arange(height, device=x.device) + down[:, None] + 1).clamp(0, height + 1)
+    columns = (torch.arange(width, device=x.device) + right[:, None] + 1).clamp(0, width + 1)
+    sample = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+
+
+def cut_out(x: Tensor, draws: Draws, share: float = 1 / 2) -> Tensor:
+    """A square of `share` of the side set to zero, its centre anywhere in the picture."""
+    height, width = x.shape[2:]
+    centre = (draws.uniform(2) + 1) / 2
+    inside = [((torch.arange(size, device=x.device) - centre[:, i, None] * size).abs() < size * share / 2)
+              for i, size in enumerate((height, width))]
+    return x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+
+
+def _pixels(uniform: Tensor, size: int, share: float) -> Tensor:
+    return (uniform * (size * share + 0.5)).round().clamp(-size * share, size * share).long()
