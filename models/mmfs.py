@@ -75,7 +75,8 @@ def detect(tensors: Tensors[str, Tensor]) -> MMFSConfig:
         style = tensors["mapping.layers.0.weight"].shape[1]
         mapper = None
         if "mapper.position" in tensors:
-            mapper = MapperConfig(entry_count(tensors, "mapper.layers."), tensors["mapper.layers.0.linear1.bias"].shape[0])
+            hidden = tensors["mapper.layers.0.linear1.bias"].shape[0]
+            mapper = MapperConfig(entry_count(tensors, "mapper.layers."), hidden)
     except (KeyError, IndexError) as error:
         raise ValueError(f"not an MMFS model ({error} is missing)") from error
     return MMFSConfig(encoder, decoder, style, entry_count(tensors, "mapping.layers."), mapper)
@@ -137,11 +138,11 @@ class MMFS(nn.Module):
     def styles_of(self, embeddings: Tensor) -> Tensor:
         """w+ (B, n, S) of CLIP embeddings (B, S), any length. ValueError if the model has no mapper or S differs."""
         if self.mapper is None:
-            raise ValueError("this MMFS model has no CLIP mapping (it is of phase 1 or 2): load phase3_pretrain_10000.pth, "
-                             "or train one")
+            raise ValueError("this MMFS model has no CLIP mapping (it is of phase 1 or 2): load "
+                             "phase3_pretrain_10000.pth, or train one")
         if embeddings.shape[-1] != self.config.style:
-            raise ValueError(f"this CLIP gives {embeddings.shape[-1]} numbers a picture and the model's CLIP mapping takes "
-                             f"{self.config.style}: load the CLIP it was trained with (officially ViT-B/32)")
+            raise ValueError(f"this CLIP gives {embeddings.shape[-1]} numbers a picture and the model's CLIP mapping "
+                             f"takes {self.config.style}: load the CLIP it was trained with (officially ViT-B/32)")
         return self.mapper(F.normalize(embeddings.float(), dim=-1))
 
     def noise_shapes(self, height: int, width: int) -> list[tuple[int, int]]:

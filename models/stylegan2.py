@@ -8,7 +8,8 @@ any resolution, so that MMFS's decoder is the same network fed with another 32 x
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping as Tensors
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def channel_table(resolution: int, base: int = 32768, most: int = 512) -> tuple[
     return tuple(min(base // r, most) for r in (4 << k for k in range(int(math.log2(resolution)) - 1)))
 
 
-def detect(tensors: Mapping[str, Tensor], group: int = 4) -> StyleGAN2Config:
+def detect(tensors: Tensors[str, Tensor], group: int = 4) -> StyleGAN2Config:
     """Read a generator's configuration off its tensors' shapes (names as in `Generator`). ValueError if it is none."""
     count = entry_count(tensors, "synthesis.blocks.")
     try:
@@ -62,6 +63,16 @@ def detect(tensors: Mapping[str, Tensor], group: int = 4) -> StyleGAN2Config:
     except (KeyError, IndexError) as error:
         raise ValueError(f"not a StyleGAN2 generator ({error} is missing)") from error
     return StyleGAN2Config(channels, style, entry_count(tensors, "mapping.layers."), group)
+
+
+def detect_discriminator(tensors: Mapping[str, Tensor], group: int = 4) -> StyleGAN2Config:
+    """The same of a discriminator's tensors (names as in `Discriminator`); its mapping is left at the defaults."""
+    try:
+        widths = (tensors["from_rgb.weight"].shape[0], *(tensors[f"blocks.{k}.conv1.weight"].shape[0]
+                                                         for k in range(entry_count(tensors, "blocks."))))
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"not a StyleGAN2 discriminator ({error} is missing)") from error
+    return StyleGAN2Config(widths[::-1], group=group)
 
 
 # --- elementary operations (spec A.2) ---------------------------------------------------------------------------------
@@ -273,7 +284,7 @@ class Discriminator(nn.Module):
         self.out = EqualLinear(widths[-1], 1)
 
     def features(self, x: Tensor, layers: Sequence[int] = FEATURE_LAYERS) -> list[Tensor]:
-        """Outputs of the named layers (0 is from_rgb, k the k-th block); those below 4 px do not exist and are left out.
+        """Outputs of the named layers (0 is from_rgb, k the k-th block); those below 4 px are left out.
 
         Any height and width divisible by 32 will do: what comes after is not reached.
         """

@@ -39,6 +39,12 @@ def train_stage(options: argparse.Namespace) -> None:
                         options.minutes)
     unseen = tuple(filter(None, options.exclude.split(",")))
     folders = recipes.Folders(options.photos, options.art, unseen, options.holdout)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # every step has the same shapes
+        carry_out(options, recipes, folders, config, work)
+
+
+def carry_out(options: argparse.Namespace, recipes, folders, config: GanConfig, work) -> None:
+    """Hand over to the recipe of the stage."""
     if options.model == "stylegan2":
         recipes.prior(folders, config, work, options.size)
     elif options.model == "mmfs-stage1":
