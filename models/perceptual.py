@@ -1,17 +1,20 @@
 """Perceptual distances of pictures (B, 3, H, W) in [-1, 1]; each network is called as distance(a, b) -> (B,).
 
 LPIPS-VGG is what OSASIS uses; its trunk is read from a file, never downloaded. Where that file is not at hand, the
-features of a semantic encoder stand in for it: a substitute, to be named as such.
+features of a semantic encoder stand in for it: a substitute, to be named as such. `EncoderKeys` is the same for DINO.
 """
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .unet import SemanticEncoder
 
+KEYS_PX = 16
 VGG_SLICES = {0: 1, 2: 1, 5: 2, 7: 2, 10: 3, 12: 3, 14: 3, 17: 4, 19: 4, 21: 4, 24: 5, 26: 5, 28: 5}
 
 
@@ -52,6 +55,36 @@ class EncoderDistance(nn.Module):
         pairs = list(zip(self.encoder.features(a), self.encoder.features(b)))
         chosen = [pairs[i] for i in level_ends([f.shape[-1] for f, _ in pairs])][:4]
         return sum((unit(f) - unit(g)).square().sum(1).mean((1, 2)) for f, g in chosen) / len(chosen)
+
+
+class EncoderKeys(nn.Module):
+    """The substitute for DINO: what a DiffAE's frozen encoder puts out at KEYS_PX x KEYS_PX, one token a position.
+
+    Each channel's mean over the picture is taken out: what is left is how positions differ, not what is common.
+    """
+
+    def __init__(self, encoder: SemanticEncoder, image_size: int = 128):
+        """image_size: the side that the encoder was trained for. ValueError if it has no map of KEYS_PX."""
+        super().__init__()
+        self.image_size = image_size
+        weight = encoder.input_blocks[0][0].weight
+        with torch.no_grad():
+            sizes = [f.shape[-1] for f in encoder.features(weight.new_zeros(1, 3, image_size, image_size))]
+        if KEYS_PX not in sizes:
+            raise ValueError(f"this encoder has no map of {KEYS_PX} px for pictures of {image_size} px")
+        last = max(i for i, size in enumerate(sizes) if size == KEYS_PX)
+        self.blocks = encoder.input_blocks[:last + 1]
+
+    def keys(self, pictures: Tensor) -> Tensor:
+        """Keys (B, KEYS_PX^2, D) of pictures (B, 3, H, W) in [-1, 1]; what is not square is squeezed."""
+        size = (self.image_size,) * 2
+        x = pictures
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+        for block in self.blocks:
+            x = block(x)
+        x = x.flatten(2).transpose(1, 2)
+        return x - x.mean(1, keepdim=True)
 
 
 def unit(f: Tensor) -> Tensor:
