@@ -8,21 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoints, clip, diffae, spn, unet
+from . import checkpoints, clip, diffae, dino, mmfs, spn, stylegan2, unet
 from .checkpoints import CheckpointError, Stored, store, vgg
+from .checkpoints.foreign import part
+from .checkpoints.stylegan2 import joined
 from .clip import Clip, ClipConfig
 from .diffae import DiffAE, DiffAEConfig
+from .dino import Dino, DinoConfig
+from .mmfs import MMFS, MMFSConfig
 from .osasis import Style
 from .perceptual import LpipsVGG
 from .spn import SPN
+from .stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, Synthesis
 from .unet import UNet, UNetConfig
 
 DEMO = Path(__file__).parent / "demo"
+STYLE_PICTURE = 256  # px, of the picture inside a style file
 Net = TypeVar("Net", bound=nn.Module)
 Config = TypeVar("Config")
 
@@ -54,6 +61,91 @@ def load_clip(path: Path, quick_gelu: bool = True) -> Clip:
     config = _config(path, stored, lambda d: ClipConfig(**{"quick_gelu": quick_gelu} | d),
                      lambda t: clip.detect(t, quick_gelu))
     return _filled(path, lambda: Clip(config), {f"net.{name}": value for name, value in stored.tensors.items()})
+
+
+def load_stylegan2(path: Path) -> tuple[StyleGAN2, Discriminator | None]:
+    """A generator and, if the file has it, its discriminator: rosinality's .pt, NVIDIA's .pkl, or our own."""
+    stored = checkpoints.read(path, "stylegan2")
+    g, d = part(stored.tensors, "g."), part(stored.tensors, "d.")
+    config = _config(path, stored, lambda c: StyleGAN2Config(**c["g"]),
+                     lambda _: stylegan2.detect(g, stored.meta["group"]))
+    net = _filled(path, lambda: StyleGAN2(config), g, torch.contiguous_format)
+    return net, _filled(path, lambda: Discriminator(config), d, torch.contiguous_format) if d else None
+
+
+def save_stylegan2(path: Path, generator: StyleGAN2, discriminator: Discriminator | None,
+                   meta: dict[str, Any] | None = None) -> Path:
+    """Write both in 16 bit."""
+    tensors = joined(generator.state_dict(), discriminator and discriminator.state_dict())
+    return store.save(path, tensors, "stylegan2", {"g": asdict(generator.config)}, meta)
+
+
+def load_mmfs(path: Path) -> tuple[MMFS, Discriminator | None]:
+    """An MMFS model and, if the file has it, its discriminator: the official .pth of phases 2 to 4, or our own."""
+    stored = checkpoints.read(path, "mmfs")
+    g, d = part(stored.tensors, "g."), part(stored.tensors, "d.")
+    config = _config(path, stored, lambda c: MMFSConfig(**c["g"]), lambda _: mmfs.detect(g))
+    net = _filled(path, lambda: MMFS(config), g, torch.contiguous_format)
+    if not d:
+        return net, None
+    critic = _config(path, stored, lambda c: StyleGAN2Config(**c["d"]), lambda _: stylegan2.detect_discriminator(d))
+    return net, _filled(path, lambda: Discriminator(critic), d, torch.contiguous_format)
+
+
+def save_mmfs(path: Path, net: MMFS, discriminator: Discriminator | None, meta: dict[str, Any],
+              dtype: torch.dtype | None = torch.float16) -> Path:
+    """Write both as `dtype` (None: 32 bit); meta tells the "phase" (1, 2 or 3) and whatever else is to be known."""
+    tensors = joined(net.state_dict(), discriminator and discriminator.state_dict())
+    config = {"g": asdict(net.config), "d": discriminator and asdict(discriminator.config)}
+    return store.save(path, tensors, "mmfs", config, meta, dtype)
+
+
+def load_mmfs_style(path: Path) -> MMFSStyle:
+    """A style of ours, or the decoder of an official .pth of phase 4 (which knows neither its code nor its model)."""
+    from .mmfs_style import MMFSStyle
+    stored = checkpoints.read(path)
+    if stored.kind != "mmfs_style" and not (stored.kind == "mmfs" and stored.config is None):
+        raise checkpoints.wrong_kind(Path(path).name, stored.kind, "mmfs_style")
+    tensors = stored.tensors if stored.config else part(stored.tensors, "g.")
+    config = _config(path, stored, lambda c: MMFSConfig(**c["g"]), lambda _: mmfs.detect(tensors))
+    decoder = part(tensors, "decoder.")
+    _check_fit(path, lambda: Synthesis(config.decoder, config.style), decoder)
+    w, picture = tensors.get("w"), tensors.get("picture")
+    if w is not None and w.shape != (1, config.n_styles, config.style):
+        raise CheckpointError(f"{Path(path).name}: its style code has shape {list(w.shape)}, not "
+                              f"{[1, config.n_styles, config.style]}; it is damaged, write it again")
+    if picture is not None and (picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3):
+        raise CheckpointError(f"{Path(path).name}: its picture is {picture.dtype} of shape {list(picture.shape)}; "
+                              "it is damaged, write it again")
+    return MMFSStyle(config, {name: value.float() for name, value in decoder.items()}, None if w is None else w.float(),
+                     picture, str(stored.meta.get("prompt", "")), str(stored.meta.get("model", "")),
+                     dict(stored.meta.get("settings", {})))
+
+
+def save_mmfs_style(path: Path, style: MMFSStyle) -> Path:
+    """Write a style in 16 bit: the decoder, its code, prompt, settings, model's fingerprint, and its picture, of
+    which at most STYLE_PICTURE px a side are kept (a decoder for 512 px takes 23.3 MB)."""
+    tensors = {f"decoder.{name}": value for name, value in style.decoder.items()}
+    tensors |= {} if style.w is None else {"w": style.w}
+    tensors |= {} if style.picture is None else {"picture": _shrunk(style.picture)}
+    return store.save(path, tensors, "mmfs_style", {"g": asdict(style.config)},
+                      {"model": style.model, "prompt": style.prompt, "settings": style.settings})
+
+
+def _shrunk(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) of 8 bit whose longer side is at most STYLE_PICTURE px."""
+    scale = STYLE_PICTURE / max(picture.shape[1:])
+    if scale >= 1:
+        return picture
+    size = [max(1, round(n * scale)) for n in picture.shape[1:]]
+    return F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+
+
+def load_dino(path: Path) -> Dino:
+    """A DINO ViT, of facebook, timm, or converted."""
+    stored = checkpoints.read(path, "dino")
+    config = _config(path, stored, lambda c: DinoConfig(**c), dino.detect)
+    return _filled(path, lambda: Dino(config), {f"net.{name}": value for name, value in stored.tensors.items()})
 
 
 def load_lpips(path: Path) -> LpipsVGG:
@@ -101,12 +193,13 @@ def _detected(path: Path, make: Callable[[], Config]) -> Config:
                               "it is damaged or of a kind this pack does not know") from error
 
 
-def _filled(path: Path, make: Callable[[], Net], tensors: Mapping[str, Tensor]) -> Net:
-    """The network of `make` with exactly these weights."""
+def _filled(path: Path, make: Callable[[], Net], tensors: Mapping[str, Tensor],
+            layout: torch.memory_format = torch.channels_last) -> Net:
+    """The network of `make` with exactly these weights. `layout`: depthwise blurs are slow in channels_last."""
     _check_fit(path, make, tensors)
     net = make()
     net.load_state_dict(dict(tensors))
-    return net.to(torch.float32, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return net.to(torch.float32, memory_format=layout).eval().requires_grad_(False)
 
 
 def _check_fit(path: Path, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:

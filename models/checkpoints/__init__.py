@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import clip, diffae, osasis, p2, store, vgg
+from . import clip, diffae, dino, mmfs, nvidia, osasis, p2, rosinality, store, vgg
 from .errors import KINDS, CheckpointError, wrong_kind
-from .foreign import strip, text_keys
+from .foreign import part, text_keys
 from .store import Stored
-from .unpickle import read_torch
+from .unpickle import is_plain_pickle, read_pickle, read_torch
 
-__all__ = ["KINDS", "CheckpointError", "Stored", "convert", "read"]
+__all__ = ["KINDS", "CheckpointError", "Stored", "convert", "read", "wrong_kind"]
 
-_FORMATS = (osasis, diffae, p2, clip, vgg)
+_FORMATS = (osasis, diffae, p2, clip, vgg, mmfs, rosinality, dino)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
-    ("g_ema", "a StyleGAN2 checkpoint (rosinality)"),
-    ("G_ema_model", "an MMFS checkpoint"),
+    ("g_running", "a StyleGAN1 checkpoint (rosinality)"),
+    ("G_model", "an MMFS checkpoint without its averaged network (G_ema_model)"),
+    ("student", "DINO's full training checkpoint; pick dino_vitbase8_pretrain.pth, its backbone alone"),
+    ("embeddings.patch_embeddings.projection.weight", "a ViT in Hugging Face's layout; pick model.safetensors of "
+     "https://huggingface.co/timm/vit_base_patch8_224.dino"),
     ("ema_classifier.weight", "DiffAE's attribute classifier (autoenc_cls); pick autoenc_latent/last.ckpt"),
     ("conds", "DiffAE's latent.pkl (codes of the training set); pick autoenc_latent/last.ckpt"),
     ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
@@ -40,6 +42,11 @@ def read(path: str | Path, kind: str | None = None) -> Stored:
             return store.load(path, kind)
         form = _recognise(path.name, header.shapes, kind)
         root: Any = store.read_tensors(path)
+    elif is_plain_pickle(path):
+        root, form = read_pickle(path), nvidia
+        if not nvidia.matches(root):
+            raise CheckpointError(f"{path.name}: this is a pickle, but not one of torch.save, nor a StyleGAN2 of "
+                                  f"NVIDIA's. {_expected(kind)}")
     else:
         root = read_torch(path)
         form = _recognise(path.name, root, kind)
@@ -68,7 +75,7 @@ def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = F
         raise CheckpointError(f"{path.name}: it is already a file of this pack ({KINDS[checkpoint.kind].what}); "
                               "load it as it is")
     try:
-        config = _detect(checkpoint.kind, checkpoint.tensors)
+        config = _detect(checkpoint)
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     meta = {**checkpoint.meta, "source": path.name, "source_sha256": store.sha256(path)}
@@ -101,7 +108,7 @@ def _recognise(name: str, root: Any, kind: str | None) -> Any:
 
 def _expected(kind: str | None) -> str:
     if kind is None:
-        return "Expected: a DiffAE, DDPM (P2), OSASIS style, CLIP or VGG-16 checkpoint"
+        return "Expected: a DiffAE, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO or VGG-16 checkpoint"
     page = f" (for example {KINDS[kind].page})" if KINDS[kind].page else ""
     return f"Expected: {KINDS[kind].what}{page}"
 
@@ -111,13 +118,15 @@ def _beside(path: Path) -> Path:
     return slim if slim != path else path.with_name(f"{path.stem}.slim.safetensors")
 
 
-def _detect(kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _detect(checkpoint: Stored) -> dict[str, Any]:
     """The network configs read off the shapes, as plain dicts (the networks are imported here: they use this package
     only through their loaders)."""
     from .. import clip as clip_model
     from .. import diffae as diffae_model
-    from .. import spn, unet
+    from .. import mmfs as mmfs_model
+    from .. import spn, stylegan2, unet
 
+    kind, tensors = checkpoint.kind, checkpoint.tensors
     if kind == "vgg16":
         return {}
     if kind == "clip":  # the activation is not in the file: it stays a choice of the loader
@@ -126,8 +135,16 @@ def _detect(kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return asdict(diffae_model.detect(tensors))
     if kind == "ddpm":
         return asdict(unet.detect(tensors))
+    if kind == "stylegan2":
+        return {"g": asdict(stylegan2.detect(part(tensors, "g."), checkpoint.meta["group"]))}
+    if kind == "mmfs":
+        critic = part(tensors, "d.")
+        return {"g": asdict(mmfs_model.detect(part(tensors, "g."))),
+                "d": asdict(stylegan2.detect_discriminator(critic)) if critic else None}
+    if kind == "dino":
+        from .. import dino as dino_model
+        return asdict(dino_model.detect(tensors))
     parts = {"unet": asdict(unet.detect(tensors, prefix="unet."))}
-    spn_names = strip(tensors, "spn.")
-    if spn_names:
-        parts["spn"] = asdict(spn.detect({short: tensors[name] for short, name in spn_names.items()}))
+    if part(tensors, "spn."):
+        parts["spn"] = asdict(spn.detect(part(tensors, "spn.")))
     return parts

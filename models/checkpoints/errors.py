@@ -31,8 +31,15 @@ KINDS: dict[str, Kind] = {
     "vgg16": Kind("a VGG-16 trunk", "the Load Perceptual node",
                   "vgg16-397923af.pth, from https://download.pytorch.org/models/vgg16-397923af.pth"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
-    "stylegan2": Kind("a StyleGAN2 model", "the Load StyleGAN2 node"),
-    "mmfs": Kind("an MMFS model", "the Load MMFS node"),
+    "stylegan2": Kind("a StyleGAN2 model", "the Load StyleGAN2 node",
+                      "ffhq-res512-mirror-stylegan2-noaug.pkl of NVIDIA's stylegan2-ada-pytorch, or 550000.pt, linked "
+                      "from https://github.com/rosinality/stylegan2-pytorch"),
+    "mmfs": Kind("an MMFS model", "the Load MMFS node",
+                 "phase3_pretrain_10000.pth, linked from https://github.com/dong-y21/MMFS"),
+    "mmfs_style": Kind("an MMFS style", "the Load MMFS Style node",
+                       "example_ref01.pth, linked from https://github.com/dong-y21/MMFS"),
+    "dino": Kind("a DINO ViT", "the Load Self-Similarity node",
+                 "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino"),
 }
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (

@@ -55,6 +55,11 @@ def strip(names: Iterable[str], prefix: str) -> dict[str, str]:
     return found
 
 
+def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, under their names without it."""
+    return {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def numbers(name: str, value: Any, dims: range = range(1, 5)) -> torch.Tensor:
     """Read one weight: as many dimensions as `dims` allows, floating point, finite. float64 becomes float32."""
     if len(value.shape) not in dims:

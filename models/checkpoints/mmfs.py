@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from .names import Row, count, inside, linear
-from .rosinality import CONV, RES_BLOCK, STYLED, TO_RGB
+from .foreign import Foreign, entry, whole_number
+from .names import Row, count, inside, linear, read
+from .rosinality import CONV, RES_BLOCK, STYLED, TO_RGB, read_discriminator
+from .stylegan2 import joined
+
+NETWORK, DISCRIMINATOR = "G_ema_model", "D_model"
 
 _LAYER = ("self_attn.in_proj_weight", "self_attn.in_proj_bias",
           *(f"{module}.{part}" for module in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")
@@ -33,3 +37,21 @@ def rows_of(names: Collection[str]) -> list[Row]:
     """The table that fits the tensors of `G_ema_model`."""
     return rows(count(names, "to_rgb") - 1, max(0, count(names, "mapping_z.") - 1),
                 count(names, "clip_mapper.transformer.layers."))
+
+
+def matches(root: Mapping) -> bool:
+    """True if `root` has the averaged network of an MMFS checkpoint, complete or not."""
+    return NETWORK in root
+
+
+def parse(root: Mapping) -> Foreign:
+    """Kind "mmfs": `g.*` from `G_ema_model` and, if the file has it, `d.*` from `D_model`. Raises CheckpointError.
+
+    meta: phase 3 for files with a CLIP mapper (3 and 4 look alike), else 2; the iterations and epochs trained.
+    """
+    state = entry(root, NETWORK)
+    network = read(state, rows_of(state))
+    discriminator = read_discriminator(root, DISCRIMINATOR) if DISCRIMINATOR in root else None
+    meta = {"format": "mmfs", "phase": 3 if "mapper.position" in network else 2}
+    meta |= {key: root[key] for key in ("total_iters", "epoch") if whole_number(root.get(key)) is not None}
+    return Foreign(joined(network, discriminator), "mmfs", meta)

@@ -69,7 +69,8 @@ def _check_names(tensors: Iterable[str], rows: Sequence[Row]) -> None:
     known = {row.theirs for row in rows}
     missing = [row.theirs for row in rows if row.theirs not in tensors and not row.optional]
     if missing:
-        raise CheckpointError(f"its tensor '{missing[0]}' is missing ({len(missing)} in all); pick a complete checkpoint")
+        raise CheckpointError(f"its tensor '{missing[0]}' is missing ({len(missing)} in all); "
+                              "pick a complete checkpoint")
     odd = [name for name in tensors if name not in known and not _CONSTANT.fullmatch(name)]
     if odd:
         raise CheckpointError(f"it has a tensor '{odd[0][:80]}' that this network does not have ({len(odd)} in all); "
@@ -81,5 +82,5 @@ def _ours(row: Row, tensor: Tensor) -> Tensor:
     end = len(shape) - row.trail
     if end < row.lead or any(n != 1 for n in shape[:row.lead] + shape[end:]):
         raise CheckpointError(f"its tensor '{row.theirs}' has shape {list(shape)}; expected {row.lead} leading and "
-                              f"{row.trail} trailing dimensions of 1: pick a checkpoint of the unchanged public program")
+                              f"{row.trail} trailing dimensions of 1: pick a file of the unchanged public program")
     return tensor.reshape(shape[row.lead:end])

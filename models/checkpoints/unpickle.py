@@ -46,6 +46,15 @@ def read_torch(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Any:
         raise CheckpointError(f"{path.name}: {error}") from error
 
 
+def is_plain_pickle(path: str | Path) -> bool:
+    """True if the file begins as a pickle, but not as one of torch.save's legacy container."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(32)
+    return head[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") not in head
+
+
 def read_pickle(path: str | Path, *, max_bytes: int = 1 << 30) -> Any:
     """Read a plain pickle whose storages are torch files inside it (NVIDIA .pkl), as `read_torch` does a torch file."""
     path = check_file(path, max_bytes)
