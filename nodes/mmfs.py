@@ -4,11 +4,15 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..models import mmfs_style, stylegan2
+from ..models.clip import BILINEAR, Clip
+from ..models.mmfs import MMFS
 from ..models.stylegan2 import NOISES
+from ..train.data import to_bytes
 from . import host, pictures, schema, sockets
 from .host import Steps
 from .osasis import chunks
@@ -16,6 +20,8 @@ from .sockets import WPlus
 from .stylegan2 import mixed, mixing_inputs, noise_of, truncation_input
 
 CROP, WHOLE = "crop", "whole picture"
+GAP_ANCHOR = "photo"
+GAP_SAMPLES = 64  # random stylizations whose mean embedding stands for pictures
 
 
 class RandomStyle(io.ComfyNode):
@@ -42,6 +48,92 @@ class RandomStyle(io.ComfyNode):
         if truncation != 1:
             w = stylegan2.truncate(w, mmfs.mean, truncation)
         return io.NodeOutput(WPlus(w, mmfs.fingerprint, f"seed {seed}"))
+
+
+class StyleFromPicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="AtelierMMFSStyleFromPicture", display_name="MMFS Style from Picture", category="Atelier/mmfs",
+            description="Reads a picture's style with CLIP and maps it to a style of MMFS. It gives the tone and the "
+                        "look; fine-tuning then comes closer.",
+            inputs=[
+                sockets.MMFS_MODEL.Input("mmfs", tooltip="An MMFS model with its CLIP mapping."),
+                sockets.CLIP.Input("clip", tooltip="The CLIP it was trained with: officially OpenAI's ViT-B/32, 'demo' "
+                                                   "for the demo model."),
+                schema.image("picture", "The style pictures; of wide or tall ones CLIP sees the middle square."),
+                io.Boolean.Input("average", default=False,
+                                 tooltip="One style from all pictures together. Off: a style for each.")],
+            outputs=[sockets.WPLUS.Output("styles", display_name="styles", tooltip="The styles, for Stylize with "
+                                                                                   "MMFS.")])
+
+    @classmethod
+    def execute(cls, mmfs, clip, picture, average):
+        shown = to_bytes(pictures.checked(picture, "picture") * 2 - 1)
+        with host.running(mmfs.managed, clip.managed):
+            seen = torch.cat([F.normalize(seen_as_file(clip.managed.net, one), dim=-1) for one in shown])
+            w = mmfs.net.styles_of(seen.mean(0, keepdim=True) if average else seen)
+        return io.NodeOutput(WPlus(w.float().cpu(), mmfs.fingerprint, "picture"))
+
+
+def seen_as_file(clip: Clip, picture: Tensor) -> Tensor:
+    """The embedding (1, D) of a picture uint8 (3, H, W), prepared as the official program prepares references."""
+    return clip.look(clip.prepare_file(picture))[0].float()
+
+
+class StyleFromText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="AtelierMMFSStyleFromText", display_name="MMFS Style from Text", category="Atelier/mmfs",
+            description="Maps words to a style of MMFS through CLIP. Words and pictures lie apart in CLIP, so this "
+                        "alone is vague; fine-tuning comes closer.",
+            inputs=[
+                sockets.MMFS_MODEL.Input("mmfs", tooltip="An MMFS model with its CLIP mapping."),
+                sockets.CLIP.Input("clip", tooltip="The CLIP it was trained with: officially OpenAI's ViT-B/32, 'demo' "
+                                                   "for the demo model."),
+                io.String.Input("text", default="watercolor painting", multiline=True,
+                                tooltip="The style in a few words. The demo CLIP knows only a few; it says which."),
+                io.Float.Input("gap", default=0.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="Carries the words over to where CLIP puts pictures: 0 not at all, as the "
+                                       "official program, 1 fully. Needs photos."),
+                schema.image("photos", "Faces, needed if gap is above 0: their random stylizations show where pictures "
+                                       "lie.", optional=True)],
+            outputs=[sockets.WPLUS.Output("styles", display_name="styles", tooltip="The style, for Stylize with "
+                                                                                   "MMFS.")])
+
+    @classmethod
+    def execute(cls, mmfs, clip, text, gap, photos=None):
+        judge = clip.managed.net
+        judge.check_prompt(text)
+        if gap and photos is None:
+            raise ValueError("gap is above 0, which needs photos to stylize: connect some faces to photos, or set gap "
+                             "to 0")
+        x = fitted(photos, CROP, mmfs, 0)[0] if gap else None
+        with host.running(mmfs.managed, clip.managed) as device:
+            words = F.normalize(judge.embed_text([text, GAP_ANCHOR] if gap else [text]).float(), dim=-1)
+            seen = words[:1]
+            if x is not None:
+                mean = mean_embedding(mmfs.net, judge, x.to(device), Steps(GAP_SAMPLES))
+                seen = across_the_gap(words[:1], words[1:], mean, gap)
+            w = mmfs.net.styles_of(seen)
+        return io.NodeOutput(WPlus(w.float().cpu(), mmfs.fingerprint, f"text '{text.strip()}'"))
+
+
+def across_the_gap(words: Tensor, anchor: Tensor, mean: Tensor, share: float) -> Tensor:
+    """An embedding (1, D) of words moved to the pictures' side: mean of pictures + (words - anchor) (spec B.5)."""
+    return torch.lerp(words, F.normalize(mean + words - anchor, dim=-1), share)
+
+
+def mean_embedding(net: MMFS, clip: Clip, photos: Tensor, progress: Steps) -> Tensor:
+    """Mean embedding (1, D) of random stylizations of the photos (B, 3, px, px), taken in turn."""
+    generator, total = Generator().manual_seed(0), 0
+    z = torch.randn(GAP_SAMPLES, net.config.style, generator=generator).to(photos.device)
+    for k in range(GAP_SAMPLES):
+        drawn = net(photos[k % len(photos)][None], net.styles(z[k:k + 1]))
+        total = total + F.normalize(clip.embed(drawn, BILINEAR).float(), dim=-1)
+        progress(partial(pictures.strip, drawn))
+    return total / GAP_SAMPLES
 
 
 class MixStyles(io.ComfyNode):
@@ -162,4 +254,4 @@ def fitted(image: Tensor, fit: str, mmfs: sockets.Stylizer, max_side: int) -> tu
     return pictures.to_model(pictures.fit(image, px, "crop"), px), (px, px)
 
 
-NODES = [RandomStyle, MixStyles, Stylize]
+NODES = [RandomStyle, StyleFromPicture, StyleFromText, MixStyles, Stylize]

@@ -65,8 +65,8 @@ class LoadSelfSimilarity(io.ComfyNode):
             description="Loads what tells whether a drawing is built like its photo: which parts of it look alike. "
                         "MMFS uses DINO ViT-B/8; without that file, the encoder of the demo DiffAE stands in for it.",
             inputs=[model_input("dino", "'demo' is a stated substitute: the encoder of the pack's small DiffAE. "
-                                        "Others: files in models/dino, such as dino_vitbase8_pretrain.pth, which the official "
-                                        "program uses.")],
+                                        "Others: files in models/dino, such as dino_vitbase8_pretrain.pth, which the "
+                                        "official program uses.")],
             outputs=[sockets.SELF_SIMILARITY.Output("self_similarity", display_name="self-similarity",
                                                     tooltip="What judges structure in fine-tuning and in Stage II.")])
 

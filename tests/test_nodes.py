@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from oneshot_atelier.tests import in_comfy, tiny_models
+from oneshot_atelier.tests import tiny_models
+from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("comfy")]
 PX = tiny_models.PX
 TUNE = {"iterations": 2, "batch": 2, "lr": 1e-3, "lr_spn": 1e-3, "spn": "timed", "spn_weight": 0.1, "seed": 3,
         "save_every": 0, "resume": True}
@@ -17,37 +18,8 @@ QUICK = {"forward_steps": 10, "reverse_steps": 10, "latent_steps": 10, "generate
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tmp_path_factory.mktemp("comfy_base")
-
-
-@pytest.fixture(scope="session")
-def nodes(base):
-    """The node classes by id, and the modules behind them."""
-    package, found = in_comfy.nodes(base)
-    return SimpleNamespace(host=package.host, pictures=package.pictures, sockets=package.sockets, twin=package.twin,
-                           **{node.GET_SCHEMA().node_id.removeprefix("Atelier"): node for node in found})
-
-
-@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return tiny_models.write(tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(autouse=True)
-def comfy(nodes, tiny, tmp_path, monkeypatch):
-    """As in ComfyUI: inference mode, the demo models in place, empty folders."""
-    import folder_paths
-    monkeypatch.setattr(nodes.host, "DEMO", tiny)
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
-    for kind in nodes.host.FILE_KINDS:
-        (tmp_path / "models" / kind).mkdir(parents=True)
-        extensions = folder_paths.folder_names_and_paths[kind][1]
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / "models" / kind)], extensions))
-    folder_paths.filename_list_cache.clear()
-    with torch.inference_mode():
-        yield tmp_path
 
 
 @pytest.fixture
@@ -57,10 +29,6 @@ def loaded(nodes):
     return SimpleNamespace(
         diffae=diffae, ddpm=nodes.LoadDDPM.execute("demo")[0], clip=nodes.LoadCLIP.execute("demo", "auto")[0],
         perceptual=nodes.LoadPerceptual.execute("encoder of the DiffAE", diffae)[0])
-
-
-def picture(seed: int, count: int = 1, side: int = PX, channels: int = 3) -> torch.Tensor:
-    return torch.rand(count, side, side, channels, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -87,10 +55,6 @@ def stylized(nodes, style, structure, mix, **changes):
 
 def weights_of(style):
     return {**style.style.unet, **{f"spn.{k}": v for k, v in (style.style.spn or {}).items()}}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- the whole chain -----------------------------------------------------------------------------------------------
@@ -302,20 +266,6 @@ def test_variants(nodes, loaded, tune, changes):
     assert (style.style.spn is None) == (changes.get("spn") == "none")
     _, semantic, structure = encoded(nodes, loaded)
     assert stylized(nodes, style, structure, nodes.MixCodes.execute(semantic, code, 32, False, "")[0]).shape[0] == 2
-
-
-def interrupt_after(monkeypatch, nodes, calls):
-    """The user cancels during the given optimiser step; returns the list of steps that were made."""
-    import comfy.model_management as mm
-    made, picture_of = [], nodes.host.Steps.__call__
-
-    def counted(self, *args):
-        made.append(1)
-        if len(made) == calls:
-            mm.interrupt_current_processing()
-        picture_of(self, *args)
-    monkeypatch.setattr(nodes.host.Steps, "__call__", counted)
-    return made, mm.InterruptProcessingException
 
 
 def test_cancel_stops_within_a_step_and_resume_is_exact(nodes, tune, comfy, monkeypatch):
