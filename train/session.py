@@ -33,9 +33,10 @@ PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the offi
                "clip_preparation": "proper", "precision": "bfloat16"},  # spec D and F; not judged at 256 px
     "demo": {"bank": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
 }
-MEANINGS = {"model": "the model it starts from", "clip": "the CLIP", "perceptual": "the perceptual network",
+MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
+            "perceptual_network": "the perceptual network",
             "twin": "the photo twin", "style": "the style picture", "photos": "the content photos",
-            "structure": "the self-similarity network", "references": "what the style is learned from",
+            "structure_network": "the self-similarity network", "references": "what the style is learned from",
             "faces": "the set of source faces", "discriminator": "the discriminator", "art": "the artistic set"}
 
 
@@ -145,7 +146,7 @@ def describe(config: OsasisConfig, fingerprint: str, clip: nn.Module, perceptual
              style: Tensor, photos: Tensor | None) -> dict:
     """Everything that decides the result, JSON-able: config fields, and hashes of networks and pictures."""
     return asdict(config) | {
-        "model": fingerprint, "clip": hash_of(clip.state_dict()), "perceptual": hash_of(perceptual.state_dict()),
+        "model": fingerprint, "clip_network": hash_of_network(clip), "perceptual_network": hash_of_network(perceptual),
         "twin": hash_of({"": twin}), "style": hash_of({"": style}),
         "photos": None if photos is None else hash_of({"": photos})}
 
@@ -157,6 +158,12 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def hash_of_network(net: nn.Module) -> str:
+    """Hash of a network's weights and of its configuration, if it has one."""
+    config = repr(getattr(net, "config", None)).encode()
+    return hashlib.sha256(hash_of(net.state_dict()).encode() + config).hexdigest()[:32]
 
 
 def difference(saved: Mapping, now: Mapping) -> str | None:
