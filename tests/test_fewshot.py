@@ -380,7 +380,7 @@ def test_the_style_holds_all_that_is_needed_to_use_it_and_to_tell_how_it_was_mad
     net = mmfs()
     style, run = tuned(Target(pictures=[torch.randint(0, 255, (3, 300, 600)).byte()]), net=net)
     assert style.config == MODEL and style.model == fingerprint(net) and style.prompt == ""
-    assert style.picture.shape == (3, 128, 256) and style.w.shape == (1, 6, 24)
+    assert style.picture.shape == (3, 300, 600) and style.w.shape == (1, 6, 24)
     assert all(value.dtype == torch.float16 for value in style.decoder.values())
     assert json.loads(json.dumps(style.settings)) == style.settings
     assert style.settings["source"] == "6 photos" and asdict(CONFIG).items() <= style.settings.items()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oneshot_atelier.models import mmfs_style
+from oneshot_atelier.models.loading import load_mmfs_style, save_mmfs_style
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
 from oneshot_atelier.models.mmfs_style import MMFSStyle, check_style, fingerprint, styled, with_decoder
 from oneshot_atelier.tests import tiny
@@ -90,6 +91,17 @@ def test_a_style_of_another_model_is_refused():
     larger = replace(MODEL, encoder=(4, 8, 16, 24), decoder=(24, 16, 8, 8))
     with pytest.raises(ValueError, match="MMFS of 128 px .* not for this one of 256 px"):
         check_style(style, larger, fingerprint(net))
+
+
+def test_a_style_is_saved_and_loaded_whole(tmp_path):
+    net = mmfs()
+    style = replace(style_of(net), prompt="red", settings={"seed": 3},
+                    picture=torch.arange(3 * 32 * 20).reshape(3, 32, 20).remainder(256).to(torch.uint8))
+    found = load_mmfs_style(save_mmfs_style(tmp_path / "my style.safetensors", style))
+    assert (found.config, found.prompt, found.model, found.settings) == (MODEL, "red", fingerprint(net), {"seed": 3})
+    assert torch.equal(found.picture, style.picture) and torch.allclose(found.w, style.w, atol=2e-3)
+    check_style(found, net.config, fingerprint(net))
+    assert tiny.same(styled(net, found).state_dict(), styled(net, style).state_dict())
 
 
 def test_an_official_style_takes_at_most_24_megabytes_in_16_bit():

@@ -20,7 +20,7 @@ from ..models.mmfs import MMFS
 from ..models.mmfs_style import MMFSStyle
 from ..models.stylegan2 import draw_noise
 from . import guidance
-from .data import to_bytes, to_unit
+from .data import to_bytes
 from .loop import LoopConfig, Progress, Run, average_of, step_seed, train
 from .osasis import Update
 from .prior import precision
@@ -30,7 +30,6 @@ from .source_faces import Faces, Samples, Source, Structure, check_photos
 MEANS = ("batch", "all")
 PRECISIONS = ("float32", "bfloat16")
 FEW = 4  # a batch below this has no mean face: its mean embedding would hold the faces' own identity (B.7)
-PICTURE_PX = 256  # longest side of the reference kept in a style
 FLATTEST = 1.0  # least deviation of a reference's pixels, of 255
 MMFS_PRESETS: dict[str, dict] = {  # fields of FewShotConfig that differ from the official program
     "official": {},
@@ -247,18 +246,10 @@ def row_losses(trainer: Trainer, faces: Faces, pictures: Tensor, anchor: Tensor)
 
 
 def finish(net: MMFS, run: Run, guide: Guide, target: Target, model: str, settings: dict) -> MMFSStyle:
-    """The style as it stands: the moving average in 16 bit on the CPU, its code, the first reference small."""
+    """The style as it stands: the moving average in 16 bit on the CPU, its code, the first reference."""
     decoder = {k: v.detach().to("cpu", torch.float16) for k, v in run.averages["decoder"].state_dict().items()}
-    picture = shrunk(target.bytes()[0]) if target.pictures else None
+    picture = target.bytes()[0].cpu() if target.pictures else None
     return MMFSStyle(net.config, decoder, guide.w.float().cpu(), picture, target.prompt, model, settings)
-
-
-def shrunk(picture: Tensor) -> Tensor:
-    """uint8 (3, H, W), its longer side at most PICTURE_PX."""
-    scale = min(1.0, PICTURE_PX / max(picture.shape[1:]))
-    size = [max(1, round(side * scale)) for side in picture.shape[1:]]
-    small = F.interpolate(to_unit(picture)[None], size, mode="bilinear", antialias=True, align_corners=False)
-    return to_bytes(small)[0]
 
 
 # --- a session --------------------------------------------------------------------------------------------------------
