@@ -22,6 +22,7 @@ from .clip import Clip, ClipConfig
 from .diffae import DiffAE, DiffAEConfig
 from .dino import Dino, DinoConfig
 from .mmfs import MMFS, MMFSConfig
+from .mmfs_style import MMFSStyle
 from .osasis import Style
 from .perceptual import LpipsVGG
 from .spn import SPN
@@ -102,7 +103,6 @@ def save_mmfs(path: Path, net: MMFS, discriminator: Discriminator | None, meta: 
 
 def load_mmfs_style(path: Path) -> MMFSStyle:
     """A style of ours, or the decoder of an official .pth of phase 4 (which knows neither its code nor its model)."""
-    from .mmfs_style import MMFSStyle
     stored = checkpoints.read(path)
     if stored.kind != "mmfs_style" and not (stored.kind == "mmfs" and stored.config is None):
         raise checkpoints.wrong_kind(Path(path).name, stored.kind, "mmfs_style")
