@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, loaders, metrics, osasis, training, twin
+from . import host, loaders, metrics, mmfs, mmfs_loaders, mmfs_training, osasis, stylegan2, training, twin
 
-NODES: list[type[io.ComfyNode]] = [*loaders.NODES, *twin.NODES, *osasis.NODES, *training.NODES, *metrics.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *loaders.NODES, *twin.NODES, *osasis.NODES, *training.NODES, *metrics.NODES,
+    *mmfs_loaders.NODES, *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES]
 
 
 class AtelierExtension(ComfyExtension):

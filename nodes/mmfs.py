@@ -202,7 +202,7 @@ class Stylize(io.ComfyNode):
                                     tooltip="Styles: one for each photo, one for all, or several for a single photo. "
                                             "Without, the fine-tuned style's own code."),
                 sockets.MMFS_STYLE.Input("style", optional=True, tooltip="A fine-tuned style, loaded or just made.")],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The drawn pictures.")])
+            outputs=[io.Image.Output("drawn", display_name="image", tooltip="The drawn pictures.")])
 
     @classmethod
     def execute(cls, mmfs, image, strength, noise, noise_seed, fit, max_side, batch, styles=None, style=None):

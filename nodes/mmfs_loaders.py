@@ -78,7 +78,8 @@ class LoadSelfSimilarity(io.ComfyNode):
     def execute(cls, model):
         path = host.model_path("dino", model)
         if model == host.DEMO_NAME:
-            net = EncoderKeys(loading.load_diffae(path).encoder)
+            diffae = loading.load_diffae(path)
+            net = EncoderKeys(diffae.encoder, diffae.image_size)
             return io.NodeOutput(SelfSimilarity("encoder of the demo DiffAE", Managed(net), substitute=True))
         return io.NodeOutput(SelfSimilarity(model, Managed(loading.load_dino(path)), substitute=False))
 

@@ -183,6 +183,12 @@ class TuneOptions:
     fields: dict
 
 
+@dataclass(frozen=True)
+class MMFSTuneOptions:
+    """ATELIER_MMFS_TUNE_OPTIONS: fields of train.fewshot.FewShotConfig by name."""
+    fields: dict
+
+
 def batch_of(z: Tensor, count: int, what: str) -> Tensor:
     """z for `count` pictures: as many codes as pictures, or one for all. ValueError otherwise."""
     if len(z) not in (1, count):

@@ -1,6 +1,7 @@
 """Nodes that make styles: the one-shot fine-tune, its finer settings, and saving."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -202,11 +203,17 @@ class SaveStyle(io.ComfyNode):
     @classmethod
     def execute(cls, style, name, overwrite):
         path = host.model_folder("osasis") / f"{session.plain_name(name)}.safetensors"
-        if overwrite or not path.exists():
-            save_style(path, style.style)
-        elif not is_style(path, style.style):
-            raise ValueError(f"{path} is there already and is another style; give another name, or turn 'overwrite' on")
+        write_once(path, overwrite, lambda: is_style(path, style.style), lambda: save_style(path, style.style), "style")
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+
+
+def write_once(path: Path, overwrite: bool, is_same: Callable[[], bool], write: Callable[[], object],
+               what: str) -> None:
+    """Write a file; one that is there is replaced if `overwrite`, left if it is the same, and an error otherwise."""
+    if overwrite or not path.exists():
+        write()
+    elif not is_same():
+        raise ValueError(f"{path} is there already and is another {what}; give another name, or turn 'overwrite' on")
 
 
 def is_style(path: Path, style: Style) -> bool:

@@ -16,7 +16,7 @@ from oneshot_atelier.tests import in_comfy
 
 pytestmark = pytest.mark.server
 GOLDEN = Path(__file__).with_name("golden_nodes.json")
-FROM_FOLDERS = {"model", "style"}  # combos whose choices are the user's files
+FROM_FOLDERS = {"model", "style", "folder", "faces_folder", "art_folder"}  # combos whose choices are the user's files
 
 
 @pytest.fixture(scope="module")
