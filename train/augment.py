@@ -40,14 +40,12 @@ def colour(x: Tensor, draws: Draws) -> Tensor:
 
 def translate(x: Tensor, draws: Draws, share: float = 1 / 8) -> Tensor:
     """Shifted by up to `share` of the side, in whole pixels, zeros moving in."""
-    height, width = x.shape[2:]
-    shift = draws.uniform(2)
-    down, right = (_pixels(shift[:, i], size, share) for i, size in enumerate((height, width)))
-    padded = F.pad(x, (1, 1, 1, 1))
-    rows = (torch.arange(height, device=x.device) + down[:, None] + 1).clamp(0, height + 1)
-    columns = (torch.arange(width, device=x.device) + right[:, None] + 1).clamp(0, width + 1)
-    sample = torch.arange(len(x), device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+    sizes = x.new_tensor(x.shape[:1:-1])  # width, height
+    shift = (draws.uniform(2) * sizes * share).round() * 2 / sizes
+    matrix = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
+    matrix[:, :, 2] = shift
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="zeros", align_corners=False)
 
 
 def cut_out(x: Tensor, draws: Draws, share: float = 1 / 2) -> Tensor:
@@ -57,7 +55,3 @@ def cut_out(x: Tensor, draws: Draws, share: float = 1 / 2) -> Tensor:
     inside = [((torch.arange(size, device=x.device) - centre[:, i, None] * size).abs() < size * share / 2)
               for i, size in enumerate((height, width))]
     return x * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
-
-
-def _pixels(uniform: Tensor, size: int, share: float) -> Tensor:
-    return (uniform * (size * share + 0.5)).round().clamp(-size * share, size * share).long()

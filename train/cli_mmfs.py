@@ -20,8 +20,8 @@ Config = TypeVar("Config")
 
 def add_stages(p: argparse.ArgumentParser) -> None:
     """Options of the MMFS trainings."""
-    p.add_argument("--source", type=Path, help="what a stage starts from: StyleGAN2 for mmfs-stage1, Stage I for "
-                   "mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping")
+    p.add_argument("--source", type=Path, help="what a stage starts from: StyleGAN2 for mmfs-stage1 (and stylegan2, "
+                   "none: from scratch), Stage I for mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping")
     p.add_argument("--prior", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss; without it the demo encoder stands in")
@@ -46,7 +46,7 @@ def train_stage(options: argparse.Namespace) -> None:
 def carry_out(options: argparse.Namespace, recipes, folders, config: GanConfig, work) -> None:
     """Hand over to the recipe of the stage."""
     if options.model == "stylegan2":
-        recipes.prior(folders, config, work, options.size)
+        recipes.prior(folders, config, work, options.size, options.source)
     elif options.model == "mmfs-stage1":
         recipes.stage1(needed(options.source, "--source", "the StyleGAN2 file"), folders, config, work)
     elif options.model == "mmfs-stage2":

@@ -18,7 +18,7 @@ from .loop import LoopConfig, Losses, Run, average_of, step_seed
 from .prior import precision
 from .team import SOLO, Draws, Team
 
-Pictures = Callable[[int], Tensor]  # step -> pictures (rows, 3, px, px) in [-1, 1]
+Pictures = Callable[[int], Tensor]  # step -> pictures (rows, 3, px, px) in [-1, 1] on the networks' device
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,20 @@ def adversarial_step(run: Run, team: Team, config: GanConfig, k: int, draws: Dra
     d.requires_grad_(True)
     with precision(real.device, config.precision):
         fake, seen = augment(fake.detach(), names, draws), augment(real, names, draws)
-        losses["d"] = F.softplus(d(fake).float()).mean() + F.softplus(-d(seen).float()).mean()
+        on_fake, on_real = scores(d, fake, seen)
+        losses["d"] = F.softplus(on_fake.float()).mean() + F.softplus(-on_real.float()).mean()
     update(run, team, "d", config.d_weight * losses["d"])
     if config.r1 and k % config.r1_every == 0:
         losses["r1"] = gradient_penalty(d, seen)
         update(run, team, "d", config.r1 / 2 * config.r1_every * losses["r1"])
     return team.average_losses({name: loss.detach() for name, loss in losses.items()})
+
+
+def scores(d: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of two equal batches in one call, laid side by side so that no group of D's deviation holds both."""
+    groups = [x.unflatten(0, (min(d.config.group, len(x)), -1)) for x in (fake, real)]
+    both = torch.cat(groups, 1)
+    return d(both.flatten(0, 1)).view(len(both), 2, -1).unbind(1)
 
 
 def gradient_penalty(d: Discriminator, real: Tensor) -> Tensor:
@@ -156,7 +164,7 @@ def prior(g: StyleGAN2, d: Discriminator, pictures: Pictures, config: GanConfig 
 
         def draw() -> Tensor:
             return g(mixed_styles(g.styles, draws, width, config.mixing), draws.noise(shapes))
-        return adversarial_step(run, team, config, k, draws, draw, pictures(k).to(device), lambda fake: {})
+        return adversarial_step(run, team, config, k, draws, draw, pictures(k), lambda fake: {})
 
     def preview() -> Tensor:
         generator = Generator().manual_seed(config.seed)

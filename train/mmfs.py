@@ -87,7 +87,7 @@ def stage2(net: MMFS, critic: Discriminator, structure: nn.Module, photos: Pictu
 
     def step(k: int) -> Losses:
         draws = draws_of(k, config, team, device, critic.config.group)
-        photo = photos(k).to(device)
+        photo = photos(k)
 
         def draw() -> Tensor:
             return net(photo, mixed_styles(net.styles, draws, net.config.style, config.mixing),
@@ -100,7 +100,7 @@ def stage2(net: MMFS, critic: Discriminator, structure: nn.Module, photos: Pictu
                 keys = structure.keys(photo)
             loss = structure_loss(structure.keys(fake), keys, config.structure_norm)
             return {"structure": config.structure * loss * team.size}  # a sum over the batch, averaged by the team
-        return adversarial_step(run, team, config, k, draws, draw, art(k).to(device), held)
+        return adversarial_step(run, team, config, k, draws, draw, art(k), held)
     return Stage(run, step, random_styles(run, shown, config), config)
 
 
@@ -122,7 +122,7 @@ def mapping(net: MMFS, clip: Clip, critic: Discriminator, photos: Pictures, show
 
     def step(k: int) -> Losses:
         draws = draws_of(k, config, team, device)
-        photo = photos(k).to(device)
+        photo = photos(k)
         shapes = net.noise_shapes(*photo.shape[-2:])
         with precision(device, config.precision):
             with torch.no_grad():

@@ -63,11 +63,16 @@ def small_stylegan2(px: int = 128) -> StyleGAN2Config:
     return StyleGAN2Config(channel_table(px, 8192, 160), style=128)
 
 
-def prior(folders: Folders, config: GanConfig, work: Work, px: int = 128) -> StyleGAN2:
-    """Train a StyleGAN2 on photos."""
+def prior(folders: Folders, config: GanConfig, work: Work, px: int = 128, source: Path | None = None) -> StyleGAN2:
+    """Train a StyleGAN2 on photos, from scratch or from the one of `source`."""
     shape = small_stylegan2(px)
-    with seeded(config.seed, torch.device("cpu")):
-        g, d = StyleGAN2(shape).to(work.device), Discriminator(shape).to(work.device)
+    if source is None:
+        with seeded(config.seed, torch.device("cpu")):
+            g, d = StyleGAN2(shape).to(work.device), Discriminator(shape).to(work.device)
+    else:
+        g, d = discriminated(loading.load_stylegan2(source), source, work.device)
+        shape, px = g.config, g.config.resolution
+        d.requires_grad_(True)
     with stream(folders.photo_paths()[0], px, config, work, shape.group) as photos:
         stage = work.carry_out(gan.prior(g, d, photos, config, work.team))
     drawn = stage.run.averages["g"]
@@ -139,7 +144,7 @@ def stream(paths: list[Path], px: int, config: GanConfig, work: Work, group: int
     count = {folder: sum(p.parent == folder for p in paths) for folder in {p.parent for p in paths}}
     weights = [1 / count[p.parent] for p in paths] if even else None
     return Stream(paths, px, config.batch, config.seed, weights=weights, rows=work.team.rows(config.batch, group),
-                  flip=config.flip)
+                  flip=config.flip, device=work.device)
 
 
 def held_photos(folders: Folders, net: MMFS, count: int = 4) -> Tensor:

@@ -13,10 +13,11 @@ from .data import read_picture, to_unit
 from .loop import step_seed
 
 CACHE_BYTES = 1 << 30
+CPU = torch.device("cpu")
 
 
 class Stream:
-    """`stream(k)`: the pictures of step k in [-1, 1], (rows, 3, px, px) on the CPU; they depend on (seed, k) alone.
+    """`stream(k)`: the pictures of step k in [-1, 1], (rows, 3, px, px) on `device`; they depend on (seed, k) alone.
 
     paths: all pictures; weights: how likely each is to be drawn (default: alike). batch: of the whole team; rows: the
     indices this process keeps (default: all). flip: half of the pictures are mirrored. A picture that cannot be read
@@ -24,12 +25,13 @@ class Stream:
     """
 
     def __init__(self, paths: Sequence[Path], px: int, batch: int, seed: int, *, weights: Sequence[float] | None = None,
-                 rows: Tensor | None = None, flip: bool = False, cache_bytes: int = CACHE_BYTES, workers: int = 4):
+                 rows: Tensor | None = None, flip: bool = False,
+                 device: torch.device = CPU, cache_bytes: int = CACHE_BYTES, workers: int = 4):
         if not paths:
             raise ValueError("there is no picture to train on: name a folder that holds some")
         self.paths, self.px, self.batch, self.seed, self.flip = list(paths), px, batch, seed, flip
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(paths), dtype=torch.float64)
-        self.rows = torch.arange(batch) if rows is None else rows
+        self.rows, self.device = torch.arange(batch) if rows is None else rows, device
         self.room, self.cache = cache_bytes // (3 * px * px), {}
         self.pool = ThreadPoolExecutor(workers)
         self.ahead: dict[int, list[Future]] = {}
@@ -37,9 +39,9 @@ class Stream:
     def __call__(self, k: int) -> Tensor:
         pictures = [future.result() for future in self.ahead.pop(k, None) or self._begin(k)]
         self.ahead = {k + 1: self._begin(k + 1)}
-        x = to_unit(torch.stack(pictures))
+        x = to_unit(torch.stack(pictures).to(self.device))
         mirrored = torch.rand(self.batch, generator=self._generator(k, 1))[self.rows] < 0.5 * self.flip
-        return torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(3), x)
 
     def chosen(self, k: int) -> list[int]:
         """Indices of this process's pictures at step k."""
