@@ -115,8 +115,6 @@ def test_the_group_of_the_discriminator_is_the_file_s(tmp_path, group, expected)
 
 def test_the_legit_pickle_is_one_that_the_public_loader_would_execute(tmp_path):
     """The files of these tests have the real structure: unpickling them runs the program that they hold."""
-    import pickle
-
     marker = tmp_path / "ran"
     root = nvidia_files.module(small.nvidia_state(small.generator()))
     root._source = f"open({str(marker)!r}, 'w').close()\n" + nvidia_files.SOURCE
