@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, loaders, metrics, mmfs, mmfs_loaders, mmfs_training, osasis, stylegan2, training, twin
+from . import host, loaders, metrics, mmfs, mmfs_loaders, mmfs_stages, mmfs_training, osasis, stylegan2, training, twin
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *twin.NODES, *osasis.NODES, *training.NODES, *metrics.NODES,
-    *mmfs_loaders.NODES, *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES]
+    *mmfs_loaders.NODES, *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES,
+    *mmfs_stages.NODES]
 
 
 class AtelierExtension(ComfyExtension):

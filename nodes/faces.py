@@ -1,13 +1,21 @@
-"""Where training nodes get their faces from: pictures on a socket, a folder of ComfyUI's input, a StyleGAN2."""
+"""Where training nodes get their pictures from: on a socket, or from a folder of ComfyUI's input."""
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ..train.data import find_pictures, read_picture, to_bytes
+from ..train.data import find_pictures, read_picture, read_pictures, to_bytes, to_unit
+from ..train.gan import Pictures
+from ..train.loop import step_seed
+from ..train.session import hash_of
+from ..train.stream import Stream
 from . import host, pictures
 
 MOST = 1024  # pictures of a folder that a fine-tune takes, spread over all of them
@@ -29,12 +37,61 @@ def folder_pictures(name: str) -> list[Path]:
         raise ValueError(str(error)) from error
 
 
+def squares(image: Tensor, px: int, what: str) -> Tensor:
+    """IMAGE of any shape -> uint8 (B, 3, px, px), its middle squares."""
+    return to_bytes(pictures.to_model(pictures.fit(image, px, "crop"), px, what))
+
+
 def gathered(image: Tensor | None, folder: str, px: int, what: str) -> Tensor | None:
     """uint8 (N, 3, px, px), middle squares: the pictures on the socket, then those of the folder. None if neither."""
-    parts = [] if image is None else [to_bytes(pictures.to_model(pictures.fit(image, px, "crop"), px, what))]
+    parts = [] if image is None else [squares(image, px, what)]
     paths = folder_pictures(folder)
     every = max(1, -(-len(paths) // MOST))
     for path in paths[::every]:
         host.check_cancelled()
         parts.append(read_picture(path, px)[None])
     return torch.cat(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """What a stage trains on: pictures uint8 (N, 3, px, px) that are at hand, or files that are read as they come."""
+    px: int
+    pictures: Tensor | None
+    paths: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, image: Tensor | None, folder: str, px: int, what: str) -> PictureSet:
+        """From a socket or a folder. ValueError for neither and for both."""
+        paths = folder_pictures(folder)
+        if image is None and not paths:
+            raise ValueError(f"{what}: there are no pictures; connect some, or pick a folder of them")
+        if image is not None and paths:
+            raise ValueError(f"{what}: there are pictures on the socket and in a folder; give only one of them")
+        return cls(px, None if image is None else squares(image, px, what), tuple(paths))
+
+    @property
+    def description(self) -> str:
+        """Another one for other pictures; of files, the names and sizes count."""
+        if self.pictures is not None:
+            return hash_of({"": self.pictures})
+        listing = "".join(f"{path.name}{path.stat().st_size}" for path in self.paths)
+        return hashlib.sha256(listing.encode()).hexdigest()[:32]
+
+    def first(self, count: int) -> Tensor:
+        """The first pictures, (n, 3, px, px) in [-1, 1]."""
+        return to_unit(read_pictures(self.paths[:count], self.px) if self.pictures is None else self.pictures[:count])
+
+    @contextlib.contextmanager
+    def batches(self, batch: int, seed: int, device: torch.device) -> Iterator[Pictures]:
+        """Gives step -> pictures (batch, 3, px, px) in [-1, 1] on the device; they depend on (seed, step) alone."""
+        if self.pictures is None:
+            with Stream(self.paths, self.px, batch, seed, device=device) as stream:
+                yield stream
+            return
+        held = self.pictures.clone()
+
+        def draw(k: int) -> Tensor:
+            rows = torch.randint(len(held), (batch,), generator=Generator().manual_seed(step_seed(seed, k)))
+            return to_unit(held[rows].to(device))
+        yield draw

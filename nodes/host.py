@@ -176,6 +176,11 @@ def tuning_memory(config: MMFSConfig, rows: int) -> int:
     return 15 * 4 * config.decoder[-1] * config.resolution ** 2 * rows + (1 << 30)
 
 
+def training_device() -> torch.device:
+    """Where `trainable` puts things."""
+    return mm.get_torch_device()
+
+
 @contextlib.contextmanager
 def trainable(*things: nn.Module | Tensor | None, memory: int = 0) -> Iterator[tuple]:
     """Gradients on, and a copy of every network and tensor on the computing device, fit for autograd.
@@ -183,7 +188,7 @@ def trainable(*things: nn.Module | Tensor | None, memory: int = 0) -> Iterator[t
     ComfyUI runs nodes in inference mode, where everything made or moved is unfit; and what comes in on a socket is
     cached and shared, so it must not be trained in place.
     """
-    device = mm.get_torch_device()
+    device = training_device()
     mm.free_memory(memory, device)
     with torch.inference_mode(False), torch.enable_grad():
         yield tuple(_own(thing, device) for thing in things)

@@ -1,9 +1,13 @@
 """Nodes that load what MMFS works with: StyleGAN2, MMFS itself, its styles, and what sees self-similarity."""
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..models import loading, mmfs_style
+from ..models.checkpoints import store
+from ..models.mmfs import MMFS
 from ..models.perceptual import EncoderKeys
 from ..train.data import to_unit
 from . import host, pictures, sockets
@@ -53,8 +57,16 @@ class LoadMMFS(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
-        net, discriminator = loading.load_mmfs(host.model_path("mmfs", model))
-        return io.NodeOutput(Stylizer(model, Managed(net), mmfs_style.fingerprint(net), discriminator))
+        path = host.model_path("mmfs", model)
+        net, discriminator = loading.load_mmfs(path)
+        return io.NodeOutput(Stylizer(model, Managed(net), mmfs_style.fingerprint(net), discriminator,
+                                      phase_of(path, net)))
+
+
+def phase_of(path: Path, net: MMFS) -> int:
+    """What our own file says; of the official ones, 3 if there is a CLIP mapping."""
+    saved = (store.peek(path).meta or {}).get("phase") if path.suffix == ".safetensors" else None
+    return saved if saved in (1, 2, 3) else 3 if net.mapper is not None else 2
 
 
 class LoadSelfSimilarity(io.ComfyNode):

@@ -80,9 +80,13 @@ class Faces(Network):
 
 @dataclass(frozen=True)
 class Stylizer(Network):
-    """ATELIER_MMFS. fingerprint: of its weights. discriminator: of Stage II, for training only, in main memory."""
+    """ATELIER_MMFS. fingerprint: of its weights. discriminator: of Stage II, for training only, in main memory.
+
+    phase: 1, 2 or 3, what it was trained for so far.
+    """
     fingerprint: str
     discriminator: Discriminator | None
+    phase: int
 
     @property
     def net(self) -> MMFS:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..train import session
+from ..train.gan import Stage
 from ..train.loop import Progress, Run
 from ..train.osasis import Update
 from . import host, pictures
@@ -41,6 +42,13 @@ class Watch:
 
     def iteration(self, progress: Progress) -> None:
         host.say(f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}")
+
+    def stage(self, progress: Progress, stage: Stage, every: int) -> None:
+        """After a step of a Stage: its preview every so many steps, and at the last one."""
+        if progress.step % every == 0 or progress.step == progress.steps or self.predictions is None:
+            self.predictions = stage.preview()
+        self.progress(lambda: session.progress_picture(self.predictions, self.losses, most=8))
+        self.iteration(progress)
 
     def outcome(self) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
         """The last predictions and the loss curve as IMAGEs, and the losses for core's Plot Loss Graph."""
