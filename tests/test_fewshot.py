@@ -240,6 +240,26 @@ def test_cancelling_takes_effect_within_one_step():
     assert ticks[0].predictions.shape == (4, 3, 32, 32) and "loss" in ticks[0].losses
 
 
+def test_cancelling_takes_effect_while_faces_are_prepared():
+    calls = []
+
+    def check():
+        calls.append(1)
+        raise Stop
+
+    for photos in (None, Samples(stylegan2())):
+        with pytest.raises(Stop):
+            tuned(photos=photos, config=replace(CONFIG, bank=8), check=check)
+    assert len(calls) == 2
+
+
+def test_more_iterations_go_on_where_fewer_ended(tmp_path):
+    path = tmp_path / "a.snapshot"
+    tuned(config=replace(CONFIG, iterations=2), snapshot_path=path, save_every=5)
+    style, run = tuned(snapshot_path=path, save_every=5)
+    assert run.step == 4 and tiny.same(state(run), state(tuned()[1])) and style.settings["iterations"] == 4
+
+
 def test_a_finished_run_is_shown_once_and_nothing_is_done(tmp_path):
     path, ticks = tmp_path / "a.snapshot", []
     _, run = tuned(snapshot_path=path, save_every=3)

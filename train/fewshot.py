@@ -276,7 +276,7 @@ def tune_mmfs(net: MMFS, clip: Clip, structure: nn.Module, target: Target, photo
 
     structure: a module with `.keys`. photos (N, 3, H, W), uint8 or in [-1, 1], or Samples. The networks are on one
     device and stay as they are. tick, callback, check, begun: as in session.tune_style; check is called before every
-    call of the encoder and the decoder. Raises ValueError (CheckpointError) for a target, photos or a snapshot that
+    call of the encoder, the decoder and the StyleGAN2. Raises ValueError (CheckpointError) for a target, photos or a snapshot that
     cannot be used, before anything long.
     """
     guide = read_target(net, clip, target, config)
@@ -291,6 +291,7 @@ def tune_mmfs(net: MMFS, clip: Clip, structure: nn.Module, target: Target, photo
                         precision=config.precision if device.type == "cuda" else "float32")
         return fine_tune(Trainer(net, clip, structure, guide, source, config, target), run, callback=callback, **saving)
 
-    with checked((net.encoder, run.nets["decoder"]), check):
+    drawing = [photos.net] if isinstance(photos, Samples) else []
+    with checked((net.encoder, run.nets["decoder"], *drawing), check):
         done = session.carry_out(work, config.iterations, device, save_every, tick)
     return finish(net, run, guide, target, fingerprint, done), run
