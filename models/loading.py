@@ -161,8 +161,7 @@ def load_lpips(path: Path) -> LpipsVGG:
 def load_style(path: Path) -> Style:
     """A style of ours, or an official iter_N.pt (which knows neither its picture nor its DiffAE)."""
     stored = checkpoints.read(path, "osasis_style")
-    parts = {name: {k[len(name) + 1:]: v for k, v in stored.tensors.items() if k.startswith(name + ".")}
-             for name in ("unet", "spn")}
+    parts = {name: part(stored.tensors, f"{name}.") for name in ("unet", "spn")}
     config = _config(path, stored, lambda d: UNetConfig(**d["unet"]), lambda t: unet.detect(t, "unet."))
     _check_fit(path, lambda: UNet(config), parts["unet"])
     if parts["spn"]:
