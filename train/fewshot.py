@@ -276,8 +276,8 @@ def tune_mmfs(net: MMFS, clip: Clip, structure: nn.Module, target: Target, photo
 
     structure: a module with `.keys`. photos (N, 3, H, W), uint8 or in [-1, 1], or Samples. The networks are on one
     device and stay as they are. tick, callback, check, begun: as in session.tune_style; check is called before every
-    call of the encoder, the decoder and the StyleGAN2. Raises ValueError (CheckpointError) for a target, photos or a snapshot that
-    cannot be used, before anything long.
+    call of the encoder, the decoder and the StyleGAN2. Raises ValueError (CheckpointError) for a target, photos or a
+    snapshot that cannot be used, before anything long.
     """
     guide = read_target(net, clip, target, config)
     check_photos(net, photos)
