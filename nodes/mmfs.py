@@ -187,8 +187,7 @@ class Stylize(io.ComfyNode):
                 io.Combo.Input("noise", options=list(NOISES), default="seeded",
                                tooltip="Of fine texture: seeded (of each picture its own), constant (the same for all, "
                                        "for the frames of a film), or zero (smooth)."),
-                io.Int.Input("noise_seed", default=0, min=0, max=2 ** 63 - 1,
-                             tooltip="Which noise; no effect if zero."),
+                schema.seed("Which noise; no effect if zero.", roll=False, name="noise_seed"),
                 io.Combo.Input("fit", options=[CROP, WHOLE], default=CROP,
                                tooltip="crop: the middle square, at the model's size; the face should be upright and "
                                        "fill most of it. whole picture: everything, in its own shape and size "

@@ -39,7 +39,7 @@ def stage_inputs(config: GanConfig, name: str) -> list:
                      tooltip="Pictures a step; 8 is official. A multiple of 4, as the discriminator looks at groups."),
         io.Float.Input("lr", default=config.lr, min=0.0, max=0.1, step=1e-5, round=1e-9,
                        tooltip=f"Learning rate; {config.lr:g} is official."),
-        schema.seed("Of the pictures' order, styles, noise, and new layers."),
+        schema.seed("Of the pictures' order, styles, noise, and new layers.", roll=False),
         io.String.Input("name", default=name,
                         tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ - and ."),
         io.Int.Input("save_every", default=500, min=0, max=100_000,

@@ -99,7 +99,7 @@ def session_inputs() -> list:
         io.Int.Input("batch", default=DEFAULTS["batch"], min=1, max=64, tooltip="Faces an iteration; 8 is official."),
         io.Float.Input("lr", default=DEFAULTS["lr"], min=0.0, max=0.1, step=1e-5, round=1e-9,
                        tooltip="Learning rate of the decoder; 0.0002 is official, small models want more."),
-        schema.seed("Of the faces' order, noise and dropout."),
+        schema.seed("Of the faces' order, noise and dropout.", roll=False),
         io.String.Input("name", default="my_style",
                         tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ - and ."),
         io.Int.Input("save_every", default=25, min=0, max=10_000,

@@ -17,9 +17,10 @@ def image(name: str, tooltip: str, optional: bool = False):
     return io.Image.Input(name, tooltip=tooltip, optional=optional)
 
 
-def seed(tooltip: str, roll: bool = False):
-    """roll: the page may draw a new seed after each run; never where long work hangs on it."""
-    return io.Int.Input("seed", default=0, min=0, max=2 ** 63 - 1, control_after_generate=roll or None, tooltip=tooltip)
+def seed(tooltip: str, roll: bool | None = None, name: str = "seed"):
+    """roll: the page may draw a new seed after each run; False where long work hangs on it. None leaves it to the page,
+    which offers it for the names seed and noise_seed (nodes that saved workflows know with that offer keep it)."""
+    return io.Int.Input(name, default=0, min=0, max=2 ** 63 - 1, control_after_generate=roll, tooltip=tooltip)
 
 
 def steps(default: int, tooltip: str, name: str = "steps"):

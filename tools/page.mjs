@@ -120,12 +120,15 @@ async function runShown (page) {
 }
 
 /** Gives every node its size and place: rows of groups, each of columns of node ids; a note before the first group. */
-function layOut ({ note, rows }) {
+function layOut ({ note, rows, seeds = 'randomize' }) {
   const { graph } = window.app
   const GAP = 40, HEAD = 30, TITLE = 60
   const room = { // for pictures and text that appear while it runs
     LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierFineTune: 700, AtelierSaveStyle: 180,
-    AtelierStructuralEncode: 380, AtelierStylize: 460, AtelierDecode: 380, AtelierSamplePrior: 480 }
+    AtelierStructuralEncode: 380, AtelierStylize: 460, AtelierDecode: 380, AtelierSamplePrior: 480,
+    AtelierMMFSStylize: 480, AtelierSampleStyleGAN2: 480, AtelierMMFSFineTune: 780, AtelierMMFSFineTuneText: 860,
+    AtelierMMFSTrainStage1: 760, AtelierMMFSTrainStage2: 860, AtelierMMFSTrainMapping: 800, AtelierSaveMMFSStyle: 180,
+    AtelierSaveMMFS: 200 }
   const text = window.LiteGraph.createNode('Note')
   graph.add(text)
   text.title = 'Help'
@@ -133,6 +136,9 @@ function layOut ({ note, rows }) {
   text.setSize([340, 280])
   for (const node of graph._nodes) {
     if (node === text) continue
+    for (const widget of node.widgets ?? []) {
+      if (widget.name === 'control_after_generate') widget.value = seeds
+    }
     const [width, height] = node.computeSize()
     node.setSize([Math.max(width, 280), Math.max(height, room[node.type] ?? 0)])
   }
