@@ -23,7 +23,13 @@ LOWERED = {
     "AtelierStructuralEncode": {"steps": 10},
     "AtelierStylize": {"steps": 10},
     "AtelierDecode": {"steps": 10},
-    "AtelierSamplePrior": {"count": 2, "steps": 10, "latent_steps": 10}}
+    "AtelierSamplePrior": {"count": 2, "steps": 10, "latent_steps": 10},
+    "AtelierMMFSFineTuneOptions": {"preset": "as set below", "bank": 4},
+    "AtelierMMFSFineTune": {"iterations": 2, "batch": 2},
+    "AtelierMMFSFineTuneText": {"iterations": 2, "batch": 2},
+    "AtelierMMFSTrainStage1": {"steps": 2},
+    "AtelierMMFSTrainStage2": {"steps": 2},
+    "AtelierMMFSTrainMapping": {"steps": 2}}
 
 
 def shipped(name: str) -> dict:

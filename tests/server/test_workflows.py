@@ -19,15 +19,24 @@ from oneshot_atelier.tools.comfy import ComfyServer
 from oneshot_atelier.tools.page import drive
 
 PX, INPUT = (128, 128), (256, 256)
+CURVE = (768, 384)
 EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
     "osasis_demo": {"atelier_demo/input": (4, INPUT), "atelier_demo/style": (1, INPUT), "atelier_demo/twin": (1, PX),
-                    "atelier_demo/loss": (1, (768, 384)), "atelier_demo/result": (4, PX),
+                    "atelier_demo/loss": (1, CURVE), "atelier_demo/result": (4, PX),
                     "atelier_demo/result_no_spn": (4, PX)},
     "osasis_levels": {f"atelier/levels_{mix}": (2, PX)
                       for mix in ("content_only", "from_32", "from_16", "style_only", "swapped")},
     "osasis_random_faces": {"atelier/random_face": (2, PX)},
     "osasis_reconstruct": {"atelier/reconstructed": (4, PX)},
-    "osasis_stylize": {"atelier/stylized": (4, PX)}}
+    "osasis_stylize": {"atelier/stylized": (4, PX)},
+    "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
+        f"atelier/mmfs_{what}": (3, PX) for what in ("a", "b", "between", "texture")},
+    **{f"mmfs_{kind}_shot": {f"atelier/mmfs_{kind}_shot_loss": (1, CURVE)} | {
+        f"atelier/mmfs_{kind}_shot{part}": (3, PX) for part in ("_before", "_half", "")} for kind in ("one", "zero")},
+    "mmfs_train_stages": {
+        "atelier/mmfs_art": (16, PX), "atelier/mmfs_stage1": (16, PX), "atelier/mmfs_stage2": (16, PX),
+        "atelier/mmfs_mapping": (12, PX)} | {f"atelier/mmfs_{stage}_loss": (1, CURVE)
+                                             for stage in ("stage1", "stage2", "mapping")}}
 
 Pictures = dict[str, list[np.ndarray]]
 
