@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..train.data import find_pictures, read_picture, read_pictures, to_bytes, t
 from ..train.gan import Pictures
 from ..train.loop import step_seed
 from ..train.session import hash_of
-from ..train.stream import Stream
+from ..train.stream import Stream, hash_of_files
 from . import host, pictures
 
 MOST = 1024  # pictures of a folder that a fine-tune takes, spread over all of them
@@ -75,8 +74,7 @@ class PictureSet:
         """Another one for other pictures; of files, the names and sizes count."""
         if self.pictures is not None:
             return hash_of({"": self.pictures})
-        listing = "".join(f"{path.name}{path.stat().st_size}" for path in self.paths)
-        return hashlib.sha256(listing.encode()).hexdigest()[:32]
+        return hash_of_files(self.paths)
 
     def first(self, count: int) -> Tensor:
         """The first pictures, (n, 3, px, px) in [-1, 1]."""

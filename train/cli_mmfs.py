@@ -1,8 +1,14 @@
-"""The MMFS part of `atelier train`: the prior and the three stages, on one process or under `accelerate launch`."""
+"""The MMFS part of `atelier train`: the prior and the three stages, on one process or several.
+
+Several: torchrun --nproc_per_node 2 tools/launch.py train.cli train mmfs-stage2 --accelerate ... (torchrun comes with
+torch; `--no-python atelier train ...` where the pack is installed). With GPUs, `accelerate launch` does as well; for
+CPUs alone it starts one process, however many are asked for.
+"""
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +31,13 @@ def add_stages(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prior", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss; without it the demo encoder stands in")
-    p.add_argument("--set", default="", help="further settings of the MMFS trainings: field=value,...")
-    p.add_argument("--look-every", type=int, default=1000, help="steps between sample grids and measurements")
-    p.add_argument("--accelerate", action="store_true", help="use Accelerate's processes (accelerate launch ...)")
+    p.add_argument("--set", default="", help="further settings of the MMFS trainings: field=value,... (with ; for , "
+                   "where a value holds commas)")
+    p.add_argument("--look-every", type=int, default=1000, help="steps between sample grids and measurements (0: none)")
+    p.add_argument("--no-resume", action="store_true", help="MMFS trainings: begin anew though there is a snapshot")
+    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate: torchrun --nproc_per_node "
+                   "N tools/launch.py train.cli train ... --accelerate (on CPUs with --device cpu); --minutes is then "
+                   "looked at every --log-every steps")
 
 
 def train_stage(options: argparse.Namespace) -> None:
@@ -36,11 +46,13 @@ def train_stage(options: argparse.Namespace) -> None:
     given = {k: v for k in ("steps", "batch", "lr", "seed") if (v := getattr(options, k)) is not None}
     config = changed(dataclasses.replace(STAGES[options.model], precision=options.precision, **given), options.set)
     work = recipes.Work(options.out, device, team, options.save_every, options.log_every, options.look_every,
-                        options.minutes)
+                        options.minutes, not options.no_resume)
     unseen = tuple(filter(None, options.exclude.split(",")))
     folders = recipes.Folders(options.photos, options.art, unseen, options.holdout)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # every step has the same shapes
         carry_out(options, recipes, folders, config, work)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def carry_out(options: argparse.Namespace, recipes, folders, config: GanConfig, work) -> None:
@@ -59,8 +71,11 @@ def carry_out(options: argparse.Namespace, recipes, folders, config: GanConfig, 
 
 
 def team_and_device(options: argparse.Namespace) -> tuple[Team, torch.device]:
-    """This process's team and device. ValueError if Accelerate is asked for and missing."""
+    """This process's team and device. ValueError if Accelerate is asked for and missing, or needed and not named."""
     if not options.accelerate:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"this is one of {os.environ['WORLD_SIZE']} processes, which would all do the same work: "
+                             "add --accelerate, or start only one")
         return SOLO, torch.device(options.device)
     try:
         from accelerate import Accelerator
@@ -95,5 +110,8 @@ def changed(config: Config, changes: str) -> Config:
         name, _, text = pair.partition("=")
         if name not in fields:
             raise ValueError(f"there is no setting {name!r}; there are {', '.join(fields)}")
-        values[name] = text.lower() in ("1", "true", "yes") if fields[name] is bool else fields[name](text)
+        try:
+            values[name] = text.lower() in ("1", "true", "yes") if fields[name] is bool else fields[name](text)
+        except ValueError as error:
+            raise ValueError(f"{name} takes numbers ({fields[name].__name__}), not {text!r}") from error
     return dataclasses.replace(config, **values)

@@ -14,10 +14,12 @@ from torch import Generator, Tensor, nn
 
 from ..models.stylegan2 import Discriminator, StyleGAN2, mix_styles
 from .augment import augment, policies
+from .guidance import STRUCTURE_NORMS
 from .loop import LoopConfig, Losses, Run, average_of, step_seed
 from .prior import precision
 from .team import SOLO, Draws, Team
 
+PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
 Pictures = Callable[[int], Tensor]  # step -> pictures (rows, 3, px, px) in [-1, 1] on the networks' device
 
 
@@ -52,6 +54,9 @@ class GanConfig:
         policies(self.augment)
         if min(self.steps, self.batch, self.r1_every) < 1:
             raise ValueError("steps, batch and r1_every must be at least 1")
+        for name, choices in (("precision", PRECISIONS), ("structure_norm", STRUCTURE_NORMS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; take one of {', '.join(choices)}")
 
     def loop(self, save_every: int = 0, log_every: int = 1, minutes: float = 0.0) -> LoopConfig:
         return LoopConfig(self.steps, self.seed, save_every, log_every, self.average, minutes)
@@ -82,8 +87,8 @@ def device_of(net: nn.Module) -> torch.device:
     return next(net.parameters()).device
 
 
-def draws_of(k: int, config: GanConfig, team: Team, device: torch.device, group: int = 4) -> Draws:
-    """The random numbers of step k."""
+def draws_of(k: int, config: GanConfig, team: Team, device: torch.device, group: int = 1) -> Draws:
+    """The random numbers of step k. group: of the discriminator, if a step asks it for scores (see Team.rows)."""
     rows = team.rows(config.batch, group).to(device)
     return Draws(Generator(device).manual_seed(step_seed(config.seed + 1, k)), config.batch, rows)
 
@@ -93,7 +98,8 @@ def mixed_styles(styles: Callable[[Tensor], Tensor], draws: Draws, width: int, s
     w = styles(draws.normal(width))
     if not share:
         return w
-    chance, place = torch.rand(2, generator=Generator().manual_seed(draws.generator.initial_seed())).tolist()
+    apart = Generator().manual_seed(step_seed(draws.generator.initial_seed(), 1))  # z must not tell if it is mixed
+    chance, place = torch.rand(2, generator=apart).tolist()
     second = styles(draws.normal(width))
     cut = 1 + int(place * (w.shape[1] - 1))
     return mix_styles(w, second, cut) if chance < share else w
@@ -124,10 +130,12 @@ def adversarial_step(run: Run, team: Team, config: GanConfig, k: int, draws: Dra
 
 
 def scores(d: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of two equal batches in one call, laid side by side so that no group of D's deviation holds both."""
-    groups = [x.unflatten(0, (min(d.config.group, len(x)), -1)) for x in (fake, real)]
-    both = torch.cat(groups, 1)
-    return d(both.flatten(0, 1)).view(len(both), 2, -1).unbind(1)
+    """Scores of two equal batches, in one call where they fill D's groups: there they are laid side by side, so that
+    no group of D's deviation holds both."""
+    if len(fake) < d.config.group:
+        return d(fake), d(real)
+    both = torch.cat([x.unflatten(0, (d.config.group, -1)) for x in (fake, real)], 1)
+    return d(both.flatten(0, 1)).view(len(both), 2, -1).transpose(0, 1).reshape(2, -1, 1).unbind(0)
 
 
 def gradient_penalty(d: Discriminator, real: Tensor) -> Tensor:

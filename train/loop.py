@@ -37,6 +37,10 @@ class LoopConfig:
     average: float = 0.0
     minutes: float = 0.0  # stop (and save) after so long, 0 for no limit
 
+    def __post_init__(self):
+        if self.log_every < 1:
+            raise ValueError("log_every must be at least 1")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -67,10 +71,13 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def train(run: Run, step: Callable[[int], Losses], config: LoopConfig, device: torch.device, *,
-          save: Callable[[Run], None] | None = None, callback: Callable[[Progress], None] | None = None) -> Run:
+          save: Callable[[Run], None] | None = None, callback: Callable[[Progress], None] | None = None,
+          agree: Callable[[bool], bool] | None = None) -> Run:
     """Call `step(k)` for k = run.step .. config.steps - 1. The step updates the nets and returns its losses.
 
-    `callback` may raise to stop the run. `save` is called every `save_every` steps and at a time limit.
+    `callback` may raise to stop the run. `save` is called every `save_every` steps and at a time limit. Of several
+    processes, `agree` makes one answer to "is the time up?" of each one's: it is asked at logged steps only, where
+    they wait for each other anyway, and all stop at the same step.
     """
     started = time.monotonic()
     while run.step < config.steps:
@@ -83,7 +90,9 @@ def train(run: Run, step: Callable[[int], Losses], config: LoopConfig, device: t
         values = {name: float(v) for name, v in losses.items()} if logged else {}
         for name, value in values.items():
             run.history.setdefault(name, []).append(value)
-        out_of_time = config.minutes and time.monotonic() - started > 60 * config.minutes
+        out_of_time = 0 < 60 * config.minutes < time.monotonic() - started
+        if agree and config.minutes:
+            out_of_time = logged and agree(out_of_time)
         if save and (out_of_time or (config.save_every and run.step % config.save_every == 0)):
             save(run)
         if callback:

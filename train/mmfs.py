@@ -108,7 +108,9 @@ def mapping(net: MMFS, clip: Clip, critic: Discriminator, photos: Pictures, show
             config: GanConfig = MAPPING, team: Team = SOLO) -> Stage:
     """The CLIP mapping (spec B.5): from the embedding of a random stylization back to the style it was drawn with.
 
-    net: the Stage II average, with a mapper (the only part that learns). critic: the Stage II discriminator.
+    net: the Stage II average, with a mapper (the only part that learns). critic: the Stage II discriminator. The
+    mapper's dropout draws for the rows of each process by itself: with it, several processes train as well as one, but
+    not to the same numbers.
     """
     if net.mapper is None:
         raise ValueError("this MMFS model has no mapper to train; build it with a MapperConfig")

@@ -6,7 +6,7 @@ OUT.snapshot beside it, from which it goes on.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from .gan import GanConfig, Stage
 from .loop import seeded
 from .metrics import frechet_distance
 from .recipes import Folders
+from .session import hash_of_network
 from .stages import carry_out, reporter
-from .stream import Stream
+from .stream import Stream, hash_of_files
 from .team import SOLO, Team
 
 SMALL_MAPPER = MapperConfig(layers=4, hidden=384)
@@ -41,6 +42,7 @@ class Work:
     log_every: int = 100
     look_every: int = 1000
     minutes: float = 0.0
+    resume: bool = True
 
     @property
     def saved(self) -> Path:
@@ -50,11 +52,15 @@ class Work:
     def folder(self) -> Path:
         return self.out.with_name(self.out.stem + "_log")
 
-    def carry_out(self, stage: Stage, measure: Callable[[], dict[str, float]] | None = None) -> Stage:
+    def carry_out(self, stage: Stage, about: Mapping[str, nn.Module | Sequence[Path]],
+                  measure: Callable[[], dict[str, float]] | None = None) -> Stage:
+        """Train. about: the networks and pictures that decide the result; a snapshot made with others is refused."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: hash_of_network(x) if isinstance(x, nn.Module) else hash_of_files(x)
+                    for name, x in about.items()}
         tell = reporter(self.out.stem, stage, self.folder, self.look_every, measure) if self.team.leads else None
-        carry_out(stage, {}, self.saved, self.device, save_every=self.save_every, log_every=self.log_every,
-                  minutes=self.minutes, team=self.team, callback=tell)
+        carry_out(stage, settings, self.saved, self.device, resume=self.resume, save_every=self.save_every,
+                  log_every=self.log_every, minutes=self.minutes, team=self.team, callback=tell)
         return stage
 
 
@@ -74,7 +80,8 @@ def prior(folders: Folders, config: GanConfig, work: Work, px: int = 128, source
         shape, px = g.config, g.config.resolution
         d.requires_grad_(True)
     with stream(folders.photo_paths()[0], px, config, work, shape.group) as photos:
-        stage = work.carry_out(gan.prior(g, d, photos, config, work.team))
+        about = {"model": g, "discriminator": d, "faces": photos.paths}
+        stage = work.carry_out(gan.prior(g, d, photos, config, work.team), about)
     drawn = stage.run.averages["g"]
     drawn.w_avg.copy_(mean_style(drawn.mapping))
     if work.team.leads:
@@ -87,7 +94,8 @@ def stage1(source: Path, folders: Folders, config: GanConfig, work: Work) -> MMF
     teacher, critic = discriminated(loading.load_stylegan2(source), source, work.device)
     with seeded(config.seed, torch.device("cpu")):
         net = from_stylegan2(teacher).to(work.device)
-    stage = work.carry_out(mmfs.stage1(net, teacher, critic, held_photos(folders, net), config, work.team))
+    stage = work.carry_out(mmfs.stage1(net, teacher, critic, held_photos(folders, net), config, work.team),
+                           {"model": teacher, "discriminator": critic})
     return finished(stage, critic, 1, work)
 
 
@@ -101,6 +109,7 @@ def stage2(source: Path | None, folders: Folders, config: GanConfig, work: Work,
         with seeded(config.seed, torch.device("cpu")):
             teacher = StyleGAN2(critic.config)
             net, critic = from_stylegan2(teacher).to(work.device), Discriminator(critic.config).to(work.device)
+    check_sizes(net, critic)
     critic.requires_grad_(True)
     px, shown = net.config.resolution, held_photos(folders, net, 16)
     art = folders.art_paths()
@@ -108,19 +117,23 @@ def stage2(source: Path | None, folders: Folders, config: GanConfig, work: Work,
           stream(art[0], px, replace(config, seed=config.seed + 7), work, critic.config.group, even=True) as drawings):
         stage = mmfs.stage2(net, critic, structure.to(work.device), photos, drawings, shown, config, work.team)
         measure = art_distance(stage, judge.to(work.device), shown, art[0], px)
-        return finished(work.carry_out(stage, measure), critic, 2, work)
+        about = {"model": net, "discriminator": critic, "structure_network": structure, "faces": photos.paths,
+                 "art": drawings.paths}
+        return finished(work.carry_out(stage, about, measure), critic, 2, work)
 
 
 def mapping(source: Path, folders: Folders, config: GanConfig, work: Work, clip: Clip,
             mapper: MapperConfig = SMALL_MAPPER) -> MMFS:
-    """The CLIP mapping of the Stage II model `source`."""
-    base, critic = discriminated(loading.load_mmfs(source), source, work.device)
-    with seeded(config.seed, torch.device("cpu")):
-        net = with_mapper(base, mapper).to(work.device)
+    """The CLIP mapping of the Stage II model `source`; one that it has already is trained on."""
+    net, critic = discriminated(loading.load_mmfs(source), source, work.device)
+    if net.mapper is None:
+        with seeded(config.seed, torch.device("cpu")):
+            net = with_mapper(net, mapper).to(work.device)
     px = net.config.resolution
     with stream(folders.photo_paths()[0], px, config, work, 1) as photos:
         shown = held_photos(folders, net)
-        stage = work.carry_out(mmfs.mapping(net, clip.to(work.device), critic, photos, shown, config, work.team))
+        about = {"model": net, "discriminator": critic, "clip_network": clip, "faces": photos.paths}
+        stage = work.carry_out(mmfs.mapping(net, clip.to(work.device), critic, photos, shown, config, work.team), about)
     return finished(stage, critic, 3, work)
 
 
@@ -137,6 +150,13 @@ def discriminated(loaded: tuple[nn.Module, Discriminator | None], path: Path, de
     if d is None:
         raise ValueError(f"{path.name} holds no discriminator, which this training needs; take the full checkpoint")
     return net.to(device), d.to(device)
+
+
+def check_sizes(net: MMFS, critic: Discriminator) -> None:
+    """ValueError if the discriminator was made for pictures of another size."""
+    if critic.config.resolution != net.config.resolution:
+        raise ValueError(f"the discriminator looks at {critic.config.resolution} px and this MMFS draws "
+                         f"{net.config.resolution} px; take the StyleGAN2 that it was made from")
 
 
 def stream(paths: list[Path], px: int, config: GanConfig, work: Work, group: int, even: bool = False) -> Stream:

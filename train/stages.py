@@ -1,6 +1,7 @@
 """Carrying out a Stage: going on from a snapshot, saving, sample grids, logs for TensorBoard. Knows no command line."""
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -31,8 +32,9 @@ def carry_out(stage: Stage, settings: Mapping, path: Path | None, device: torch.
     session = Session.begin(run, {**decisive(stage.config), **settings}, path, resume, begun)
     session.path = kept
     if run.step < stage.config.steps:
+        agree = functools.partial(team.leader_says, device=device) if team.size > 1 else None
         train(run, stage.step, stage.config.loop(save_every, log_every, minutes), device,
-              save=session.save if kept else None, callback=callback)
+              save=session.save if kept else None, callback=callback, agree=agree)
         if kept:
             session.save(run)
     return run
@@ -48,7 +50,9 @@ def reporter(name: str, stage: Stage, folder: Path | None = None, every: int = 0
              measure: Callable[[], Mapping[str, float]] | None = None) -> Callable[[Progress], None]:
     """A callback that logs the losses; and every so many steps writes a grid of the preview into `folder`, takes
     measurements into the run's history, and adds all of it to TensorBoard's event files there (if it is installed)."""
-    writer = tensorboard(folder) if folder else None
+    @functools.cache
+    def writer():  # first asked for after a step: before, the run may still be refused
+        return tensorboard(folder, stage.run.step) if folder else None
 
     def tell(progress: Progress) -> None:
         numbers = dict(progress.losses)
@@ -64,21 +68,24 @@ def reporter(name: str, stage: Stage, folder: Path | None = None, every: int = 0
         if numbers:
             log.info("%s step %d of %d: %s", name, progress.step, progress.steps,
                      ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-        if writer:
+        if writer():
             for key, value in numbers.items():
-                writer.add_scalar(f"{name}/{key}", value, progress.step)
-            writer.flush()
+                writer().add_scalar(f"{name}/{key}", value, progress.step)
+            writer().flush()
     return tell
 
 
-def tensorboard(folder: Path):
-    """A writer of TensorBoard's event files, or None where the extra `train` is not installed."""
+def tensorboard(folder: Path, first: int):
+    """A writer of TensorBoard's event files, or None where the extra `train` is not installed.
+
+    first: the step that comes next; what earlier runs wrote of it and later ones counts no more.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.info("tensorboard is not installed (pip install .[train]): no event files are written")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first)
 
 
 def picture_grid(pictures: Tensor, columns: int = 4) -> Image.Image:

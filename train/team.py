@@ -49,6 +49,10 @@ class Team:
         values = self.mean(torch.stack([v.detach().float() for v in losses.values()]))
         return dict(zip(losses, values))
 
+    def leader_says(self, answer: bool, device: torch.device) -> bool:
+        """The leader's answer, on every process; all must ask at the same step."""
+        return bool(self.mean(torch.tensor(float(answer and self.leads), device=device)) > 0)
+
 
 SOLO = Team()
 
