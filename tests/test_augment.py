@@ -1,0 +1,137 @@
+"""Differentiable augmentation: gradients pass, values stay bounded, the draws decide, and nothing is drawn at zero."""
+import pytest
+import torch
+
+from oneshot_atelier.tests import tiny
+from oneshot_atelier.train.augment import POLICIES, augment, colour, cut_out, policies, translate
+from oneshot_atelier.train.team import Draws, Team
+
+PX = 16
+
+
+def draws(batch=4, seed=0, rows=None):
+    rows = torch.arange(batch) if rows is None else rows
+    return Draws(torch.Generator().manual_seed(seed), batch, rows)
+
+
+class Fixed(Draws):
+    """Draws whose uniform numbers are all `value`."""
+
+    def __init__(self, batch, value):
+        super().__init__(torch.Generator(), batch, torch.arange(batch))
+        object.__setattr__(self, "value", value)
+
+    def uniform(self, *shape):
+        return torch.full((self.batch, *shape), float(self.value))
+
+
+def pictures(batch=4, dtype=torch.float32):
+    return tiny.pictures(batch, px=PX).to(dtype)
+
+
+# --- every policy ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_gradient_is_that_of_the_function(name):
+    """Along random directions, by central differences; all policies are piecewise linear in the pictures."""
+    x = pictures().requires_grad_(True)
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    gradient, = torch.autograd.grad((weight * augment(x, (name,), draws())).sum(), x)
+    assert gradient.flatten(1).norm(dim=1).min() > 1
+    for seed in range(3):
+        step = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(10 + seed))
+        with torch.no_grad():
+            above, below = (augment(x + sign * step, (name,), draws()) for sign in (1, -1))
+        change = (weight.double() * (above.double() - below.double())).sum() / 2
+        assert float((gradient * step).double().sum()) == pytest.approx(float(change), rel=1e-3, abs=1e-3)
+
+
+def test_second_derivatives_pass_for_r1():
+    x = pictures().requires_grad_(True)
+    changed = augment(x, POLICIES, draws())
+    gradient, = torch.autograd.grad(changed.pow(3).sum(), x, create_graph=True)
+    second, = torch.autograd.grad(gradient.square().sum(), x)
+    assert torch.isfinite(second).all() and second.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_is_a_function_of_the_draws(name):
+    x = pictures()
+    once, again, other = (augment(x, (name,), draws(seed=s)) for s in (1, 1, 2))
+    assert torch.equal(once, again) and not torch.allclose(once, other) and not torch.allclose(once, x)
+    assert once.shape == x.shape and once.dtype == x.dtype
+    assert not torch.allclose(once[0] - x[0], once[1] - x[1])  # each picture has its own change
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_values_are_bounded_whatever_is_drawn(name):
+    """The bound of colour: 1.5 after brightness, 3.5 after saturation, 7 after contrast."""
+    corners = torch.tensor([-1.0, 1.0])[torch.randint(2, (64, 3, PX, PX), generator=torch.Generator().manual_seed(0))]
+    for value in (-1, 1):
+        assert augment(corners, (name,), Fixed(64, value)).abs().max() <= (7 if name == "colour" else 1) + 1e-5
+    assert augment(corners, (name,), draws(64)).abs().max() <= (7 if name == "colour" else 1) + 1e-5
+
+
+def test_policies_follow_each_other_and_none_leaves_pictures_alone():
+    x, taken = pictures(), draws()
+    by_hand = cut_out(translate(colour(x, taken), taken), taken)
+    assert torch.equal(augment(x, POLICIES, draws()), by_hand)
+    assert augment(x, (), draws()) is x
+
+
+def test_processes_change_their_rows_as_one_process_would():
+    x = pictures(8)
+    whole = augment(x, POLICIES, draws(8))
+    for rank in range(2):
+        rows = Team(rank, 2).rows(8, 4)
+        assert torch.allclose(augment(x[rows], POLICIES, draws(8, rows=rows)), whole[rows], atol=1e-6)
+
+
+def test_names():
+    assert policies(" colour, cutout ") == ("colour", "cutout") and policies("") == ()
+    with pytest.raises(ValueError, match="no augmentation 'blur'; take some of colour, translation, cutout"):
+        policies("colour,blur")
+
+
+# --- each by itself ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("change", [colour, translate])
+def test_nothing_changes_at_zero(change):
+    x = pictures()
+    assert torch.allclose(change(x, Fixed(4, 0)), x, atol=1e-6)
+
+
+def test_colour_moves_brightness_saturation_and_contrast():
+    x = pictures()
+    changed = colour(x, draws())
+    d = draws()
+    b, s, c = (d.uniform(1, 1, 1) for _ in range(3))
+    grey = (x + 0.5 * b).mean(1, keepdim=True)
+    assert torch.allclose(changed.mean((1, 2, 3)), (x + 0.5 * b).mean((1, 2, 3)), atol=1e-5)
+    contrast = 1 + 0.5 * c
+    assert torch.allclose(changed - changed.mean(1, keepdim=True), (x + 0.5 * b - grey) * (1 + s) * contrast, atol=1e-5)
+    grey_now = changed.mean(1, keepdim=True)
+    deviation = grey - grey.mean((2, 3), keepdim=True)
+    assert torch.allclose(grey_now - grey_now.mean((2, 3), keepdim=True), deviation * contrast, atol=1e-5)
+
+
+def test_translation_moves_whole_pixels_by_an_eighth_at_most_and_zeros_move_in():
+    x = torch.rand(32, 3, PX, 2 * PX, generator=torch.Generator().manual_seed(3)) + 1
+    moved, d = translate(x, draws(32)), draws(32)
+    shift = (d.uniform(2) * torch.tensor([2 * PX / 8, PX / 8])).round().long()  # x, y
+    assert shift[:, 0].abs().max() == 4 and shift[:, 1].abs().max() == 2
+    for picture, result, (dx, dy) in zip(x, moved, shift.tolist()):
+        wanted = torch.zeros_like(picture)
+        rows, columns = slice(max(0, -dy), PX - max(0, dy)), slice(max(0, -dx), 2 * PX - max(0, dx))
+        source = picture[:, max(0, dy):PX + min(0, dy), max(0, dx):2 * PX + min(0, dx)]
+        wanted[:, rows, columns] = source
+        assert torch.allclose(result, wanted, atol=1e-4)
+
+
+def test_cut_out_clears_a_square_of_half_the_side():
+    x = torch.ones(64, 3, PX, PX)
+    cleared = cut_out(x, draws(64))[:, 0] == 0
+    heights, widths = cleared.any(2).sum(1), cleared.any(1).sum(1)
+    assert torch.equal(cleared.sum((1, 2)), heights * widths)  # a rectangle
+    assert heights.max() == widths.max() == PX // 2 and heights.min() >= PX // 4 - 1
+    middle = cut_out(x[:1], Fixed(1, 0))[0, 0] == 0
+    assert int(middle.sum()) in ((PX // 2) ** 2, (PX // 2 - 1) ** 2) and bool(middle[PX // 2, PX // 2])
+    assert len({tuple(c.flatten().tolist()) for c in cleared}) > 30
