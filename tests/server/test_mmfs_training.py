@@ -1,0 +1,156 @@
+"""MMFS's trainings in the real server: cancelled, or killed in the middle, they go on from what was saved and end in
+the very weights of a run without a break; and what they say when they cannot begin."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.tests.server.test_kill_and_cancel import drawn, node
+from oneshot_atelier.tools.client import Client, Event, Interrupted, NodeFailed, PromptRejected, Result, RunError
+from oneshot_atelier.tools.comfy import ComfyServer, Host
+
+STEPS = 4
+MODELS = {"1": node("AtelierLoadMMFS", model="demo"), "2": node("AtelierLoadCLIP", model="demo", activation="auto"),
+          "3": node("AtelierLoadSelfSimilarity", model="demo"), "4": node("AtelierLoadStyleGAN2", model="demo")}
+NAMES = {"one_shot": "AtelierMMFSFineTune", "zero_shot": "AtelierMMFSFineTuneText", "stage1": "AtelierMMFSTrainStage1"}
+WORK, SAVE = "6", "7"
+
+
+def graph_of(kind: str, name: str) -> dict:
+    """A small training on the demo models that saves after every step; snapshot and result are called `name`."""
+    session = {"seed": 5, "name": name, "save_every": 1, "resume": True, "batch": 2, "lr": 1e-3}
+    graph = dict(MODELS)
+    if kind == "stage1":
+        graph[WORK] = node(NAMES[kind], stylegan2=["4", 0], steps=STEPS, preview_every=2, precision="float32",
+                           **session)
+        graph[SAVE] = node("AtelierSaveMMFS", mmfs=[WORK, 0], name=name, discriminator=False, overwrite=False)
+        return graph
+    target = {"references": ["5", 0]} if kind == "one_shot" else {"prompt": "watercolor"}
+    graph["5"] = node("LoadImage", image="drawn_style.png")
+    graph[WORK] = node(NAMES[kind], mmfs=["1", 0], clip=["2", 0], self_similarity=["3", 0], stylegan2=["4", 0],
+                       iterations=STEPS, folder="none", **target, **session)
+    graph[SAVE] = node("AtelierSaveMMFSStyle", style=[WORK, 0], name=name, overwrite=False)
+    return graph
+
+
+def run(client: Client, kind: str, name: str, on_event: Callable[[Event], None] | None = None) -> Result:
+    return client.run(graph_of(kind, name), on_event, timeout=300)
+
+
+def steps_of(events: list[Event]) -> list[float]:
+    return [event.data["value"] for event in events if event.kind == "progress" and event.data["node"] == WORK]
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[Event], None]:
+    """An on_event that acts once, at a step."""
+    done: list[bool] = []
+
+    def on_event(event: Event) -> None:
+        if not done and steps_of([event])[-1:] >= [step]:
+            done.append(True)
+            act()
+    return on_event
+
+
+def result_of(base: Path, kind: str, name: str) -> Path:
+    return base / "models" / ("mmfs" if kind == "stage1" else "mmfs_styles") / f"{name}.safetensors"
+
+
+def snapshot_of(base: Path, name: str) -> Path:
+    return base / "output" / "atelier" / "snapshots" / f"{name}.snapshot"
+
+
+def assert_same_file(one: Path, other: Path) -> None:
+    """Bit for bit the same tensors, and the same settings."""
+    a, b = (store.load(path) for path in (one, other))
+    assert (a.kind, a.config, a.meta) == (b.kind, b.config, b.meta)
+    assert a.tensors.keys() == b.tensors.keys()
+    assert [key for key, value in a.tensors.items() if not torch.equal(value, b.tensors[key])] == []
+
+
+@pytest.fixture(scope="module")
+def unbroken(server: ComfyServer) -> Callable[[str], Path]:
+    """unbroken(kind) -> the result of a run without a break."""
+    server.client.upload(drawn(2), "drawn_style.png")
+
+    def path(kind: str) -> Path:
+        found = result_of(server.base, kind, f"{kind}_unbroken")
+        if not found.exists():
+            result = run(server.client, kind, f"{kind}_unbroken")
+            assert steps_of(result.events)[-1] == STEPS and result.of_kind("preview")
+        return found
+    return path
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_cancel_stops_within_one_step_and_what_was_saved_goes_on(server: ComfyServer, unbroken: Callable, kind: str):
+    whole, name = unbroken(kind), f"{kind}_cancelled"
+    with pytest.raises(Interrupted) as cancelled:
+        run(server.client, kind, name, at_step(2, server.client.interrupt))
+    assert cancelled.value.node_id == WORK
+    assert 2 <= steps_of(cancelled.value.result.events)[-1] <= 3
+    saved = store.load(snapshot_of(server.base, name), "snapshot").meta["step"]
+    assert 2 <= saved < STEPS and not result_of(server.base, kind, name).exists()
+
+    result = run(server.client, kind, name)
+    lines = [event.data["text"] for event in result.of_kind("text") if event.data["node"] == WORK]
+    assert lines[0] == f"going on from iteration {saved} of {STEPS}"
+    assert steps_of(result.events)[0] == saved + 1
+    assert_same_file(result_of(server.base, kind, name), whole)
+
+
+@pytest.fixture(scope="module")
+def killed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base folder of a server that was killed in a fine-tune."""
+    base = tmp_path_factory.mktemp("killed")
+    with ComfyServer(host, base=base) as doomed:
+        doomed.client.upload(drawn(2), "drawn_style.png")
+        with pytest.raises(RunError, match="closed the connection"):
+            run(doomed.client, "one_shot", "killed", at_step(2, doomed.kill))
+    return base
+
+
+@pytest.fixture(scope="module")
+def restarted(host: Host, killed: Path) -> Iterator[ComfyServer]:
+    snapshot = snapshot_of(killed, "killed")
+    assert store.load(snapshot, "snapshot").meta["step"] >= 1 and list(snapshot.parent.iterdir()) == [snapshot]
+    with ComfyServer(host, base=killed) as again:
+        yield again
+
+
+def test_after_a_kill_the_same_graph_goes_on_to_the_same_style(restarted: ComfyServer, unbroken: Callable) -> None:
+    assert steps_of(run(restarted.client, "one_shot", "killed").events)[0] > 1
+    assert_same_file(result_of(restarted.base, "one_shot", "killed"), unbroken("one_shot"))
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+def failing(client: Client, kind: str, **inputs: object) -> str:
+    """What a run with these inputs says."""
+    graph = graph_of(kind, "bad")
+    graph[WORK]["inputs"] |= inputs
+    with pytest.raises((NodeFailed, PromptRejected)) as failed:
+        client.run(graph, timeout=60)
+    return str(failed.value)
+
+
+@pytest.mark.parametrize(("kind", "inputs", "words"), [
+    ("zero_shot", {"prompt": " "}, "the prompt is empty"),
+    ("zero_shot", {"prompt": "watercolor " * 80}, "tokens and this CLIP reads at most"),
+    ("zero_shot", {"prompt": "zzz"}, "knows no word of"),
+    ("zero_shot", {"name": "../up"}, "cannot be a file's name"),
+    ("zero_shot", {"folder": "../output"}, "../output"),
+    ("stage1", {"precision": "float8"}, "precision")])
+def test_bad_settings(server: ComfyServer, kind: str, inputs: dict, words: str) -> None:
+    assert words in failing(server.client, kind, **inputs)
+    assert not snapshot_of(server.base, "bad").exists()
+
+
+def test_a_flat_reference(server: ComfyServer) -> None:
+    graph = graph_of("one_shot", "flat")
+    graph["5"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0x336699)
+    with pytest.raises(NodeFailed, match="is one flat colour"):
+        server.client.run(graph, timeout=60)
