@@ -1,4 +1,4 @@
-"""The evaluation and the command line, on tiny random networks."""
+"""The evaluation of OSASIS, what both methods are measured by, and the command line, on tiny random networks."""
 
 import json
 
@@ -10,12 +10,12 @@ from oneshot_atelier.models.diffae import mix_codes
 from oneshot_atelier.models.perceptual import EncoderDistance
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny, tiny_models
-from oneshot_atelier.train import cli, evaluate, report
+from oneshot_atelier.train import cli, evaluate, evaluate_osasis, report
 from oneshot_atelier.train.osasis import OsasisConfig
 
 CONFIG = OsasisConfig(iterations=1, batch=2, bank=2, forward_steps=4, reverse_steps=4, latent_steps=2,
                       generate_steps=2, lr=1e-3)
-SETTINGS = evaluate.Settings(CONFIG, candidates=3, twin_steps=4, encode_steps=4, decode_steps=4, change_point=32)
+SETTINGS = evaluate_osasis.Settings(CONFIG, candidates=3, twin_steps=4, encode_steps=4, decode_steps=4, change_point=32)
 TINY = "iterations=1,batch=2,bank=2,forward_steps=4,reverse_steps=4,latent_steps=2,generate_steps=2"
 
 
@@ -23,7 +23,7 @@ TINY = "iterations=1,batch=2,bank=2,forward_steps=4,reverse_steps=4,latent_steps
 def models():
     diffae = tiny.diffae()
     ddpm = tiny.filled(UNet(tiny.DDPM), 1).eval().requires_grad_(False)
-    return evaluate.Models(diffae, ddpm, tiny.clip(), EncoderDistance(diffae.encoder))
+    return evaluate_osasis.Models(ddpm, evaluate.Judge(tiny.clip(), diffae, EncoderDistance(diffae.encoder)))
 
 
 def save_pictures(folder, count, seed=0):
@@ -36,10 +36,10 @@ def save_pictures(folder, count, seed=0):
 
 def test_every_style_gets_every_variant_and_every_figure(models, tmp_path):
     styles = sorted(save_pictures(tmp_path / "styles", 2, seed=5).iterdir())
-    results = evaluate.evaluate(models, tiny.pictures(2), styles, SETTINGS, tmp_path / "out", tell=lambda text: None)
+    results = evaluate_osasis.evaluate(models, tiny.pictures(2), styles, SETTINGS, tmp_path / "out", lambda text: None)
     assert len(results["styles"]) == 2 and len(list((tmp_path / "out").glob("*.png"))) == 2
     for rows in [*results["styles"].values(), results["mean"]]:
-        assert set(rows) == {"photos", *evaluate.VARIANTS}
+        assert set(rows) == {"photos", *evaluate_osasis.VARIANTS}
         assert all(torch.isfinite(torch.tensor(list(values.values()))).all() for values in rows.values())
         assert rows["photos"]["edges"] == pytest.approx(1) and rows["photos"]["structure"] == pytest.approx(0, abs=1e-6)
     one, two = results["styles"].values()
@@ -49,8 +49,9 @@ def test_every_style_gets_every_variant_and_every_figure(models, tmp_path):
 
 def test_the_variants_are_really_different(models):
     photos = tiny.pictures(2)
-    rows, pictures = evaluate.evaluate_style(models, photos, tiny.pictures(1, seed=7), SETTINGS, tell=lambda text: None)
-    shown = dict(zip(evaluate.VARIANTS, pictures[1:]))
+    style = tiny.pictures(1, seed=7)
+    rows, pictures = evaluate_osasis.evaluate_style(models, photos, style, SETTINGS, tell=lambda text: None)
+    shown = dict(zip(evaluate_osasis.VARIANTS, pictures[1:]))
     for a in shown:
         for b in shown:
             assert a == b or not torch.equal(shown[a][1:], shown[b][1:]), (a, b)
@@ -60,7 +61,7 @@ def test_the_codes_of_a_variant_are_what_its_name_says():
     model, content, style = tiny.diffae(), torch.zeros(2, tiny.WIDTH), torch.ones(1, tiny.WIDTH)
 
     def levels(how):
-        return [float(code.mean()) for code in evaluate.codes_for(how, model, content, style, change_point=32)]
+        return [float(code.mean()) for code in evaluate_osasis.codes_for(how, model, content, style, change_point=32)]
     assert levels("mix") == [1, 0, 0] and levels("swap") == [0, 1, 1]
     assert levels("content") == [0, 0, 0] and levels("style") == [1, 1, 1]
     assert len(mix_codes(content, style, (1, 0, 0))) == 3
@@ -69,8 +70,8 @@ def test_the_codes_of_a_variant_are_what_its_name_says():
 def test_the_twin_is_the_best_of_the_candidates(models):
     style = tiny.pictures(1, seed=7)
     with torch.no_grad():
-        twin, scores = evaluate.twin_of(models, style, SETTINGS)
-    best = 10 * (twin - style).abs().mean() + models.perceptual(twin, style)[0]
+        twin, scores = evaluate_osasis.twin_of(models, style, SETTINGS)
+    best = 10 * (twin - style).abs().mean() + models.judge.perceptual(twin, style)[0]
     assert scores.tolist() == sorted(scores.tolist()) and float(scores[0]) == pytest.approx(float(best), rel=1e-5)
 
 
@@ -103,13 +104,70 @@ def test_z_against_noise_counts_who_decides(models):
     assert numbers["right x_T"] == 1 and numbers["other z, same x_T"] < 1e-6 < numbers["same z, other x_T"]
 
 
+# --- what both methods are measured by ------------------------------------------------------------------------------
+def test_a_photo_keeps_all_of_itself_and_the_style_picture_has_all_of_its_style(models):
+    photos, judge = tiny.pictures(3), models.judge
+    kept = evaluate.kept(judge, photos, photos)
+    assert kept == pytest.approx({"edges": 1, "structure": 0, "identity": 0, "recognised": 1}, abs=1e-5)
+    assert evaluate.kept(judge, photos, photos.flip(0))["recognised"] == pytest.approx(1 / 3)  # the middle one
+    style, source = photos[:1], judge.embed(photos[2:])
+    found = evaluate.taken_over(judge, photos[1:2], style, style, source)
+    perfect = {"likeness": 1, "colour": 0, "texture": 0, "patches": 1, "nearest": 1}
+    assert found == pytest.approx(found | perfect, abs=1e-5)
+    other = evaluate.taken_over(judge, photos[1:2], photos[1:2], style, source)
+    assert other["direction"] == 0 and other["patches"] < 0.99 and other["nearest"] < 0.99 and other["colour"] > 0.01
+
+
+def test_the_direction_begins_where_it_is_said_to(models):
+    photo, style, start = tiny.pictures(3).split(1)
+    found = evaluate.taken_over(models.judge, start, style, style, models.judge.embed(start))
+    assert found["direction"] == pytest.approx(1, abs=1e-5)
+    assert evaluate.taken_over(models.judge, photo, style, style, models.judge.embed(start))["direction"] < 0.99
+
+
+def test_pictures_of_any_size_are_compared_at_one(models):
+    seen = []
+    judge = evaluate.Judge(models.judge.clip, models.diffae, lambda a, b: seen.append((a.shape, b.shape)))
+    judge.differ(tiny.pictures(2, px=128), tiny.pictures(2, px=64))
+    assert seen == [((2, 3, tiny.PX, tiny.PX),) * 2]
+    large = tiny.pictures(2, px=128)
+    assert evaluate.kept(judge, large, judge.sized(large))["edges"] == pytest.approx(1, abs=1e-5)
+
+
+def test_dino_tells_the_structure_where_there_is_one(models):
+    class Dino(torch.nn.Module):
+        def keys(self, x):  # the left half alone
+            return x[..., :tiny.PX // 2].flatten(2).transpose(1, 2)
+
+    photos, changed = tiny.pictures(2), tiny.pictures(2)
+    changed[..., tiny.PX // 2:] = tiny.pictures(2, seed=3)[..., tiny.PX // 2:]
+    plain = models.judge
+    sees = evaluate.Judge(plain.clip, plain.diffae, plain.perceptual, Dino())
+    assert evaluate.kept(plain, photos, changed)["structure"] > 1e-4
+    assert evaluate.kept(sees, photos, changed)["structure"] == 0
+    assert evaluate.kept(sees, photos, changed.flip(3))["structure"] > 1e-4
+
+
+def test_a_table_leaves_out_what_a_row_does_not_have():
+    rows = {"photos": {"edges": 1.0}, "result": {"edges": 0.5, "diversity": 0.25}}
+    assert evaluate.table(rows).splitlines() == ["| | edges | diversity |", "|---|---|---|", "| photos | 1.000 |  |",
+                                                 "| result | 0.500 | 0.250 |"]
+
+
+def test_both_methods_stand_in_one_table():
+    osasis, mmfs = ({"photos": {"edges": e}, "made": {"edges": e}} for e in (0.25, 0.5))
+    assert evaluate.beside(osasis, mmfs) == {"photos": {"edges": 0.5}, "OSASIS: made": {"edges": 0.25},
+                                             "MMFS: made": {"edges": 0.5}}
+
+
 # --- the command line ----------------------------------------------------------------------------------------------
 def test_evaluate_from_the_command_line(tmp_path, capsys):
     files = tiny_models.write(tmp_path)
     photos, styles = save_pictures(tmp_path / "photos", 2), save_pictures(tmp_path / "styles" / "oil", 3, 4).parent
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
-    status = cli.main(["evaluate", f"--photos={photos}", f"--styles={styles}", f"--out={tmp_path / 'out'}", *models,
-                       "--device=cpu", "--candidates=2", "--encode-steps=4", "--decode-steps=4", f"--set={TINY}"])
+    status = cli.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
+                       f"--out={tmp_path / 'out'}", *models, "--device=cpu", "--candidates=2", "--encode-steps=4",
+                       "--decode-steps=4", f"--set={TINY}"])
     out = capsys.readouterr().out
     assert status == 0 and "| mixed codes, SPN |" in out and "reconstruction" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -117,13 +175,14 @@ def test_evaluate_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--set=iteration=3"], "has no setting 'iteration'"), (["--preset=fast"], "no preset 'fast'"),
+    (["--set=iteration=3"], "no setting 'iteration'"), (["--preset=fast"], "no preset 'fast'"),
     (["--set=spn=some"], "spn is 'some'"), (["--photos=/nowhere"], "no picture"),
-    (["--diffae=/nowhere.safetensors"], "no such file")])
+    (["--diffae=/nowhere.safetensors"], "no such file"), (["--only=gouache"], "leave no style")])
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, caplog, arguments, said):
     files, folder = tiny_models.write(tmp_path), save_pictures(tmp_path / "photos", 1)
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
-    status = cli.main(["evaluate", f"--photos={folder}", f"--styles={folder}", *models, "--device=cpu", *arguments])
+    status = cli.main(["evaluate", "--method=osasis", f"--photos={folder}", f"--styles={folder}", *models,
+                       "--device=cpu", *arguments])
     assert status == 1 and said in caplog.text and "Traceback" not in caplog.text
 
 

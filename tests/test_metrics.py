@@ -97,3 +97,31 @@ def test_direction_agreement_is_the_cosine_of_two_changes():
     a, b = torch.randn(2, 8), torch.randn(2, 8)
     assert M.direction_agreement(a, a + 2 * (b - a), a[:1] * 0, (b - a)).tolist() == pytest.approx([1, 1], abs=1e-5)
     assert M.direction_agreement(a, a - (b - a), a, b).tolist() == pytest.approx([-1, -1], abs=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(1, 3), (3, 1)])
+def test_one_picture_is_no_set(counts):
+    with pytest.raises(ValueError, match="at least two"):
+        M.frechet_distance(*(torch.randn(n, 4) for n in counts))
+
+
+def test_a_picture_is_recognised_by_the_nearest_photo_whatever_all_have_in_common():
+    photos = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert M.recognised(photos + 100, photos).tolist() == [1] * 5  # the same change in every picture
+    assert M.recognised(photos[[1, 0, 2, 3, 4]], photos).tolist() == [0, 0, 1, 1, 1]
+    assert M.recognised(-photos, photos).sum() == 0
+
+
+def test_the_share_within_a_space_is_the_squared_cosine_to_it():
+    onto_first = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+    angle = torch.tensor([0.0, math.pi / 6, math.pi / 2])
+    tokens = 7 * torch.stack([angle.cos(), angle.sin(), angle * 0], 1)
+    assert M.share_within(tokens[None], onto_first).item() == pytest.approx((1 + 0.75 + 0) / 3)
+    assert M.share_within(tokens[:, None], onto_first).tolist() == pytest.approx([1, 0.75, 0], abs=1e-6)
+    assert M.share_within(tokens[None], torch.eye(3)).item() == pytest.approx(1)
+
+
+def test_the_nearest_token_counts():
+    reference = torch.tensor([[[2.0, 0.0], [0.0, 3.0]]])
+    tokens = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[-1.0, 0.0], [0.0, 5.0]]])
+    assert M.nearest_likeness(tokens, reference).tolist() == pytest.approx([(1 + math.sqrt(0.5)) / 2, (0 + 1) / 2])

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from .cli_mmfs import STAGES, add_stages, changed, train_stage
+from .cli_evaluate import add_evaluate
+from .cli_mmfs import STAGES, add_stages, train_stage
 from .loop import LoopConfig
-from .osasis import OsasisConfig
 from .prior import PriorConfig
-from .session import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,63 +123,6 @@ def report(options) -> None:
     net = load_diffae(options.file).to(device)
     x = to_unit(read_pictures(find_pictures(options.photos), net.image_size)).to(device)
     print(json.dumps(reporting.write(net, x, options.out, options.file.stem), indent=1))
-
-
-def add_evaluate(commands) -> None:
-    p = commands.add_parser("evaluate", help="fine-tune styles and measure the stylized photos")
-    p.add_argument("--photos", type=Path, required=True, help="folder of aligned photos")
-    p.add_argument("--styles", type=Path, required=True, help="folder of style pictures, or of folders of them")
-    p.add_argument("--only", default="", help="style folders or names to take, separated by commas (default: all)")
-    p.add_argument("--holdout", type=int, default=0, help="take only every so many-th picture of a style folder")
-    p.add_argument("--out", type=Path, help="folder for picture sheets and results.json")
-    p.add_argument("--diffae", type=Path, help="default: the demo model, as for the next three")
-    p.add_argument("--ddpm", type=Path)
-    p.add_argument("--clip", type=Path)
-    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the encoder's features stand in")
-    p.add_argument("--preset", default="demo", help="official, mended or demo")
-    p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
-                   "preset; the default suits the demo models on a CPU (%(default)s)")
-    for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
-                                ("decode-steps", int, 50), ("change-point", int, 32), ("limit", int, 0)):
-        p.add_argument(f"--{name}", type=kind, default=default)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.set_defaults(run=evaluate)
-
-
-def evaluate(options) -> None:
-    from . import evaluate as evaluation
-    from .data import find_pictures, read_pictures, split, to_unit
-    device = torch.device(options.device)
-    config = fine_tune_config(options.preset, options.set)
-    settings = evaluation.Settings(config, options.candidates, options.twin_t0, 50, options.encode_steps,
-                                   options.decode_steps, options.change_point)
-    models = load_models(options, device)
-    paths = find_pictures(options.photos)[:options.limit or None]
-    photos = to_unit(read_pictures(paths, models.diffae.image_size)).to(device)
-    styles = find_pictures(options.styles)
-    wanted = set(filter(None, options.only.split(",")))
-    styles = [p for p in styles if not wanted or {p.parent.name, p.stem, p.name} & wanted]
-    styles = evaluation.first_of_each(options.styles, split(styles, options.holdout)[1] if options.holdout else styles)
-    results = evaluation.evaluate(models, photos, styles, settings, options.out, tell=print)
-    print("== mean over the styles\n" + evaluation.table(results["mean"]))
-
-
-def fine_tune_config(preset: str, changes: str) -> OsasisConfig:
-    """A preset's settings with "field=value,..." on top. ValueError names an unknown preset or field."""
-    if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}; take one of {', '.join(PRESETS)}")
-    return changed(OsasisConfig(**PRESETS[preset]), changes)
-
-
-def load_models(options, device: torch.device):
-    """The networks of an evaluation, each from its file or the demo's."""
-    from ..models import loading
-    from ..models.perceptual import EncoderDistance
-    from .evaluate import Models
-    diffae = loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").to(device)
-    perceptual = loading.load_lpips(options.lpips).to(device) if options.lpips else EncoderDistance(diffae.encoder)
-    return Models(diffae, loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device),
-                  loading.load_clip(options.clip or loading.DEMO / "clip.safetensors").to(device), perceptual)
 
 
 if __name__ == "__main__":

@@ -1,112 +1,41 @@
-"""Does it work? Reconstruction and stylization measured on a folder of photos and a folder of styles.
-
-For every style: photo twin, one-shot fine-tune with the SPN and one without, then all photos stylized in several ways.
-The paper's claims are rows of one table: the SPN keeps structure; mixing codes beats a single code (spec G, 4.3, 4.4).
+"""What is measured of a stylization, whichever method made it: how much of the photo is kept, how much of the style is
+taken over. `evaluate_osasis.py` and `evaluate_mmfs.py` make the pictures.
 """
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.clip import Clip
-from ..models.diffae import DiffAE, change_point_weights, mix_codes
-from ..models.osasis import Style, fingerprint, gaussian, photo_twins, stylize, twin_scores
-from ..models.unet import UNet
-from . import metrics, osasis
-from .data import read_picture, to_unit
-from .osasis import Content, OsasisConfig
-from .report import grid, reconstruction
-from .session import tune_style
+from ..models.diffae import DiffAE
+from . import guidance, metrics
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Models:
-    """Everything a stylization needs, on one device."""
-    diffae: DiffAE
-    ddpm: UNet
-    clip: Clip
-    perceptual: nn.Module
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin."""
-    config: OsasisConfig
-    candidates: int = 30
-    twin_t0: float = 0.5
-    twin_steps: int = 50
-    encode_steps: int = 100
-    decode_steps: int = 50
-    change_point: int = 32
-    batch: int = 28
-    seed: int = 0
-
-
-# name -> (which codes: "mix", "content", "style" or "swap"; the style with SPN or without; the SPN used or not)
-VARIANTS: dict[str, tuple[str, bool, bool]] = {
-    "mixed codes, SPN": ("mix", True, True),
-    "mixed codes, SPN left out": ("mix", True, False),
-    "mixed codes, trained without SPN": ("mix", False, False),
-    "content code alone, SPN": ("content", True, True),
-    "style code alone, SPN": ("style", True, True),
-    "codes swapped, SPN": ("swap", True, True),
-}
-
-
-def twin_of(models: Models, style: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The best of the candidates (1, 3, px, px) and every score, ascending."""
-    shape = (settings.candidates, *style.shape[1:])
-    twins = photo_twins(models.ddpm, style, gaussian(shape, settings.seed, style.device), steps=settings.twin_steps,
-                        t0=settings.twin_t0).clamp(-1, 1)
-    scores, order = twin_scores(twins, style, models.perceptual).sort()
-    return twins[order[:1]], scores
-
-
-def codes_for(how: str, model: DiffAE, content: Tensor, style: Tensor, change_point: int):
-    """The codes of every level for one row of VARIANTS."""
-    config = model.config.unet
-    if how in ("content", "style"):
-        return mix_codes(content, style, [float(how == "style")] * (config.levels + 1))
-    return mix_codes(content, style, change_point_weights(config, change_point, swap=how == "swap"))
-
-
-def stylize_all(models: Models, style: Style, content: Content, how: str, with_spn: bool, settings: Settings) -> Tensor:
-    """The photos of `content` in the style, one row of VARIANTS; (B, 3, px, px) in [-1, 1]."""
-    unet, spn = (None if net is None else net.to(content.z.device) for net in style.networks())
-    z_style, parts = style.z.to(content.z.device), []
-    for i in range(0, len(content.z), settings.batch):
-        part = content.rows(torch.arange(i, min(i + settings.batch, len(content.z)), device=content.z.device))
-        codes = codes_for(how, models.diffae, part.z, z_style, settings.change_point)
-        parts.append(stylize(unet, part.x, codes, steps=settings.decode_steps, t0=settings.config.t0,
-                             spn=spn if with_spn else None, picture=part.picture, spn_weight=settings.config.spn_weight,
-                             spn_time=settings.config.spn_time, noise_level=settings.config.noise_level))
-    return torch.cat(parts).float()
-
-
-def measure(models: Models, photos: Tensor, results: Tensor, twin: Tensor, style: Tensor) -> dict[str, float]:
-    """Means over the photos. "direction": CLIP-direction agreement; distances to the style; structure to the photo."""
-    def embed(x):
-        return models.clip.embed(x, "proper")
-    source, target = embed(twin), embed(style)
-    before, after = embed(photos), embed(results)
-    features = [structure_features(models.diffae, x) for x in (photos, results)]
-    values = {
-        "direction": metrics.direction_agreement(before, after, source, target),
-        "likeness": torch.cosine_similarity(after, target, dim=1),
-        "colour": metrics.colour_distance(results, style),
-        "texture": metrics.texture_distance(results, style),
-        "edges": metrics.edge_agreement(photos, results),
-        "structure": metrics.structure_distance(*features),
-    }
-    return {name: float(v.float().mean()) for name, v in values.items()}
+Rows = dict[str, dict[str, float]]  # row of a table -> figure -> number
+Tell = Callable[[str], None]
+DECIMALS = 3
+LEGEND = {
+    "art distance": "down: Frechet distance of CLIP embeddings of pictures and art (FID uses Inception's)",
+    "diversity": "up: perceptual distance of two random styles of one photo",
+    "direction": "up: cosine of the CLIP change photo -> result with the one to the style (which starts, OSASIS: "
+                 "at the photo twin, MMFS: at the photos' mean or the word 'photo')",
+    "likeness": "up: cosine of the CLIP embeddings of result and style picture",
+    "agreement": "up: cosine of the CLIP embeddings of result and prompt",
+    "named": "up: share of results that CLIP calls by their prompt, of all prompts and 'photo'",
+    "colour": "down: sliced distance of the colours to the style picture's",
+    "texture": "down: sliced distance of 5 px grey patches to the style picture's",
+    "patches": "up: share of the result's CLIP tokens that lies in the space of the style picture's tokens",
+    "nearest": "up: cosine of each CLIP token of the result with the style picture's nearest one",
+    "edges": "up: correlation of the edge maps of photo and result at 32 px",
+    "structure": "down: difference of the self-similarities of photo and result",
+    "identity": "down: 1 - cosine of the autoencoder's z of photo and result (no face recognition network is used)",
+    "recognised": "up: share of results whose own photo is the nearest of all by z, each set's mean taken out"}
 
 
 def structure_features(model: DiffAE, x: Tensor, px: int = 16) -> Tensor:
@@ -114,75 +43,114 @@ def structure_features(model: DiffAE, x: Tensor, px: int = 16) -> Tensor:
     return [f for f in model.encoder.features(x) if f.shape[-1] == px][-1]
 
 
-def evaluate_style(models: Models, photos: Tensor, style: Tensor, settings: Settings,
-                   tell: Callable[[str], None] = log.info) -> tuple[dict[str, dict[str, float]], list[Tensor]]:
-    """Rows of numbers for one style picture (1, 3, px, px), and the rows of its picture sheet."""
-    device = photos.device
-    with torch.no_grad(), osasis.autocast(device, settings.config):
-        twin, scores = twin_of(models, style, settings)
-        content = osasis.prepare_content(models.diffae, photos, replace(settings.config,
-                                                                        forward_steps=settings.encode_steps))
-    tell(f"twin: L1 {float((twin - style).abs().mean()):.3f}, score {float(scores[0]):.2f} "
-         f"(worst of {settings.candidates}: {float(scores[-1]):.2f})")
-    mark, styles = fingerprint(models.diffae), {}
-    for with_spn in (True, False):
-        config = settings.config if with_spn else replace(settings.config, spn="none")
-        styles[with_spn], run = tune_style(models.diffae, models.clip, models.perceptual, twin, style, config,
-                                           fingerprint=mark)
-        tell(f"fine-tuned {'with' if with_spn else 'without'} SPN, loss {run.history['loss'][0]:.2f} -> "
-             f"{run.history['loss'][-1]:.2f}")
-    rows = {"photos": measure(models, photos, photos, twin, style)}
-    rows["photos"]["direction"] = 0.0  # nothing has changed yet
-    pictures = [torch.cat([style, photos[:7]])]
-    for name, (how, trained_with, used) in VARIANTS.items():
-        with torch.no_grad(), osasis.autocast(device, settings.config):
-            results = stylize_all(models, styles[trained_with], content, how, used, settings)
-        with torch.no_grad():
-            rows[name] = measure(models, photos, results, twin, style)
-        pictures.append(torch.cat([twin, results[:7].clamp(-1, 1)]))
-    return rows, pictures
+@dataclass(frozen=True)
+class Judge:
+    """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's.
 
-
-def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
-             tell: Callable[[str], None] = log.info) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows} for photos (B, 3, px, px) and style files.
-
-    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
-    so far are written to OUT/results.json after each style.
+    perceptual: LPIPS or its substitute. dino: whose keys tell the structure; None for the autoencoder's encoder.
     """
-    results, px = {}, models.diffae.image_size
-    chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
-              (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
-    with torch.no_grad(), osasis.autocast(photos.device, settings.config):
-        kept = reconstruction(models.diffae, photos, chains)
-    tell(f"reconstruction (PSNR dB, SSIM): {json.dumps(kept)}")
-    for path in styles:
-        name = f"{path.parent.name}_{path.stem}"
-        tell(f"== {name}")
-        style = to_unit(read_picture(path, px))[None].to(photos.device)
-        results[name], pictures = evaluate_style(models, photos, style, settings, tell)
-        tell(table(results[name]))
-        report = {"reconstruction": kept, "styles": results, "mean": mean_rows(results)}
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            grid(pictures).save(out / f"{name}.png")
-            (out / "results.json").write_text(json.dumps(report, indent=1))
-    return report
+    clip: Clip
+    diffae: DiffAE
+    perceptual: nn.Module
+    dino: nn.Module | None = None
+
+    def sized(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) at the side that the judge looks at."""
+        side = (self.diffae.image_size,) * 2
+        if x.shape[-2:] == side:
+            return x
+        return F.interpolate(x, side, mode="bilinear", antialias=True, align_corners=False)
+
+    def layout(self, x: Tensor) -> Tensor:
+        """(B, D, ...): features at every place, for `metrics.structure_distance`."""
+        return structure_features(self.diffae, x) if self.dino is None else self.dino.keys(x).transpose(1, 2)
+
+    def identity(self, x: Tensor) -> Tensor:
+        """The autoencoder's z (B, D), each number by its mean and deviation among photos where the file has them."""
+        z = self.diffae.encode(x)
+        return (z - self.diffae.conds_mean) / self.diffae.conds_std if self.diffae.config.latent else z
+
+    def differ(self, a: Tensor, b: Tensor) -> Tensor:
+        """Perceptual distance (B,) of pictures."""
+        return self.perceptual(self.sized(a), self.sized(b))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """CLIP embeddings (B, D), not normalised."""
+        return self.clip.embed(self.sized(x), "proper").float()
 
 
-def mean_rows(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+@torch.no_grad()
+def kept(judge: Judge, photos: Tensor, results: Tensor) -> dict[str, float]:
+    """How much of the photos the results keep: means over pictures (B, 3, H, W) in [-1, 1]."""
+    photos, results = judge.sized(photos), judge.sized(results)
+    who, who_now = judge.identity(photos), judge.identity(results)
+    return means({
+        "edges": metrics.edge_agreement(photos, results),
+        "structure": metrics.structure_distance(judge.layout(photos), judge.layout(results)),
+        "identity": (1 - F.cosine_similarity(who, who_now, dim=1)).clamp_min(0),
+        "recognised": metrics.recognised(who_now, who)})
+
+
+@torch.no_grad()
+def taken_over(judge: Judge, photos: Tensor, results: Tensor, style: Tensor, source: Tensor) -> dict[str, float]:
+    """How much of the style picture (1, 3, H, W) the results have; source (1, D): where its CLIP direction starts."""
+    target, after = judge.embed(style), judge.embed(results)
+    results, style = judge.sized(results), judge.sized(style)
+    tokens, tokens_too = judge.clip.tokens(results), judge.clip.tokens(style)
+    return means({
+        "direction": metrics.direction_agreement(judge.embed(photos), after, source, target),
+        "likeness": F.cosine_similarity(after, target, dim=1),
+        "colour": metrics.colour_distance(results, style),
+        "texture": metrics.texture_distance(results, style),
+        "patches": metrics.share_within(tokens, guidance.projector(tokens_too)),
+        "nearest": metrics.nearest_likeness(tokens, tokens_too)})
+
+
+def means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(v.float().mean()) for name, v in values.items()}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+def mean_rows(results: Mapping[str, Rows]) -> Rows:
     """Mean of every figure over the styles."""
     rows = list(results.values())
     return {variant: {figure: sum(r[variant][figure] for r in rows) / len(rows) for figure in values}
             for variant, values in rows[0].items()}
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows as a Markdown table."""
-    figures = list(next(iter(rows.values())))
+def table(rows: Rows) -> str:
+    """The rows as a Markdown table; a figure that a row does not have stays empty."""
+    figures = list(dict.fromkeys(figure for values in rows.values() for figure in values))
     lines = ["| | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
-    lines += [f"| {name} | " + " | ".join(f"{values[f]:.3f}" for f in figures) + " |" for name, values in rows.items()]
+    for name, values in rows.items():
+        cells = (f"{values[f]:.{DECIMALS}f}" if f in values else "" for f in figures)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def beside(osasis: Rows, mmfs: Rows) -> Rows:
+    """One table of both methods' rows for the same photos and styles."""
+    rows = {"photos": mmfs["photos"]}
+    for method, found in (("OSASIS", osasis), ("MMFS", mmfs)):
+        rows |= {f"{method}: {name}": values for name, values in found.items() if name != "photos"}
+    return rows
+
+
+def write(report: Mapping, out: Path | None, name: str) -> None:
+    """The numbers so far, as OUT/NAME.json; nothing without a folder."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(json.dumps(report, indent=1))
+
+
+def name_of(path: Path) -> str:
+    """What a style picture is called: its folder and its file."""
+    return f"{path.parent.name}_{path.stem}"
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def first_of_each(folder: Path, paths: Sequence[Path]) -> list[Path]:

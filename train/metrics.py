@@ -74,11 +74,35 @@ def direction_agreement(before: Tensor, after: Tensor, source: Tensor, target: T
     return F.cosine_similarity(after - before, target - source, dim=1)
 
 
+def recognised(codes: Tensor, photos: Tensor) -> Tensor:
+    """1 where the nearest of all photos' codes (B, D) is the picture's own photo, else 0; by the cosine.
+
+    Each set's mean is taken out first: what a style does to every picture alike does not count.
+    """
+    codes, photos = codes - codes.mean(0), photos - photos.mean(0)
+    nearest = (F.normalize(codes, dim=1) @ F.normalize(photos, dim=1).t()).argmax(1)
+    return (nearest == torch.arange(len(codes), device=codes.device)).float()
+
+
+def share_within(tokens: Tensor, projection: Tensor) -> Tensor:
+    """Share of the energy of tokens (B, n, d), each of length 1, that the projection (d, d) keeps: 1 - |P t - t|^2."""
+    tokens = F.normalize(tokens.float(), dim=2)
+    return 1 - (tokens @ projection - tokens).square().sum(2).mean(1)
+
+
+def nearest_likeness(tokens: Tensor, reference: Tensor) -> Tensor:
+    """Mean over tokens (B, n, d) of the cosine with the nearest token of the reference (1, m, d)."""
+    tokens, reference = F.normalize(tokens.float(), dim=2), F.normalize(reference.float(), dim=2)
+    return (tokens @ reference.transpose(1, 2)).amax(2).mean(1)
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     """Frechet distance of two sets of embeddings (N, D), (M, D), each taken as a Gaussian; float64, a scalar.
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2); FID is this on Inception features.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2); FID is this on Inception features. ValueError for less than two.
     """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"sets of {len(a)} and {len(b)} pictures cannot be compared; give at least two of each")
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.t()), torch.cov(b.t())
     values, vectors = torch.linalg.eigh(cov_a)
