@@ -1,112 +1,34 @@
-"""The driver of `make demo`: runs API workflows in a real ComfyUI and lays their pictures out on a contact sheet.
+"""The driver of `make demo`: runs API workflows in a real ComfyUI and lays their pictures out on contact sheets.
 
-    python3 tools/launch.py tools.demo [GRAPH.json ...] [--out FOLDER]
+    python3 tools/launch.py tools.demo [GRAPH.json ...] [--only osasis|mmfs] [--out FOLDER]
 
-Pictures are told apart by the filename_prefix of the SaveImage node they come from: atelier_demo/<column>.
+The first sheet is OSASIS's, or that of the graphs that are given; the second is MMFS's (see demo_mmfs.py). Pictures of
+the first are told apart by the filename_prefix of the SaveImage node they come from: atelier_demo/<column>.
 """
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
 
-from .client import Client, Event, Graph, Result, RunError
+from .client import RunError
 from .comfy import ROOT, ComfyServer, HostMissing, ServerDied, find_host
-from .sheet import contact_sheet
+from .demo_mmfs import mmfs_sheet
+from .graphs import INPUTS, run_shown, save, saved_pictures
+from .sheet import contact_sheet, rows_of
 
+OSASIS, MMFS = "osasis", "mmfs"
 GRAPHS = (ROOT / "workflows" / "api" / "osasis_demo.json",)
-INPUTS = ROOT / "workflows" / "inputs"
 PREFIX = "atelier_demo/"
 COLUMNS = {"input": "input", "style": "style", "result": "result", "result_no_spn": "result without SPN"}
-SECONDS_BETWEEN_LINES = 5.0
-
-Pictures = dict[str, list[Image.Image]]  # column -> its pictures, in order
-
-
-class ProgressLines:
-    """Writes what runs, how far it is and how long it took; a live line on a terminal, else one every few seconds."""
-
-    def __init__(self, titles: dict[str, str]) -> None:
-        self.titles, self.live = titles, sys.stdout.isatty()
-        self.node: str | None = None
-        self.began = self.written = 0.0
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "executing":
-            self._finish(event.at)
-            self.node, self.began, self.written = event.data.get("node"), event.at, event.at
-            if self.node:
-                self._write(event.at, "...")
-        elif event.kind == "progress" and event.data.get("node") == self.node:
-            if event.at - self.written >= (0.2 if self.live else SECONDS_BETWEEN_LINES):
-                self.written = event.at
-                spent = event.at - self.began
-                self._write(event.at, f"step {event.data['value']:.0f}/{event.data['max']:.0f}, {spent:.0f} s")
-        elif event.kind in ("execution_success", "execution_error", "execution_interrupted"):
-            self._finish(event.at)
-
-    def _finish(self, at: float) -> None:
-        if self.node and (self.live or at - self.began >= 1):
-            self._write(at, f"done in {at - self.began:.1f} s", last=True)
-        self.node = None
-
-    def _write(self, at: float, text: str, last: bool = False) -> None:
-        line = f"  {at:6.1f} s  {self.titles.get(self.node, self.node)}: {text}"
-        if self.live:
-            print(f"\r\x1b[2K{line}", end="\n" if last else "", flush=True)
-        else:
-            print(line, flush=True)
-
-
-def titles_of(graph: Graph) -> dict[str, str]:
-    return {node: entry.get("_meta", {}).get("title") or entry["class_type"] for node, entry in graph.items()}
-
-
-def upload_inputs(client: Client, graph: Graph, folder: Path) -> None:
-    """Upload every picture that the graph's LoadImage nodes name from `folder`. Raises FileNotFoundError."""
-    names = {entry["inputs"]["image"] for entry in graph.values() if entry["class_type"] == "LoadImage"}
-    for name in sorted(names):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"the workflow loads {name}, which is not in {folder}")
-        client.upload(folder / name)
-
-
-def saved_pictures(client: Client, graph: Graph, result: Result) -> Pictures:
-    """The pictures of all SaveImage nodes whose prefix is atelier_demo/<column>, by column."""
-    pictures: Pictures = {}
-    for node, entry in graph.items():
-        prefix = str(entry["inputs"].get("filename_prefix", ""))
-        if entry["class_type"] == "SaveImage" and prefix.startswith(PREFIX):
-            found = [Image.open(io.BytesIO(data)) for data in client.images(result, node)]
-            pictures.setdefault(prefix.removeprefix(PREFIX), []).extend(found)
-    return pictures
-
-
-def sheet_rows(pictures: Pictures) -> list[list[Image.Image | None]]:
-    """A row for each input. A single picture (the style) stands in every row; missing ones leave their cell empty."""
-    columns = [pictures.get(column, []) for column in COLUMNS]
-    height = max(map(len, columns))
-
-    def cell(column: list[Image.Image], line: int) -> Image.Image | None:
-        if len(column) == 1:
-            return column[0]
-        return column[line] if line < len(column) else None
-
-    return [[cell(column, line) for column in columns] for line in range(height)]
-
-
-def save(pictures: Pictures, name: str, out: Path) -> None:
-    for column, found in pictures.items():
-        for number, picture in enumerate(found, 1):
-            picture.save(out / f"{name}_{column}_{number:02d}.png")
 
 
 def run_graphs(server: ComfyServer, graphs: list[Path], inputs: Path, out: Path) -> Path:
@@ -114,21 +36,20 @@ def run_graphs(server: ComfyServer, graphs: list[Path], inputs: Path, out: Path)
     rows: list[list[Image.Image | None]] = []
     for path in graphs:
         graph = json.loads(path.read_text())
-        upload_inputs(server.client, graph, inputs)
-        print(f"Running {path.stem} ({len(graph)} nodes)", flush=True)
-        result = server.client.run(graph, ProgressLines(titles_of(graph)), timeout=3600)
-        pictures = saved_pictures(server.client, graph, result)
+        result = run_shown(server.client, graph, path.stem, inputs)
+        pictures = saved_pictures(server.client, graph, result, PREFIX)
         if not any(pictures.get(column) for column in COLUMNS):
             raise ValueError(f"{path} saves no picture under {PREFIX}<{'|'.join(COLUMNS)}>")
         save(pictures, path.stem, out)
-        rows += sheet_rows(pictures)
+        rows += rows_of(pictures.get(column, []) for column in COLUMNS)
     sheet = out / "contact_sheet.png"
     contact_sheet(list(COLUMNS.values()), rows).save(sheet)
     return sheet
 
 
-def demo(graphs: list[Path], inputs: Path, out: Path) -> None:
-    start = time.monotonic()
+def demo(graphs: list[Path], sheets: Collection[str], inputs: Path, out: Path) -> None:
+    """Make the `sheets` of OSASIS (of `graphs`) and MMFS."""
+    start, made = time.monotonic(), []
     for path in graphs:
         if not path.is_file():
             raise FileNotFoundError(f"there is no workflow {path}")
@@ -144,12 +65,17 @@ def demo(graphs: list[Path], inputs: Path, out: Path) -> None:
                 check_pack(server)
                 device = server.client.get_json("/system_stats")["devices"][0]["name"]
                 print(f"ComfyUI is up after {server.seconds_to_start:.0f} s, on {device}", flush=True)
-                sheet = run_graphs(server, graphs, inputs, out)
+                if OSASIS in sheets:
+                    made.append(run_graphs(server, graphs, inputs, out))
+                    print(f"Contact sheet after {time.monotonic() - start:.0f} s: {made[-1]}", flush=True)
+                if MMFS in sheets:
+                    made.append(mmfs_sheet(server.client, inputs, out))
         finally:
             if server.log.exists():
                 shutil.copy(server.log, out / "comfyui.log")
                 print(f"ComfyUI's log:   {out / 'comfyui.log'}", flush=True)
-    print(f"Done in {time.monotonic() - start:.0f} s.\nContact sheet:   {sheet}\nSingle pictures: {out}/", flush=True)
+    print(f"Done in {time.monotonic() - start:.0f} s.", *(f"Contact sheet:   {sheet}" for sheet in made),
+          f"Single pictures: {out}/", sep="\n", flush=True)
 
 
 def check_pack(server: ComfyServer) -> None:
@@ -159,13 +85,15 @@ def check_pack(server: ComfyServer) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
-    parser.add_argument("graphs", nargs="*", type=Path, default=list(GRAPHS), help="API workflows; default: the demo")
+    parser.add_argument("graphs", nargs="*", type=Path, help="API workflows to run instead of the demo")
+    parser.add_argument("--only", choices=(OSASIS, MMFS), help="make a single one of the two sheets")
     parser.add_argument("--inputs", type=Path, default=INPUTS, help="folder of the pictures that the graphs load")
     parser.add_argument("--out", type=Path, default=ROOT / "demo_output", help="where the pictures go")
     options = parser.parse_args()
+    sheets = (options.only,) if options.only else (OSASIS,) if options.graphs else (OSASIS, MMFS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped, too
     try:
-        demo(options.graphs, options.inputs.resolve(), options.out.resolve())
+        demo(options.graphs or list(GRAPHS), sheets, options.inputs.resolve(), options.out.resolve())
     except (HostMissing, ServerDied, RunError, TimeoutError, FileNotFoundError, ValueError) as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from .comfy import ROOT, ComfyServer, HostMissing, find_host
-from .demo import INPUTS
+from .graphs import INPUTS
 from .host import setup
 
 SCRIPT = ROOT / "tools" / "page.mjs"

@@ -1,7 +1,7 @@
 """A contact sheet: rows of pictures under column captions."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +19,18 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
     square = Image.new("RGB", (size, size), PAPER)
     square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
     return square
+
+
+def rows_of(columns: Iterable[Sequence[Image.Image]]) -> list[list[Image.Image | None]]:
+    """Columns as rows. A single picture stands in every row; missing ones leave their cell empty."""
+    columns = list(columns)
+
+    def cell(column: Sequence[Image.Image], line: int) -> Image.Image | None:
+        if len(column) == 1:
+            return column[0]
+        return column[line] if line < len(column) else None
+
+    return [[cell(column, line) for column in columns] for line in range(max(map(len, columns)))]
 
 
 def contact_sheet(captions: Sequence[str], rows: Sequence[Sequence[Image.Image | None]], size: int = 256,
@@ -39,3 +51,17 @@ def contact_sheet(captions: Sequence[str], rows: Sequence[Sequence[Image.Image |
             if row[column] is not None:
                 sheet.paste(fit(row[column], size), (gap + column * pitch, head + line * pitch))
     return sheet
+
+
+def stacked(sheets: Mapping[str, Image.Image], gap: int = 8) -> Image.Image:
+    """One picture of several, each below its heading."""
+    font = ImageFont.load_default(size=20)
+    head = font.size + 2 * gap
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets.values()),
+                              sum(head + sheet.height for sheet in sheets.values())), PAPER)
+    draw, top = ImageDraw.Draw(whole), 0
+    for heading, sheet in sheets.items():
+        draw.text((gap, top + head / 2), heading, INK, font, anchor="lm")
+        whole.paste(sheet, (0, top + head))
+        top += head + sheet.height
+    return whole
