@@ -63,4 +63,5 @@ def projection_loss(projection: Tensor, tokens: Tensor) -> Tensor:
 
 def feature_loss(features: Sequence[Tensor], features_too: Sequence[Tensor]) -> Tensor:
     """Sum over the discriminator's layers of mean |a - b| (spec A.8)."""
-    return torch.stack([(a - b).abs().mean() for a, b in zip(features, features_too, strict=True)]).sum()
+    pairs = zip(features, features_too, strict=True)
+    return torch.stack([(a.float() - b.float()).abs().mean() for a, b in pairs]).sum()
