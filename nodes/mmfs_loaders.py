@@ -102,10 +102,11 @@ class LoadMMFSStyle(io.ComfyNode):
         files = host.model_files("mmfs_styles") or [NO_STYLE]
         return io.Schema(
             node_id="AtelierLoadMMFSStyle", display_name="Load MMFS Style", category="Atelier/loaders",
-            description="Loads a style that was fine-tuned with MMFS and saved before: a decoder of its own, with the "
-                        "code it was fine-tuned with.",
+            description="Loads a style that was fine-tuned with MMFS and saved before, or an official one: a decoder "
+                        "of its own, with the code it was fine-tuned with.",
             inputs=[io.Combo.Input("style", options=files, default=files[0],
-                                   tooltip="A file in models/mmfs_styles, saved by Save MMFS Style.")],
+                                   tooltip="A file in models/mmfs_styles, saved by Save MMFS Style, or an official "
+                                           "fine-tuned one, such as pop_art.pth.")],
             outputs=[
                 sockets.MMFS_STYLE.Output("mmfs_style", display_name="style", tooltip="The style, for Stylize with "
                                                                                       "MMFS."),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oneshot_atelier.models.loading import save_mmfs, save_mmfs_style, save_stylegan2
-from oneshot_atelier.tests import tiny_mmfs, tiny_models
+from oneshot_atelier.tests import golden_cases, mmfs_files, tiny_mmfs, tiny_models
 from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("comfy")]
@@ -73,6 +73,31 @@ def test_files_of_another_kind(nodes, comfy, tiny, kind, node, wrong):
         getattr(nodes, node).execute("mine.safetensors")
     with pytest.raises(ValueError, match="there is no file"):
         getattr(nodes, node).execute("../mine.safetensors")
+
+
+def test_official_files(nodes, comfy, tmp_path):
+    (tmp_path / "files").mkdir()
+    loaders = {"stylegan2": nodes.LoadStyleGAN2, "mmfs": nodes.LoadMMFS, "dino": nodes.LoadSelfSimilarity}
+    found = {}
+    for name, (kind, path) in mmfs_files.write_all(tmp_path / "files").items():
+        path.rename(comfy / "models" / kind / name)
+        found[name] = loaders[kind].execute(name)[0]
+    assert nodes.SampleStyleGAN2.execute(found["ffhq.pkl"], **SAMPLE)[0].shape == (2, 32, 32, 3)
+    assert (found["phase2.pth"].phase, found["phase3.pth"].phase) == (2, 3)
+    assert found["phase2.pth"].discriminator is not None
+    assert not found["dino.pth"].substitute and found["dino.pth"].net.keys(torch.zeros(1, 3, 64, 64)).shape[1] == 17
+
+
+def test_an_official_fine_tuned_model_is_a_style_too(nodes, comfy):
+    for kind, net in (("mmfs", mmfs_files.mmfs()), ("mmfs_styles", mmfs_files.mmfs(seed=9))):
+        golden_cases.save_torch(comfy / "models" / kind / "pop_art.pth", mmfs_files.mmfs_root(net))
+    base = nodes.LoadMMFS.execute("pop_art.pth")[0]
+    style, code, _ = nodes.LoadMMFSStyle.execute("pop_art.pth").args
+    assert "no style code" in code.message
+    given = nodes.MMFSRandomStyle.execute(base, **RANDOM)[0]
+    plain, drawn = (nodes.MMFSStylize.execute(base, picture(5), styles=given, style=one, **DRAW)[0]
+                    for one in (None, style))
+    assert plain.shape == drawn.shape == (1, 128, 128, 3) and not torch.equal(plain, drawn)
 
 
 # --- StyleGAN2 -----------------------------------------------------------------------------------------------------
