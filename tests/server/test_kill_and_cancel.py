@@ -2,29 +2,31 @@
 goes on, and ends in the very style of a run without a break."""
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.tools.client import Client, Event, Interrupted, Result, RunError
+from oneshot_atelier.tests.server.sessions import (
+    SAVE,
+    TUNE,
+    assert_same_result,
+    at_step,
+    drawn,
+    lines_of,
+    node,
+    saved_step,
+    snapshot_of,
+    steps_of,
+)
+from oneshot_atelier.tools.client import Client, Interrupted, RunError
 from oneshot_atelier.tools.comfy import ComfyServer, Host
 
 ITERATIONS, STEPS = 3, 3  # optimiser steps an iteration: 10 reverse steps at strength 0.3
-TUNE, SAVE = "7", "8"
 OPTIONS = {"preset": "as set below", "cross": 1.0, "inner": 0.5, "clip": 30.0, "l1": 10.0, "perceptual": 10.0,
            "style_spn_weight": 1.0, "spn_time": "index", "forward_steps": 10, "reverse_steps": 10, "latent_steps": 10,
            "generate_steps": 10, "t0": 0.3, "bank": 1, "noise_level": "official", "clamp": "hard",
            "clip_preparation": "official", "dropout": True, "micro_batch": 0, "precision": "float16"}
-
-
-def node(kind: str, **inputs: object) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def graph_of(name: str) -> dict:
@@ -42,60 +44,13 @@ def graph_of(name: str) -> dict:
         SAVE: node("AtelierSaveStyle", style=[TUNE, 0], name=name, overwrite=False)}
 
 
-def drawn(seed: int) -> bytes:
-    """A picture of soft spots."""
-    spots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(spots).resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def upload_pictures(client: Client) -> None:
     client.upload(drawn(1), "drawn_twin.png")
     client.upload(drawn(2), "drawn_style.png")
 
 
-def steps_of(events: list[Event]) -> list[float]:
-    """The optimiser steps that the fine-tune reported, in order."""
-    return [event.data["value"] for event in events if event.kind == "progress" and event.data["node"] == TUNE]
-
-
-def lines_of(result: Result) -> list[str]:
-    return [event.data["text"] for event in result.of_kind("text") if event.data["node"] == TUNE]
-
-
-def at_step(step: int, act: Callable[[], None]) -> Callable[[Event], None]:
-    """An on_event that acts once, at an optimiser step."""
-    done: list[bool] = []
-
-    def on_event(event: Event) -> None:
-        if not done and steps_of([event])[-1:] >= [step]:
-            done.append(True)
-            act()
-    return on_event
-
-
-def snapshot_of(base: Path, name: str) -> Path:
-    return base / "output" / "atelier" / "snapshots" / f"{name}.snapshot"
-
-
 def style_of(base: Path, name: str) -> Path:
     return base / "models" / "osasis" / f"{name}.safetensors"
-
-
-def saved_step(snapshot: Path) -> int:
-    """The iteration at which a snapshot was saved; it is read whole, as by the fine-tune that goes on with it."""
-    stored = store.load(snapshot, "snapshot")
-    assert {key.split("/")[0] for key in stored.tensors} >= {"net", "optimizer"}
-    return stored.meta["step"]
-
-
-def assert_same_style(one: Path, other: Path) -> None:
-    """Bit for bit the same tensors, and the same settings (the file's header is in no fixed order)."""
-    a, b = (store.load(path, "osasis_style") for path in (one, other))
-    assert (a.config, a.meta) == (b.config, b.meta)
-    assert a.tensors.keys() == b.tensors.keys()
-    assert [key for key, value in a.tensors.items() if not torch.equal(value, b.tensors[key])] == []
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +74,7 @@ def test_cancel_stops_within_one_step_and_what_was_saved_goes_on(server: ComfySe
     result = server.client.run(graph_of("cancelled"), timeout=300)
     assert lines_of(result)[0] == f"going on from iteration 1 of {ITERATIONS}"
     assert steps_of(result.events)[0] == STEPS + 1
-    assert_same_style(style_of(server.base, "cancelled"), unbroken)
+    assert_same_result(style_of(server.base, "cancelled"), unbroken)
 
 
 def test_a_finished_fine_tune_trains_nothing_again(server: ComfyServer, unbroken: Path) -> None:
@@ -158,4 +113,4 @@ def test_after_a_kill_the_same_graph_goes_on_to_the_same_style(restarted: ComfyS
     result = restarted.client.run(graph_of("killed"), timeout=300)
     assert lines_of(result)[0] == f"going on from iteration 1 of {ITERATIONS}"
     assert steps_of(result.events)[0] == STEPS + 1 and steps_of(result.events)[-1] == ITERATIONS * STEPS
-    assert_same_style(style_of(restarted.base, "killed"), unbroken)
+    assert_same_result(style_of(restarted.base, "killed"), unbroken)

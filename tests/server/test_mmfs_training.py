@@ -3,13 +3,25 @@ the very weights of a run without a break; and what they say when they cannot be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.tests.server.test_kill_and_cancel import drawn, node
+from oneshot_atelier.models import loading
+from oneshot_atelier.models.mmfs import MMFS
+from oneshot_atelier.tests.server.sessions import (
+    SAVE,
+    TUNE,
+    assert_same_result,
+    at_step,
+    drawn,
+    lines_of,
+    node,
+    saved_step,
+    snapshot_of,
+    steps_of,
+)
 from oneshot_atelier.tools.client import Client, Event, Interrupted, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.tools.comfy import ComfyServer, Host
 
@@ -17,7 +29,6 @@ STEPS = 4
 MODELS = {"1": node("AtelierLoadMMFS", model="demo"), "2": node("AtelierLoadCLIP", model="demo", activation="auto"),
           "3": node("AtelierLoadSelfSimilarity", model="demo"), "4": node("AtelierLoadStyleGAN2", model="demo")}
 NAMES = {"one_shot": "AtelierMMFSFineTune", "zero_shot": "AtelierMMFSFineTuneText", "stage1": "AtelierMMFSTrainStage1"}
-WORK, SAVE = "6", "7"
 
 
 def graph_of(kind: str, name: str) -> dict:
@@ -25,15 +36,15 @@ def graph_of(kind: str, name: str) -> dict:
     session = {"seed": 5, "name": name, "save_every": 1, "resume": True, "batch": 2, "lr": 1e-3}
     graph = dict(MODELS)
     if kind == "stage1":
-        graph[WORK] = node(NAMES[kind], stylegan2=["4", 0], steps=STEPS, preview_every=2, precision="float32",
+        graph[TUNE] = node(NAMES[kind], stylegan2=["4", 0], steps=STEPS, preview_every=2, precision="float32",
                            **session)
-        graph[SAVE] = node("AtelierSaveMMFS", mmfs=[WORK, 0], name=name, discriminator=False, overwrite=False)
+        graph[SAVE] = node("AtelierSaveMMFS", mmfs=[TUNE, 0], name=name, discriminator=False, overwrite=False)
         return graph
     target = {"references": ["5", 0]} if kind == "one_shot" else {"prompt": "watercolor"}
     graph["5"] = node("LoadImage", image="drawn_style.png")
-    graph[WORK] = node(NAMES[kind], mmfs=["1", 0], clip=["2", 0], self_similarity=["3", 0], stylegan2=["4", 0],
+    graph[TUNE] = node(NAMES[kind], mmfs=["1", 0], clip=["2", 0], self_similarity=["3", 0], stylegan2=["4", 0],
                        iterations=STEPS, folder="none", **target, **session)
-    graph[SAVE] = node("AtelierSaveMMFSStyle", style=[WORK, 0], name=name, overwrite=False)
+    graph[SAVE] = node("AtelierSaveMMFSStyle", style=[TUNE, 0], name=name, overwrite=False)
     return graph
 
 
@@ -41,35 +52,8 @@ def run(client: Client, kind: str, name: str, on_event: Callable[[Event], None] 
     return client.run(graph_of(kind, name), on_event, timeout=300)
 
 
-def steps_of(events: list[Event]) -> list[float]:
-    return [event.data["value"] for event in events if event.kind == "progress" and event.data["node"] == WORK]
-
-
-def at_step(step: int, act: Callable[[], None]) -> Callable[[Event], None]:
-    """An on_event that acts once, at a step."""
-    done: list[bool] = []
-
-    def on_event(event: Event) -> None:
-        if not done and steps_of([event])[-1:] >= [step]:
-            done.append(True)
-            act()
-    return on_event
-
-
 def result_of(base: Path, kind: str, name: str) -> Path:
     return base / "models" / ("mmfs" if kind == "stage1" else "mmfs_styles") / f"{name}.safetensors"
-
-
-def snapshot_of(base: Path, name: str) -> Path:
-    return base / "output" / "atelier" / "snapshots" / f"{name}.snapshot"
-
-
-def assert_same_file(one: Path, other: Path) -> None:
-    """Bit for bit the same tensors, and the same settings."""
-    a, b = (store.load(path) for path in (one, other))
-    assert (a.kind, a.config, a.meta) == (b.kind, b.config, b.meta)
-    assert a.tensors.keys() == b.tensors.keys()
-    assert [key for key, value in a.tensors.items() if not torch.equal(value, b.tensors[key])] == []
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +75,15 @@ def test_cancel_stops_within_one_step_and_what_was_saved_goes_on(server: ComfySe
     whole, name = unbroken(kind), f"{kind}_cancelled"
     with pytest.raises(Interrupted) as cancelled:
         run(server.client, kind, name, at_step(2, server.client.interrupt))
-    assert cancelled.value.node_id == WORK
+    assert cancelled.value.node_id == TUNE
     assert 2 <= steps_of(cancelled.value.result.events)[-1] <= 3
-    saved = store.load(snapshot_of(server.base, name), "snapshot").meta["step"]
+    saved = saved_step(snapshot_of(server.base, name))
     assert 2 <= saved < STEPS and not result_of(server.base, kind, name).exists()
 
     result = run(server.client, kind, name)
-    lines = [event.data["text"] for event in result.of_kind("text") if event.data["node"] == WORK]
-    assert lines[0] == f"going on from iteration {saved} of {STEPS}"
+    assert lines_of(result)[0] == f"going on from iteration {saved} of {STEPS}"
     assert steps_of(result.events)[0] == saved + 1
-    assert_same_file(result_of(server.base, kind, name), whole)
+    assert_same_result(result_of(server.base, kind, name), whole)
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +100,21 @@ def killed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def restarted(host: Host, killed: Path) -> Iterator[ComfyServer]:
     snapshot = snapshot_of(killed, "killed")
-    assert store.load(snapshot, "snapshot").meta["step"] >= 1 and list(snapshot.parent.iterdir()) == [snapshot]
+    assert saved_step(snapshot) >= 1 and list(snapshot.parent.iterdir()) == [snapshot]
     with ComfyServer(host, base=killed) as again:
         yield again
 
 
 def test_after_a_kill_the_same_graph_goes_on_to_the_same_style(restarted: ComfyServer, unbroken: Callable) -> None:
     assert steps_of(run(restarted.client, "one_shot", "killed").events)[0] > 1
-    assert_same_file(result_of(restarted.base, "one_shot", "killed"), unbroken("one_shot"))
+    assert_same_result(result_of(restarted.base, "one_shot", "killed"), unbroken("one_shot"))
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
 def failing(client: Client, kind: str, **inputs: object) -> str:
     """What a run with these inputs says."""
     graph = graph_of(kind, "bad")
-    graph[WORK]["inputs"] |= inputs
+    graph[TUNE]["inputs"] |= inputs
     with pytest.raises((NodeFailed, PromptRejected)) as failed:
         client.run(graph, timeout=60)
     return str(failed.value)
@@ -147,6 +130,30 @@ def failing(client: Client, kind: str, **inputs: object) -> str:
 def test_bad_settings(server: ComfyServer, kind: str, inputs: dict, words: str) -> None:
     assert words in failing(server.client, kind, **inputs)
     assert not snapshot_of(server.base, "bad").exists()
+
+
+@pytest.fixture(scope="module")
+def model_files(server: ComfyServer) -> None:
+    """In models/mmfs: the demo model as of phase 2, without its CLIP mapping; and a StyleGAN2."""
+    server.client.upload(drawn(2), "drawn_style.png")
+    folder = server.base / "models" / "mmfs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faces.safetensors").write_bytes((loading.DEMO / "stylegan2.safetensors").read_bytes())
+    net, _ = loading.load_mmfs(loading.DEMO / "mmfs.safetensors")
+    bare = MMFS(replace(net.config, mapper=None))
+    bare.load_state_dict({key: value for key, value in net.state_dict().items() if not key.startswith("mapper.")})
+    loading.save_mmfs(folder / "phase2.safetensors", bare, None, {"phase": 2})
+
+
+@pytest.mark.parametrize(("model", "words"), [
+    ("phase2.safetensors", "has no CLIP mapping .* connect a style"),
+    ("faces.safetensors", "faces.safetensors.*StyleGAN2")])
+@pytest.mark.parametrize("kind", ["one_shot", "zero_shot"])
+def test_a_model_of_another_kind(server: ComfyServer, model_files: None, kind: str, model: str, words: str) -> None:
+    graph = graph_of(kind, "bad")
+    graph["1"] = node("AtelierLoadMMFS", model=model)
+    with pytest.raises(NodeFailed, match=words):
+        server.client.run(graph, timeout=60)
 
 
 def test_a_flat_reference(server: ComfyServer) -> None:

@@ -16,6 +16,7 @@ from oneshot_atelier.tests.server import shipped
 from oneshot_atelier.tests.server.shipped import MAIN, NAMES, reduced
 from oneshot_atelier.tools.client import Client, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.tools.comfy import ComfyServer
+from oneshot_atelier.tools.graphs import node_of
 from oneshot_atelier.tools.page import drive
 
 PX, INPUT = (128, 128), (256, 256)
@@ -62,11 +63,6 @@ def demo(with_inputs: Client) -> tuple[Result, Result]:
 
 def run_twice(client: Client, graph: Mapping) -> tuple[Result, Result]:
     return client.run(graph, timeout=300), client.run(graph, timeout=60)
-
-
-def node_of(graph: Mapping, kind: str) -> str:
-    """The id of the first node of a type."""
-    return next(node for node, entry in graph.items() if entry["class_type"] == kind)
 
 
 def saved(client: Client, graph: Mapping, result: Result) -> Pictures:

@@ -1,0 +1,66 @@
+"""What the tests of cancelled and killed trainings share: graphs with one training node, and the files it leaves."""
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.tools.client import Event, Result
+
+TUNE, SAVE = "7", "8"  # ids of the node that trains, and of the node that saves what it made
+
+
+def node(kind: str, **inputs: object) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def drawn(seed: int) -> bytes:
+    """A picture of soft spots."""
+    spots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(spots).resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def steps_of(events: list[Event]) -> list[float]:
+    """The optimiser steps that the training reported, in order."""
+    return [event.data["value"] for event in events if event.kind == "progress" and event.data["node"] == TUNE]
+
+
+def lines_of(result: Result) -> list[str]:
+    return [event.data["text"] for event in result.of_kind("text") if event.data["node"] == TUNE]
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[Event], None]:
+    """An on_event that acts once, at an optimiser step."""
+    done: list[bool] = []
+
+    def on_event(event: Event) -> None:
+        if not done and steps_of([event])[-1:] >= [step]:
+            done.append(True)
+            act()
+    return on_event
+
+
+def snapshot_of(base: Path, name: str) -> Path:
+    return base / "output" / "atelier" / "snapshots" / f"{name}.snapshot"
+
+
+def saved_step(snapshot: Path) -> int:
+    """The iteration at which a snapshot was saved; it is read whole, as by the training that goes on with it."""
+    stored = store.load(snapshot, "snapshot")
+    assert {key.split("/")[0] for key in stored.tensors} >= {"net", "optimizer"}
+    return stored.meta["step"]
+
+
+def assert_same_result(one: Path, other: Path) -> None:
+    """Bit for bit the same tensors, and the same settings (the file's header is in no fixed order)."""
+    a, b = (store.load(path) for path in (one, other))
+    assert (a.kind, a.config, a.meta) == (b.kind, b.config, b.meta)
+    assert a.tensors.keys() == b.tensors.keys()
+    assert [key for key, value in a.tensors.items() if not torch.equal(value, b.tensors[key])] == []
