@@ -20,7 +20,7 @@ from .sheet import contact_sheet, rows_of, stacked
 PREFIX = "atelier/mmfs_"
 SOURCES = {"photo": ("AtelierMMFSStylize", "image"), "reference": ("AtelierMMFSStyleFromPicture", "picture")}
 SEEDS = (1, 5, 8, 12, 16, 20, 27, 32)
-PROMPTS = ("pencil", "watercolor", "popart", "ink")
+PROMPTS = ("pencil", "oil", "ukiyo", "popart")
 
 
 @dataclass(frozen=True)
