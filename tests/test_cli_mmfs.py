@@ -1,0 +1,315 @@
+"""`atelier train stylegan2 | mmfs-stage1 | mmfs-stage2 | mmfs-mapping`: files, logs, going on, and what is refused."""
+import dataclasses
+import logging
+import shutil
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.models.loading import load_mmfs, load_stylegan2, save_mmfs, save_stylegan2
+from oneshot_atelier.models.mmfs import MapperConfig
+from oneshot_atelier.models.stylegan2 import StyleGAN2Config, channel_table, mean_style
+from oneshot_atelier.tests import tiny, tiny_mmfs
+from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, make, write_inputs
+from oneshot_atelier.train import cli, cli_mmfs, gan, mmfs_recipes, stages
+from oneshot_atelier.train.gan import GanConfig
+from oneshot_atelier.train.loop import Progress
+
+LOAD = {"stylegan2": load_stylegan2} | dict.fromkeys(STAGES[1:], load_mmfs)
+LOSSES = {"stylegan2": {"g", "d", "r1"}, "mmfs-stage1": {"pixel", "feature"},
+          "mmfs-stage2": {"g", "structure", "d", "r1", "art_distance"}, "mmfs-mapping": {"pixel", "feature"}}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def atelier(inputs, tmp_path, caplog):
+    """Runs `atelier train NAME` of two steps with more options; the file it writes, or what it complains of."""
+    def run(name, *further, out=None, fails=False):
+        caplog.clear()
+        path = tmp_path / f"{out or name}.safetensors"
+        with caplog.at_level(logging.INFO):
+            status = cli.main(arguments(name, inputs, path, *further))
+        assert (status == 1) == fails, caplog.text
+        return caplog.text if fails else path
+    return run
+
+
+def half(state):
+    return {key: value.half() for key, value in state.items()}
+
+
+def contents(path):
+    return store.load(path).tensors
+
+
+def under(tensors, prefix):
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def left_out(args, option):
+    at = args.index(option)
+    return args[:at] + args[at + 2:]
+
+
+# --- from pictures to a model ------------------------------------------------------------------------------------
+def test_from_photos_and_drawings_to_a_model_with_mapping(atelier, inputs, monkeypatch):
+    """Each stage from the file of the one before, the first from nothing."""
+    monkeypatch.setattr(mmfs_recipes, "small_stylegan2", lambda px: StyleGAN2Config((8,) * 5, style=16))
+    prior = inputs / "prior.safetensors"
+    assert cli.main(left_out(arguments("stylegan2", inputs, prior, "--size", "64"), "--source")) == 0
+    first = atelier("mmfs-stage1", "--source", str(prior))
+    second = atelier("mmfs-stage2", "--source", str(first), "--prior", str(prior))
+    third = atelier("mmfs-mapping", "--source", str(second))
+    assert [store.peek(p).meta["phase"] for p in (first, second, third)] == [1, 2, 3]
+    assert [store.peek(p).meta["steps"] for p in (prior, first, second, third)] == [2] * 4
+    assert store.peek(third).meta["samples"] == 8
+    (g, d), (net, critic) = load_stylegan2(prior), load_mmfs(third)
+    assert g.config.resolution == net.config.resolution == critic.config.resolution == d.config.resolution == PX
+    assert net.config.mapper == mmfs_recipes.SMALL_MAPPER and load_mmfs(second)[0].mapper is None
+    assert tiny.same(net.decoder.state_dict(), load_mmfs(second)[0].decoder.state_dict())
+    assert tiny.same(critic.state_dict(), load_mmfs(second)[1].state_dict())
+    with torch.no_grad():
+        drawn = net(torch.zeros(1, 3, PX, PX), net.styles_of(torch.ones(1, 16)))
+    assert torch.isfinite(drawn).all() and drawn.std() > 0
+
+
+def test_the_prior_of_the_least_size_is_trained_as_it_is(atelier, inputs, tmp_path):
+    """Nothing made small: --size 64, one step."""
+    out = tmp_path / "prior.safetensors"
+    assert cli.main(["train", "stylegan2", "--photos", str(inputs / "photos"), "--out", str(out), "--size", "64",
+                     "--device", "cpu", "--precision", "float32", "--steps", "1", "--batch", "4",
+                     "--look-every", "0"]) == 0
+    g, d = load_stylegan2(out)
+    assert g.config == StyleGAN2Config(channel_table(64, 8192, 160), style=128) and d.config == g.config
+    assert mmfs_recipes.small_stylegan2().resolution == 128
+    assert torch.allclose(g.w_avg, mean_style(g.mapping), atol=0.01) and g.w_avg.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_stored_is_the_moving_average_and_the_discriminator_in_16_bit(atelier, name):
+    out = atelier(name, "--lr", "0.01")
+    net, critic = LOAD[name](out)
+    kept = store.load(out.with_suffix(".snapshot"), "snapshot").tensors
+    average, now, d = (half(under(kept, prefix)) for prefix in ("average/g/", "net/g/", "net/d/"))
+    stored = half(net.state_dict())
+    for state in (average, now, stored):
+        state.pop("w_avg", None)  # of the stored average
+    assert tiny.same(stored, average) and not tiny.same(stored, now)
+    given = half(tiny_mmfs.faces()[1].state_dict())
+    assert tiny.same(half(critic.state_dict()), d or given) and bool(d) == (name in ("stylegan2", "mmfs-stage2"))
+    assert not d or not tiny.same(d, given)
+    assert {t.dtype for t in store.load(out).tensors.values()} == {torch.float16}
+
+
+def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
+    plain = contents(atelier("mmfs-stage2", out="plain"))
+    for i, further in enumerate((["--seed", "1"], ["--exclude", "a"], ["--lr", "0.01"], ["--set", "structure=5,r1=1"],
+                                 ["--set", "augment=colour,cutout;mixing=0"])):
+        assert not tiny.same(contents(atelier("mmfs-stage2", *further, out=f"other{i}")), plain)
+    assert tiny.same(contents(atelier("mmfs-stage2", out="again")), plain)
+    config = store.peek(atelier("mmfs-stage2", "--set", "augment=colour,cutout;mixing=0", out="last")
+                        .with_suffix(".snapshot")).config
+    assert (config["augment"], config["mixing"], config["batch"], config["lr"]) == ("colour,cutout", 0.0, 4, 1e-3)
+
+
+def test_held_out_photos_are_not_trained_on(inputs, tmp_path, monkeypatch):
+    seen, real = [], mmfs_recipes.Stream
+    monkeypatch.setattr(mmfs_recipes, "Stream", lambda paths, *a, **k: seen.append(paths) or real(paths, *a, **k))
+    assert cli.main(arguments("mmfs-stage2", inputs, tmp_path / "a.safetensors", "--exclude", "b")) == 0
+    photos, art = seen
+    assert [p.stem for p in photos] == [f"{i:02}" for i in range(12) if i % 4 != 3]
+    assert {p.parent.name for p in art} == {"a"} and [p.stem for p in art] == ["00", "01", "02", "04", "05"]
+
+
+def test_stage_2_from_scratch_starts_from_new_networks(inputs, tmp_path):
+    """The paper's comparison: no Stage I and a new discriminator."""
+    out = tmp_path / "scratch.safetensors"
+    assert cli.main(left_out(arguments("mmfs-stage2", inputs, out, "--seed", "9"), "--source")) == 0
+    net, critic = load_mmfs(out)
+    faces, d = load_stylegan2(inputs / "stylegan2.safetensors")
+    assert critic.config == d.config and net.config.decoder == (8, 8)
+    assert (critic.from_rgb.weight - d.from_rgb.weight).abs().max() > 0.5
+    assert (net.mapping.layers[0].weight - faces.mapping.layers[0].weight).abs().max() > 0.5
+
+
+def test_a_mapping_goes_on_with_the_mapper_of_its_source(atelier, inputs):
+    """And one that has none gets a new one."""
+    start = load_mmfs(inputs / "mmfs.safetensors")[0]
+    net = load_mmfs(atelier("mmfs-mapping", "--lr", "1e-6"))[0]
+    assert net.config.mapper == CALM == start.config.mapper
+    assert torch.allclose(net.mapper.position, start.mapper.position, atol=1e-3)
+    bare = inputs / "with_critic.safetensors"
+    save_mmfs(bare, tiny_mmfs.mmfs(0, None), tiny_mmfs.faces()[1], {"phase": 2})
+    made = load_mmfs(atelier("mmfs-mapping", "--source", str(bare), out="new"))[0]
+    assert made.config.mapper == MapperConfig(layers=4, hidden=384)
+
+
+# --- going on ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", STAGES)
+def test_a_training_that_ran_out_of_time_goes_on_to_the_same_file(atelier, name):
+    whole = atelier(name, "--steps", "3", out="whole")
+    part = atelier(name, "--steps", "3", "--minutes", "1e-9", out="part")
+    assert store.peek(part.with_suffix(".snapshot")).meta["step"] == store.peek(part).meta["steps"] == 1
+    assert not tiny.same(contents(part), contents(whole))
+    assert tiny.same(contents(atelier(name, "--steps", "3", out="part")), contents(whole))
+    assert store.peek(part.with_suffix(".snapshot")).meta == store.peek(whole.with_suffix(".snapshot")).meta
+
+
+def test_a_snapshot_of_other_settings_networks_or_pictures_is_refused(atelier, inputs, tmp_path):
+    out = atelier("mmfs-stage2")
+    made, before = contents(out), {path: path.read_bytes() for path in (out, out.with_suffix(".snapshot"))}
+    other, photos = inputs / "other.safetensors", tmp_path / "photos"
+    save_stylegan2(other, *tiny_mmfs.faces(7))
+    shutil.copytree(inputs / "photos", photos)
+    (photos / "00.png").unlink()
+    for further, said in ((["--lr", "1"], "lr was 0.001"), (["--prior", str(other)], "the discriminator was another"),
+                          (["--photos", str(photos)], "source faces was another"),
+                          (["--exclude", "a"], "the artistic set was another")):
+        assert said in atelier("mmfs-stage2", *further, fails=True)
+    assert before == {path: path.read_bytes() for path in before}
+    assert not tiny.same(contents(atelier("mmfs-stage2", "--lr", "1", "--no-resume")), made)
+
+
+# --- what is told ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", STAGES)
+def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                 reason="the extra `train` is not installed: pip install .[train]")
+    out = atelier(name, "--steps", "3", "--look-every", "2")
+    log = out.with_name(f"{name}_log")
+    grids = sorted(path.name for path in log.glob("*.jpg"))
+    assert grids == [f"{name}_000002.jpg", f"{name}_000003.jpg"]  # every other step, and the last
+    with Image.open(log / grids[0]) as grid:
+        assert grid.width == 4 * PX and grid.height in (3 * PX, 4 * PX)
+    found = events.EventAccumulator(str(log)).Reload()
+    assert set(found.Tags()["scalars"]) == {f"{name}/{loss}" for loss in LOSSES[name]}
+    history = store.peek(out.with_suffix(".snapshot")).meta["history"]
+    for loss in LOSSES[name] - {"r1", "art_distance"}:
+        told = found.Scalars(f"{name}/{loss}")
+        assert [e.step for e in told] == [1, 2, 3] and [e.value for e in told] == pytest.approx(history[loss])
+    assert f"{name} step 3 of 3: " in caplog.text
+
+
+def test_stage_2_measures_its_distance_to_the_art(atelier):
+    meta = store.peek(atelier("mmfs-stage2", "--steps", "3", "--look-every", "2")).meta
+    assert meta["measured_at"] == [2.0, 3.0] and len(meta["art_distance"]) == 2 and min(meta["art_distance"]) > 0
+    again = store.peek(atelier("mmfs-stage2", "--steps", "3", "--look-every", "2", out="b")).meta
+    assert again["art_distance"] == meta["art_distance"]
+    assert store.peek(atelier("mmfs-stage2", "--look-every", "0", out="none")).meta["art_distance"] == []
+
+
+def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                 reason="the extra `train` is not installed: pip install .[train]")
+    for first, last, value in ((1, 5, 1.0), (4, 6, 2.0)):  # killed at 5, goes on from 3
+        t = make("mmfs-stage1")
+        tell = stages.reporter("x", t.stage, tmp_path)
+        for step in range(first, last + 1):
+            t.stage.run.step = step
+            tell(Progress(step, 9, {"pixel": value}))
+    told = events.EventAccumulator(str(tmp_path)).Reload().Scalars("x/pixel")
+    assert [(e.step, e.value) for e in told] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+def test_without_tensorboard_training_goes_on(atelier, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = atelier("mmfs-stage1")
+    assert caplog.text.count("tensorboard is not installed (pip install .[train])") == 1
+    assert {path.suffix for path in out.with_name("mmfs-stage1_log").iterdir()} == {".jpg"}
+
+
+def test_a_grid_is_filled_row_by_row():
+    pictures = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 2, 2)
+    grid = stages.picture_grid(pictures)
+    assert grid.size == (8, 4) and [grid.getpixel((x, 0))[0] for x in (0, 2, 4, 6)] == [0, 51, 102, 153]
+    assert [grid.getpixel((x, 2))[0] for x in (0, 2, 4, 6)] == [204, 255, 255, 255]  # white where there is none
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name, option, said", [
+    ("mmfs-stage1", "--source", "name the StyleGAN2 file with --source"),
+    ("mmfs-stage2", "--art", "name the folder of drawings with --art"),
+    ("mmfs-stage2", "--prior", "name the StyleGAN2 file with --prior"),
+    ("mmfs-mapping", "--source", "name the Stage II file with --source")])
+def test_what_is_not_named_is_asked_for(inputs, tmp_path, caplog, name, option, said):
+    assert cli.main(left_out(arguments(name, inputs, tmp_path / "a.safetensors"), option)) == 1
+    assert f"atelier train: {said}" in caplog.text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, further, said", [
+    ("mmfs-stage2", ["--batch", "6"], "a batch of 6 cannot be split into the discriminator's groups of 4"),
+    ("mmfs-stage2", ["--precision", "float16"], "precision is 'float16'; take one of float32, bfloat16"),
+    ("mmfs-stage2", ["--set", "structur=1"], "there is no setting 'structur'; there are steps, batch"),
+    ("mmfs-stage2", ["--set", "r1=much"], "r1 takes numbers (float), not 'much'"),
+    ("mmfs-stage2", ["--set", "augment=blur"], "there is no augmentation 'blur'; take some of colour"),
+    ("mmfs-stage2", ["--exclude", "a,b"], "no picture"),
+    ("mmfs-stage1", ["--log-every", "0"], "log_every must be at least 1"),
+    ("mmfs-stage1", ["--steps", "0"], "at least 1"),
+    ("mmfs-stage1", ["--photos", "nowhere"], "no picture (png, jpg, webp, bmp) under nowhere"),
+    ("mmfs-stage1", ["--source", "nowhere.pt"], "nowhere.pt")])
+def test_settings_that_cannot_be(atelier, tmp_path, name, further, said):
+    assert said in atelier(name, *further, fails=True)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("name, option, file, said", [
+    ("mmfs-stage1", "--source", "no_critic.safetensors", "holds no discriminator, which this training needs"),
+    ("mmfs-stage2", "--prior", "no_critic.safetensors", "no_critic.safetensors holds no discriminator"),
+    ("mmfs-mapping", "--source", "bare.safetensors", "bare.safetensors holds no discriminator"),
+    ("stylegan2", "--source", "no_critic.safetensors", "holds no discriminator"),
+    ("mmfs-stage2", "--prior", "larger.safetensors", "the discriminator looks at 128 px and this MMFS draws 64 px"),
+    ("mmfs-stage1", "--source", "mmfs.safetensors", "mmfs.safetensors"),
+    ("mmfs-mapping", "--clip", "wide.safetensors", "the CLIP mapping needs embeddings as wide as the styles")])
+def test_files_that_do_not_do(atelier, inputs, tmp_path, name, option, file, said):
+    path = inputs / file
+    if file == "no_critic.safetensors":
+        save_stylegan2(path, tiny_mmfs.faces()[0], None)
+    elif file == "larger.safetensors":
+        with torch.random.fork_rng([]):
+            larger = StyleGAN2Config((8,) * 6, style=16, mapping_layers=2)
+            save_stylegan2(path, mmfs_recipes.StyleGAN2(larger), mmfs_recipes.Discriminator(larger))
+    elif file == "wide.safetensors":
+        tiny_clip = tiny.clip()
+        store.save(path, tiny_clip.net.state_dict(), "clip", dataclasses.asdict(tiny_clip.config))
+    assert said in atelier(name, option, str(path), fails=True)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_an_unreadable_picture_is_named(atelier, inputs, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(inputs / "photos", photos)
+    (photos / "05.png").write_bytes(b"no picture")
+    said = atelier("mmfs-stage2", "--photos", str(photos), "--steps", "50", "--look-every", "0", fails=True)
+    assert "05.png cannot be read as a picture" in said
+
+
+def test_accelerate_that_is_not_installed_is_asked_for(atelier, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert "run: pip install '.[train]'" in atelier("mmfs-stage1", "--accelerate", fails=True)
+
+
+def test_the_help_tells_of_the_trainings(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in STAGES) and "torchrun --nproc_per_node" in text
+
+
+def test_changes_on_top_of_settings():
+    config = cli_mmfs.changed(GanConfig(), "batch=16,lr=0.5,flip=yes")
+    assert (config.batch, config.lr, config.flip) == (16, 0.5, True)
+    assert cli_mmfs.changed(gan.PRIOR, "augment=;flip=no") == dataclasses.replace(gan.PRIOR, augment="", flip=False)
+    assert cli_mmfs.changed(config, "") == config
+
+
+def test_one_process_is_no_team(inputs, tmp_path):
+    options = cli.parser().parse_args(arguments("mmfs-stage1", inputs, tmp_path / "a"))
+    team, device = cli_mmfs.team_and_device(options)
+    assert team is cli_mmfs.SOLO and device == CPU
