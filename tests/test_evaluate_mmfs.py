@@ -156,7 +156,8 @@ def test_everything_is_measured_and_written(models, styles, tmp_path):
     figures = [value for rows in tables for values in rows.values() for value in values.values()]
     assert torch.isfinite(torch.tensor(figures)).all()
     assert {f for rows in tables for values in rows.values() for f in values} == set(evaluate.LEGEND)
-    assert sum(text.startswith("fine-tuned, projection") for text in told) == 6
+    assert sum(text.startswith("fine-tuned, projection") for text in told) == 4
+    assert sum(text.startswith("fine-tuned: loss") for text in told) == 2
 
 
 def test_two_random_styles_are_needed():

@@ -21,7 +21,8 @@ Rows = dict[str, dict[str, float]]  # row of a table -> figure -> number
 Tell = Callable[[str], None]
 DECIMALS = 3
 LEGEND = {
-    "art distance": "down: Frechet distance of CLIP embeddings of pictures and art (FID uses Inception's)",
+    "art distance": "down: Frechet distance of CLIP embeddings of pictures and art (FID uses Inception's); of few "
+                    "pictures it comes out too large",
     "diversity": "up: perceptual distance of two random styles of one photo",
     "direction": "up: cosine of the CLIP change photo -> result with the one to the style (which starts, OSASIS: "
                  "at the photo twin, MMFS: at the photos' mean or the word 'photo')",

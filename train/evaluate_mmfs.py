@@ -165,10 +165,10 @@ def word_lessons(models: Models, photos: Tensor, prompts: Sequence[str], anchor:
 
 def learn(models: Models, target: Target, config: FewShotConfig, tell: Tell) -> tuple[MMFS, Tensor]:
     """The model with the target's decoder, and its style code (1, n, S)."""
-    began = time.perf_counter()
+    began, what = time.perf_counter(), f", projection {config.projection:g}" if target.pictures else ""
     style, run = tune_mmfs(models.net, models.judge.clip, models.keys, target, models.faces, config, fingerprint="")
     losses = run.history["loss"]
-    tell(f"fine-tuned, projection {config.projection:g}: loss {losses[0]:.2f} -> {losses[-1]:.2f}, "
+    tell(f"fine-tuned{what}: loss {losses[0]:.2f} -> {losses[-1]:.2f}, "
          f"{time.perf_counter() - began:.0f} s")
     return styled(models.net, style), style.w.to(next(models.net.parameters()).device)
 
