@@ -59,7 +59,7 @@ def one_shot() -> list[Part]:
     without = {"AtelierMMFSFineTuneOptions": {"preset": "as set below", "projection": 0.0},
                "AtelierMMFSFineTune": {"name": "demo_mmfs_no_projection"}}
     return [Part("mmfs_one_shot", {"one_shot_before": "before: CLIP mapping alone"}),
-            Part("mmfs_one_shot", {"one_shot": "fine-tuned without projection loss"}, without),
+            Part("mmfs_one_shot", {"one_shot": "without projection loss"}, without),
             Part("mmfs_one_shot", {"one_shot": "fine-tuned"})]
 
 
