@@ -13,10 +13,13 @@ from oneshot_atelier.models.loading import load_mmfs, load_stylegan2, save_mmfs,
 from oneshot_atelier.models.mmfs import MapperConfig
 from oneshot_atelier.models.stylegan2 import StyleGAN2Config, channel_table, mean_style
 from oneshot_atelier.tests import tiny, tiny_mmfs
-from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, make, write_inputs
+from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, clip, make, write_inputs
 from oneshot_atelier.train import cli, cli_mmfs, gan, mmfs_recipes, stages
+from oneshot_atelier.train.data import find_pictures, read_picture, to_unit
 from oneshot_atelier.train.gan import GanConfig
 from oneshot_atelier.train.loop import Progress
+from oneshot_atelier.train.metrics import frechet_distance
+from oneshot_atelier.train.recipes import Folders
 
 LOAD = {"stylegan2": load_stylegan2} | dict.fromkeys(STAGES[1:], load_mmfs)
 LOSSES = {"stylegan2": {"g", "d", "r1"}, "mmfs-stage1": {"pixel", "feature"},
@@ -121,11 +124,32 @@ def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
 
 def test_held_out_photos_are_not_trained_on(inputs, tmp_path, monkeypatch):
     seen, real = [], mmfs_recipes.Stream
-    monkeypatch.setattr(mmfs_recipes, "Stream", lambda paths, *a, **k: seen.append(paths) or real(paths, *a, **k))
+    monkeypatch.setattr(mmfs_recipes, "Stream",
+                        lambda paths, *a, **k: seen.append((paths, k["weights"])) or real(paths, *a, **k))
     assert cli.main(arguments("mmfs-stage2", inputs, tmp_path / "a.safetensors", "--exclude", "b")) == 0
-    photos, art = seen
+    (photos, alike), (art, even) = seen
     assert [p.stem for p in photos] == [f"{i:02}" for i in range(12) if i % 4 != 3]
     assert {p.parent.name for p in art} == {"a"} and [p.stem for p in art] == ["00", "01", "02", "04", "05"]
+    assert alike is None and even == [0.2] * 5  # photos alike, folders of art evenly
+
+
+@pytest.mark.parametrize("holdout, expected", [(4, ["03", "07", "11"]), (0, ["00", "01", "02", "03"])])
+def test_previews_are_of_held_out_photos_if_there_are_any(inputs, holdout, expected):
+    shown = mmfs_recipes.held_photos(Folders(inputs / "photos", holdout=holdout), tiny_mmfs.mmfs())
+    wanted = [read_picture(inputs / "photos" / f"{name}.png", PX) for name in expected]
+    assert torch.equal(shown, to_unit(torch.stack(wanted)))
+
+
+def test_the_distance_is_of_all_art_to_every_photo_in_eight_styles(inputs):
+    t, judge, photos = make("mmfs-stage2"), clip(), tiny.pictures(3, 4, PX)
+    art = find_pictures(inputs / "art")
+    found = mmfs_recipes.art_distance(t.stage, judge, photos, art, PX)()
+    net, styles = t.stage.run.averages["g"], range(8)
+    with torch.no_grad():
+        z = [torch.randn(3, 16, generator=torch.Generator().manual_seed(s)) for s in styles]
+        drawn = judge.embed(torch.cat([net(photos, net.styles(each)) for each in z]), "proper")
+        wanted = judge.embed(to_unit(torch.stack([read_picture(path, PX) for path in art])), "proper")
+    assert found == {"art_distance": pytest.approx(float(frechet_distance(drawn, wanted)), rel=1e-4)}
 
 
 def test_stage_2_from_scratch_starts_from_new_networks(inputs, tmp_path):

@@ -279,12 +279,12 @@ def mixed(share, steps, seed=0):
         return z[:, None].repeat(1, 10, 1)
     found = []
     for k in range(steps):
-        draws = Draws(torch.Generator().manual_seed(step_seed(seed, k)), 2, torch.arange(2))
-        w = gan.mixed_styles(styles, draws, 4, share)
-        first = torch.randn(2, 4, generator=torch.Generator().manual_seed(step_seed(seed, k)))
+        draws = Draws(torch.Generator().manual_seed(step_seed(seed, k)), 4, torch.arange(4))
+        w = gan.mixed_styles(styles, draws, 8, share)
+        first = torch.randn(4, 8, generator=torch.Generator().manual_seed(step_seed(seed, k)))
         assert torch.equal(w[:, 0], first)
         changes = (w[:, 1:] != w[:, :-1]).any(2)
-        assert torch.equal(changes[0], changes[1]) and int(changes[0].sum()) <= 1  # one cut, the same for the batch
+        assert torch.equal(changes[0], changes[3]) and int(changes[0].sum()) <= 1  # one cut, the same for the batch
         found.append((1 + int(changes[0].int().argmax()) if changes.any() else None, float(first[0, 0])))
     return found
 
@@ -299,8 +299,8 @@ def test_half_of_the_steps_mix_two_styles_at_every_place():
 
 def test_whether_styles_are_mixed_does_not_hang_on_what_is_drawn():
     found = mixed(0.5, 1200)
-    table = torch.tensor([[float(cut is not None), z] for cut, z in found])
-    assert abs(float(torch.corrcoef(table.t())[0, 1])) < 0.14  # 5 standard deviations
+    table = torch.tensor([[float(cut is not None), z, abs(z)] for cut, z in found])
+    assert torch.corrcoef(table.t())[0, 1:].abs().max() < 0.14  # 5 standard deviations
 
 
 def test_a_step_draws_the_same_whether_or_not_it_mixes():

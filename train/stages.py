@@ -30,7 +30,6 @@ def carry_out(stage: Stage, settings: Mapping, path: Path | None, device: torch.
     """
     run, kept = stage.run, path if team.leads else None
     session = Session.begin(run, {**decisive(stage.config), **settings}, path, resume, begun)
-    session.path = kept
     if run.step < stage.config.steps:
         agree = functools.partial(team.leader_says, device=device) if team.size > 1 else None
         train(run, stage.step, stage.config.loop(save_every, log_every, minutes), device,
