@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Tensors
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -176,3 +176,10 @@ def from_stylegan2(generator: StyleGAN2) -> MMFS:
     for k in range(1, len(decoder)):
         net.decoder.blocks[k].load_state_dict(generator.synthesis.blocks[lowest + k].state_dict())
     return net
+
+
+def with_mapper(net: MMFS, mapper: MapperConfig) -> MMFS:
+    """A copy of a model of phase 2 with a fresh CLIP mapper."""
+    grown = MMFS(replace(net.config, mapper=mapper))
+    grown.load_state_dict(net.state_dict(), strict=False)
+    return grown

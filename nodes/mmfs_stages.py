@@ -11,14 +11,13 @@ from comfy_api.latest import io, ui
 
 from ..models import mmfs_style
 from ..models.loading import load_mmfs, save_mmfs
-from ..models.mmfs import MapperConfig, from_stylegan2
+from ..models.mmfs import MapperConfig, from_stylegan2, with_mapper
 from ..models.stylegan2 import Discriminator
 from ..train import mmfs as stages
 from ..train import session
 from ..train.data import to_unit
 from ..train.gan import GanConfig, Stage
 from ..train.loop import seeded
-from ..train.mmfs_recipes import with_mapper
 from ..train.stages import carry_out
 from . import faces, host, schema, sockets
 from .faces import PictureSet

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..models import loading
 from ..models.clip import Clip
-from ..models.mmfs import MMFS, MapperConfig, from_stylegan2
+from ..models.mmfs import MMFS, MapperConfig, from_stylegan2, with_mapper
 from ..models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, channel_table, mean_style
 from . import gan, mmfs
 from .data import read_pictures, to_unit
@@ -135,13 +135,6 @@ def mapping(source: Path, folders: Folders, config: GanConfig, work: Work, clip:
         about = {"model": net, "discriminator": critic, "clip_network": clip, "faces": photos.paths}
         stage = work.carry_out(mmfs.mapping(net, clip.to(work.device), critic, photos, shown, config, work.team), about)
     return finished(stage, critic, 3, work)
-
-
-def with_mapper(net: MMFS, mapper: MapperConfig) -> MMFS:
-    """A copy of a model of phase 2 with a fresh CLIP mapper."""
-    grown = MMFS(replace(net.config, mapper=mapper))
-    grown.load_state_dict(net.state_dict(), strict=False)
-    return grown
 
 
 def discriminated(loaded: tuple[nn.Module, Discriminator | None], path: Path, device: torch.device):
