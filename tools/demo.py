@@ -90,6 +90,8 @@ def main() -> int:
     parser.add_argument("--inputs", type=Path, default=INPUTS, help="folder of the pictures that the graphs load")
     parser.add_argument("--out", type=Path, default=ROOT / "demo_output", help="where the pictures go")
     options = parser.parse_args()
+    if options.graphs and options.only == MMFS:
+        parser.error("the graphs make the first sheet, and --only mmfs leaves it out; give one of the two")
     sheets = (options.only,) if options.only else (OSASIS,) if options.graphs else (OSASIS, MMFS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the server is stopped, too
     try:
