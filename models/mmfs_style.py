@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from .hashing import hash_of
 from .mmfs import MMFS, MMFSConfig
 
 PARTS = ("encoder.", "mapping.", "decoder.", "mapper.")
@@ -56,12 +56,7 @@ def styled(net: MMFS, style: MMFSStyle, strength: float = 1.0) -> MMFS:
 
 def fingerprint(net: MMFS) -> str:
     """A hash of all weights as 16-bit numbers: equal for a checkpoint and its slim copy."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        if name.startswith(PARTS):
-            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return hash_of({k: v for k, v in net.state_dict().items() if k.startswith(PARTS)})
 
 
 def check_style(style: MMFSStyle, config: MMFSConfig, fingerprint: str) -> None:

@@ -6,7 +6,6 @@ Pictures are (B, 3, px, px), RGB, [-1, 1]. Slips of the official program are set
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from torch import Generator, Tensor, nn
 from . import spn as spn_module
 from .diffae import denoiser
 from .diffusion import StepHook, Table, add_noise, ancestral_step, ddim_reverse, even_table, stride_table
+from .hashing import hash_of
 from .spn import SPN
 from .unet import UNet, UNetConfig
 
@@ -53,12 +53,7 @@ class Style:
 
 def fingerprint(net: nn.Module) -> str:
     """A hash of the UNet's and encoder's weights as 16-bit numbers: equal for a checkpoint and its slim copy."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        if name.startswith(("unet.", "encoder.")):
-            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return hash_of({k: v for k, v in net.state_dict().items() if k.startswith(("unet.", "encoder."))})
 
 
 def check_style(style: Style, model: UNetConfig, fingerprint: str) -> None:

@@ -10,10 +10,10 @@ import torch
 from comfy_api.latest import io
 from torch import Generator, Tensor
 
+from ..models.hashing import hash_of
 from ..train.data import find_pictures, read_picture, read_pictures, to_bytes, to_unit
 from ..train.gan import Pictures
 from ..train.loop import step_seed
-from ..train.session import hash_of
 from ..train.stream import Stream, hash_of_files
 from . import host, pictures
 

@@ -23,7 +23,7 @@ from . import faces, host, schema, sockets
 from .faces import PictureSet
 from .host import Managed
 from .sockets import Stylizer
-from .training import write_once
+from .training import save_once
 from .watch import Watch
 
 PRECISIONS = ("float32", "bfloat16")
@@ -39,13 +39,7 @@ def stage_inputs(config: GanConfig, name: str) -> list:
         io.Float.Input("lr", default=config.lr, min=0.0, max=0.1, step=1e-5, round=1e-9,
                        tooltip=f"Learning rate; {config.lr:g} is official."),
         schema.seed("Of the pictures' order, styles, noise, and new layers.", roll=False),
-        io.String.Input("name", default=name,
-                        tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ - and ."),
-        io.Int.Input("save_every", default=500, min=0, max=100_000,
-                     tooltip="Save a snapshot every so many steps, and at the end; 0 never."),
-        io.Boolean.Input("resume", default=True,
-                         tooltip="Go on from the snapshot of this name, with exactly the result of a run without a "
-                                 "break. Off: begin anew."),
+        *schema.snapshots(name, 500, 100_000, "steps, and at the end; 0 never."),
         schema.advanced(io.Int.Input("preview_every", default=50, min=1, max=100_000,
                                      tooltip="Steps between two previews; each costs about as much as a step.")),
         schema.advanced(io.Combo.Input("precision", options=list(PRECISIONS), default=config.precision,
@@ -206,9 +200,7 @@ def discriminator_of(mmfs: Stylizer, stylegan2: sockets.Faces | None = None) -> 
         raise ValueError(f"{mmfs.name} holds no discriminator, which this training needs: load a complete checkpoint "
                          "(Save MMFS with its discriminator), or connect a StyleGAN2 that has one, where there is an "
                          "input for it")
-    if found.config.resolution != mmfs.net.config.resolution:
-        raise ValueError(f"the discriminator looks at {found.config.resolution} px and this MMFS draws "
-                         f"{mmfs.net.config.resolution} px; take the StyleGAN2 that it was made from")
+    stages.check_sizes(mmfs.net, found)
     return found
 
 
@@ -247,14 +239,11 @@ class SaveMMFS(io.ComfyNode):
                         "after a refresh of the page (R).",
             inputs=[
                 sockets.MMFS_MODEL.Input("mmfs", tooltip="The model to save."),
-                io.String.Input("name", default="my_mmfs", tooltip="The file's name without its ending: letters, "
-                                                                   "digits, space, _ - and ."),
+                schema.file_name("my_mmfs"),
                 io.Boolean.Input("discriminator", default=True,
                                  tooltip="With the discriminator, which further training needs; drawing does not."),
-                io.Boolean.Input("overwrite", default=False,
-                                 tooltip="Replace a file of that name. Off: another model of that name is an error, "
-                                         "the same one is left as it is.")],
-            outputs=[io.String.Output("path", display_name="path", tooltip="Where the file is.")])
+                schema.overwrite("model")],
+            outputs=schema.saved_path())
 
     @classmethod
     def validate_inputs(cls, name):
@@ -262,11 +251,9 @@ class SaveMMFS(io.ComfyNode):
 
     @classmethod
     def execute(cls, mmfs, name, discriminator, overwrite):
-        path = host.model_folder("mmfs") / f"{session.plain_name(name)}.safetensors"
         critic = mmfs.discriminator if discriminator else None
-        write_once(path, overwrite, lambda: is_model(path, mmfs, critic),
-                   lambda: save_mmfs(path, mmfs.net, critic, {"phase": mmfs.phase}), "model")
-        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+        return save_once("mmfs", name, overwrite, lambda path: is_model(path, mmfs, critic),
+                         lambda path: save_mmfs(path, mmfs.net, critic, {"phase": mmfs.phase}), "model")
 
 
 def is_model(path: Path, mmfs: Stylizer, critic: Discriminator | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from ..train.guidance import STRUCTURE_NORMS
 from ..train.source_faces import Samples
 from . import faces, host, pictures, schema, sockets
 from .sockets import MMFSTuneOptions, WPlus
-from .training import OWN, write_once
+from .training import LOST, OWN, same_weights, save_once
 from .watch import Watch
 
 DEFAULTS = {f.name: f.default for f in fields(FewShotConfig)}
@@ -100,14 +99,7 @@ def session_inputs() -> list:
         io.Float.Input("lr", default=DEFAULTS["lr"], min=0.0, max=0.1, step=1e-5, round=1e-9,
                        tooltip="Learning rate of the decoder; 0.0002 is official, small models want more."),
         schema.seed("Of the faces' order, noise and dropout.", roll=False),
-        io.String.Input("name", default="my_style",
-                        tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ - and ."),
-        io.Int.Input("save_every", default=25, min=0, max=10_000,
-                     tooltip="Save a snapshot every so many iterations; 0 never. If ComfyUI ends, only what came after "
-                             "the last one is lost."),
-        io.Boolean.Input("resume", default=True,
-                         tooltip="Go on from the snapshot of this name, with exactly the result of a run without a "
-                                 "break. Off: begin anew."),
+        *schema.snapshots("my_style", 25, 10_000, LOST),
         faces.folder_input("folder", "Faces to learn on, at least 64 are good."),
         sockets.MMFS_TUNE_OPTIONS.Input("options", optional=True, tooltip="Finer settings; without, the official "
                                                                           "ones."),
@@ -247,12 +239,9 @@ class SaveMMFSStyle(io.ComfyNode):
                         "finds it after a refresh of the page (R).",
             inputs=[
                 sockets.MMFS_STYLE.Input("style", tooltip="The style to save."),
-                io.String.Input("name", default="my_style", tooltip="The file's name without its ending: letters, "
-                                                                    "digits, space, _ - and ."),
-                io.Boolean.Input("overwrite", default=False,
-                                 tooltip="Replace a file of that name. Off: another style of that name is an error, "
-                                         "the same one is left as it is.")],
-            outputs=[io.String.Output("path", display_name="path", tooltip="Where the file is.")])
+                schema.file_name("my_style"),
+                schema.overwrite("style")],
+            outputs=schema.saved_path())
 
     @classmethod
     def validate_inputs(cls, name):
@@ -260,9 +249,8 @@ class SaveMMFSStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, style, name, overwrite):
-        path = host.model_folder("mmfs_styles") / f"{session.plain_name(name)}.safetensors"
-        write_once(path, overwrite, lambda: is_style(path, style), lambda: save_mmfs_style(path, style), "style")
-        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+        return save_once("mmfs_styles", name, overwrite, lambda path: is_style(path, style),
+                         lambda path: save_mmfs_style(path, style), "style")
 
 
 def is_style(path: Path, style: MMFSStyle) -> bool:
@@ -271,10 +259,8 @@ def is_style(path: Path, style: MMFSStyle) -> bool:
         saved = load_mmfs_style(path)
     except ValueError:
         return False
-    if (saved.model, saved.settings, saved.prompt) != (style.model, style.settings, style.prompt):
-        return False
-    return saved.decoder.keys() == style.decoder.keys() and all(
-        torch.equal(saved.decoder[key].half(), value.half()) for key, value in style.decoder.items())
+    about = (saved.model, saved.settings, saved.prompt)
+    return about == (style.model, style.settings, style.prompt) and same_weights(saved.decoder, style.decoder)
 
 
 NODES = [MMFSFineTuneOptions, MMFSFineTune, MMFSFineTuneText, SaveMMFSStyle]

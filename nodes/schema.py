@@ -49,6 +49,34 @@ def name_is_sound(name: str | None) -> bool | str:
     return True
 
 
+def file_name(default: str):
+    """Name of a file that a node saves; ask `name_is_sound` of it."""
+    return io.String.Input("name", default=default, tooltip="The file's name without its ending: letters, digits, "
+                                                            "space, _ - and .")
+
+
+def overwrite(what: str):
+    return io.Boolean.Input("overwrite", default=False,
+                            tooltip=f"Replace a file of that name. Off: another {what} of that name is an error, "
+                                    "the same one is left as it is.")
+
+
+def saved_path() -> list:
+    return [io.String.Output("path", display_name="path", tooltip="Where the file is.")]
+
+
+def snapshots(name: str, save_every: int, most: int, when: str) -> list:
+    """The inputs of a training that can be gone on with. when: what follows 'Save a snapshot every so many'."""
+    return [
+        io.String.Input("name", default=name, tooltip="Name of the snapshot in output/atelier/snapshots: letters, "
+                                                      "digits, space, _ - and ."),
+        io.Int.Input("save_every", default=save_every, min=0, max=most,
+                     tooltip=f"Save a snapshot every so many {when}"),
+        io.Boolean.Input("resume", default=True,
+                         tooltip="Go on from the snapshot of this name, with exactly the result of a run without a "
+                                 "break. Off: begin anew.")]
+
+
 def require(answer: bool | str) -> None:
     """Turns what a validation says into an error: linked inputs are only known when the node runs."""
     if answer is not True:

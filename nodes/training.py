@@ -1,12 +1,13 @@
 """Nodes that make styles: the one-shot fine-tune, its finer settings, and saving."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..models import osasis as styles
 from ..models.clip import PREPARATIONS
@@ -20,6 +21,7 @@ from .sockets import ManagedStyle, Semantic, TuneOptions
 from .watch import Watch
 
 OWN = "as set below"
+LOST = "iterations; 0 never. If ComfyUI ends, only what came after the last one is lost."
 DEFAULTS = {f.name: f.default for f in fields(OsasisConfig)}
 
 
@@ -121,15 +123,7 @@ class FineTune(io.ComfyNode):
                                tooltip="How much of the SPN is added in the content's stream; use the same in "
                                        "Stylize."),
                 schema.seed("Of the content pictures, the SPN's start and dropout."),
-                io.String.Input("name", default="my_style",
-                                tooltip="Name of the snapshot in output/atelier/snapshots: letters, digits, space, _ "
-                                        "- and ."),
-                io.Int.Input("save_every", default=25, min=0, max=10_000,
-                             tooltip="Save a snapshot every so many iterations; 0 never. If ComfyUI ends, only what "
-                                     "came after the last one is lost."),
-                io.Boolean.Input("resume", default=True,
-                                 tooltip="Go on from the snapshot of this name, with exactly the result of a run "
-                                         "without a break. Off: begin anew."),
+                *schema.snapshots("my_style", 25, 10_000, LOST),
                 sockets.TUNE_OPTIONS.Input("options", optional=True, tooltip="Finer settings; without, the official "
                                                                              "ones."),
                 schema.image("contents", "Photos to learn on, instead of pictures drawn from the "
@@ -189,12 +183,9 @@ class SaveStyle(io.ComfyNode):
                         "the page (R).",
             inputs=[
                 sockets.STYLE.Input("style", tooltip="The style to save."),
-                io.String.Input("name", default="my_style", tooltip="The file's name without its ending: letters, "
-                                                                    "digits, space, _ - and ."),
-                io.Boolean.Input("overwrite", default=False,
-                                 tooltip="Replace a file of that name. Off: another style of that name is an error, "
-                                         "the same one is left as it is.")],
-            outputs=[io.String.Output("path", display_name="path", tooltip="Where the file is.")])
+                schema.file_name("my_style"),
+                schema.overwrite("style")],
+            outputs=schema.saved_path())
 
     @classmethod
     def validate_inputs(cls, name):
@@ -202,18 +193,26 @@ class SaveStyle(io.ComfyNode):
 
     @classmethod
     def execute(cls, style, name, overwrite):
-        path = host.model_folder("osasis") / f"{session.plain_name(name)}.safetensors"
-        write_once(path, overwrite, lambda: is_style(path, style.style), lambda: save_style(path, style.style), "style")
-        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+        return save_once("osasis", name, overwrite, lambda path: is_style(path, style.style),
+                         lambda path: save_style(path, style.style), "style")
 
 
-def write_once(path: Path, overwrite: bool, is_same: Callable[[], bool], write: Callable[[], object],
-               what: str) -> None:
-    """Write a file; one that is there is replaced if `overwrite`, left if it is the same, and an error otherwise."""
+def save_once(folder: str, name: str, overwrite: bool, is_same: Callable[[Path], bool],
+              write: Callable[[Path], object], what: str) -> io.NodeOutput:
+    """Write NAME.safetensors into a model folder; a file that is there is replaced if `overwrite`, left if it is the
+    same, and an error otherwise. What a saving node gives out."""
+    path = host.model_folder(folder) / f"{session.plain_name(name)}.safetensors"
     if overwrite or not path.exists():
-        write()
-    elif not is_same():
+        write(path)
+    elif not is_same(path):
         raise ValueError(f"{path} is there already and is another {what}; give another name, or turn 'overwrite' on")
+    return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+
+
+def same_weights(saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Are these the same tensors, as 16-bit numbers?"""
+    return saved.keys() == weights.keys() and all(
+        torch.equal(saved[key].half(), value.half()) for key, value in weights.items())
 
 
 def is_style(path: Path, style: Style) -> bool:
@@ -222,9 +221,7 @@ def is_style(path: Path, style: Style) -> bool:
         saved = load_style(path)
     except ValueError:
         return False
-    if (saved.model, saved.settings) != (style.model, style.settings) or saved.unet.keys() != style.unet.keys():
-        return False
-    return all(torch.equal(saved.unet[key].half(), value.half()) for key, value in style.unet.items())
+    return (saved.model, saved.settings) == (style.model, style.settings) and same_weights(saved.unet, style.unet)
 
 
 NODES = [FineTuneOptions, FineTune, SaveStyle]

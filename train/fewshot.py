@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ..models.clip import BILINEAR, Clip
+from ..models.hashing import hash_of
 from ..models.mmfs import MMFS
 from ..models.mmfs_style import MMFSStyle
 from ..models.stylegan2 import draw_noise
@@ -24,7 +25,7 @@ from .data import to_bytes
 from .loop import LoopConfig, Progress, Run, average_of, step_seed, train
 from .osasis import Update
 from .prior import precision
-from .session import Session, checked, hash_of, hash_of_network
+from .session import Session, checked, hash_of_network
 from .source_faces import Faces, Samples, Source, Structure, check_photos
 
 MEANS = ("batch", "all")

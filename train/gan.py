@@ -154,6 +154,17 @@ def update(run: Run, team: Team, name: str, loss: Tensor) -> None:
     optimizer.step()
 
 
+def descend(run: Run, team: Team, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A step of the generator "g" alone, on the sum of its losses; what is to be logged of them."""
+    update(run, team, "g", sum(losses.values()))
+    return team.average_losses({name: loss.detach() for name, loss in losses.items()})
+
+
+def seeded_z(count: int, net: nn.Module, seed: int) -> Tensor:
+    """z (count, S) of a seed, on the device of `net`, whose config says how wide styles are."""
+    return torch.randn(count, net.config.style, generator=Generator().manual_seed(seed)).to(device_of(net))
+
+
 def prior(g: StyleGAN2, d: Discriminator, pictures: Pictures, config: GanConfig = PRIOR,
           team: Team = SOLO) -> Stage:
     """Training a StyleGAN2 on pictures, from wherever `g` and `d` stand; they are trained in place.
@@ -175,8 +186,7 @@ def prior(g: StyleGAN2, d: Discriminator, pictures: Pictures, config: GanConfig 
         return adversarial_step(run, team, config, k, draws, draw, pictures(k), lambda fake: {})
 
     def preview() -> Tensor:
-        generator = Generator().manual_seed(config.seed)
-        z = torch.randn(16, width, generator=generator).to(device)
+        average = run.averages["g"]
         with torch.no_grad():
-            return run.averages["g"](run.averages["g"].styles(z)).clamp(-1, 1)
+            return average(average.styles(seeded_z(16, g, config.seed))).clamp(-1, 1)
     return Stage(run, step, preview, config)

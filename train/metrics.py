@@ -10,6 +10,8 @@ from kornia.filters import sobel
 from kornia.metrics import ssim as ssim_map
 from torch import Generator, Tensor
 
+from . import guidance
+
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, of pictures clamped to [-1, 1]."""
@@ -35,9 +37,8 @@ def edge_agreement(a: Tensor, b: Tensor) -> Tensor:
 
 
 def self_similarity(features: Tensor) -> Tensor:
-    """Cosine self-similarity (B, N, N) of a feature map (B, C, h, w)."""
-    f = F.normalize(features.flatten(2), dim=1)
-    return f.transpose(1, 2) @ f
+    """Cosine self-similarity (B, N, N) of a feature map (B, C, h, w), its places as keys."""
+    return guidance.self_similarity(features.flatten(2).transpose(1, 2))
 
 
 def structure_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from ..models.clip import Clip
+from ..models.clip import BILINEAR, Clip
 from ..models.mmfs import MMFS
 from ..models.stylegan2 import Discriminator, StyleGAN2
-from .gan import GanConfig, Pictures, Stage, adam, adversarial_step, device_of, draws_of, mixed_styles, update
+from .gan import (
+    GanConfig,
+    Pictures,
+    Stage,
+    adam,
+    adversarial_step,
+    descend,
+    device_of,
+    draws_of,
+    mixed_styles,
+    seeded_z,
+)
 from .guidance import feature_loss, structure_loss
 from .loop import Losses, Run, average_of
 from .prior import precision
@@ -47,18 +58,17 @@ def stage1(net: MMFS, teacher: StyleGAN2, critic: Discriminator, shown: Tensor |
                 wanted = teacher(teacher.styles(z), draws.noise(shapes)).clamp(-1, 1).float()
             result = net(wanted, net.styles(z), draws.noise(net.noise_shapes(px, px)))
             losses = reconstruction(result, wanted, critic, config)
-        update(run, team, "g", sum(losses.values()))
-        return team.average_losses({name: loss.detach() for name, loss in losses.items()})
+        return descend(run, team, losses)
 
     def preview() -> Tensor:
-        average, z = run.averages["g"], seeded_z(4, net, config, device)
+        average, z = run.averages["g"], seeded_z(4, net, config.seed)
         with torch.no_grad():
             drawn = teacher(teacher.styles(z)).clamp(-1, 1)
             pairs = torch.cat([drawn, average(drawn, average.styles(z))])
             if shown is None:
                 return pairs
             few = shown[:4].to(device)
-            return torch.cat([pairs, few, average(few, average.styles(seeded_z(len(few), net, config, device)))])
+            return torch.cat([pairs, few, average(few, average.styles(seeded_z(len(few), net, config.seed)))])
     return Stage(run, step, preview, config)
 
 
@@ -131,22 +141,24 @@ def mapping(net: MMFS, clip: Clip, critic: Discriminator, photos: Pictures, show
                 features = net.encode(photo)
                 w = mixed_styles(net.styles, draws, net.config.style, config.mixing)
                 wanted = net.decode(features, w, draws.noise(shapes)).float()
-                embedding = clip.embed(wanted, "bilinear")
+                embedding = clip.embed(wanted, BILINEAR)
             result = net.decode(features, net.styles_of(embedding), draws.noise(shapes))
             losses = reconstruction(result, wanted, critic, config)
-        update(run, team, "g", sum(losses.values()))
-        return team.average_losses({name: loss.detach() for name, loss in losses.items()})
+        return descend(run, team, losses)
 
     def preview() -> Tensor:
         average, few = run.averages["g"], shown[:4].to(device)
         with torch.no_grad():
-            wanted = average(few, average.styles(seeded_z(len(few), net, config, device)))
-            return torch.cat([few, wanted, average(few, average.styles_of(clip.embed(wanted, "bilinear")))])
+            wanted = average(few, average.styles(seeded_z(len(few), net, config.seed)))
+            return torch.cat([few, wanted, average(few, average.styles_of(clip.embed(wanted, BILINEAR)))])
     return Stage(run, step, preview, config)
 
 
-def seeded_z(count: int, net: MMFS, config: GanConfig, device: torch.device) -> Tensor:
-    return torch.randn(count, net.config.style, generator=Generator().manual_seed(config.seed)).to(device)
+def check_sizes(net: MMFS, critic: Discriminator) -> None:
+    """ValueError if the discriminator was made for pictures of another size."""
+    if critic.config.resolution != net.config.resolution:
+        raise ValueError(f"the discriminator looks at {critic.config.resolution} px and this MMFS draws "
+                         f"{net.config.resolution} px; take the StyleGAN2 that it was made from")
 
 
 def random_styles(run: Run, shown: Tensor, config: GanConfig) -> Callable[[], Tensor]:
@@ -155,7 +167,7 @@ def random_styles(run: Run, shown: Tensor, config: GanConfig) -> Callable[[], Te
         net = run.averages["g"]
         device = device_of(net)
         few = shown[:4].to(device)
-        w = net.styles(seeded_z(4, net, config, device))
+        w = net.styles(seeded_z(4, net, config.seed))
         with torch.no_grad():
             features = net.encode(few).repeat_interleave(4, 0)
             return net.decode(features, w.repeat(len(few), 1, 1))

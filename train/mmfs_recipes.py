@@ -5,7 +5,7 @@ OUT.snapshot beside it, from which it goes on.
 """
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def stage2(source: Path | None, folders: Folders, config: GanConfig, work: Work,
         with seeded(config.seed, torch.device("cpu")):
             teacher = StyleGAN2(critic.config)
             net, critic = from_stylegan2(teacher).to(work.device), Discriminator(critic.config).to(work.device)
-    check_sizes(net, critic)
+    mmfs.check_sizes(net, critic)
     critic.requires_grad_(True)
     px, shown = net.config.resolution, held_photos(folders, net, 16)
     art = folders.art_paths()
@@ -145,13 +145,6 @@ def discriminated(loaded: tuple[nn.Module, Discriminator | None], path: Path, de
     return net.to(device), d.to(device)
 
 
-def check_sizes(net: MMFS, critic: Discriminator) -> None:
-    """ValueError if the discriminator was made for pictures of another size."""
-    if critic.config.resolution != net.config.resolution:
-        raise ValueError(f"the discriminator looks at {critic.config.resolution} px and this MMFS draws "
-                         f"{net.config.resolution} px; take the StyleGAN2 that it was made from")
-
-
 def stream(paths: list[Path], px: int, config: GanConfig, work: Work, group: int, even: bool = False) -> Stream:
     """Pictures of a step; with `even`, every folder is drawn as often as any other."""
     count = {folder: sum(p.parent == folder for p in paths) for folder in {p.parent for p in paths}}
@@ -166,26 +159,29 @@ def held_photos(folders: Folders, net: MMFS, count: int = 4) -> Tensor:
     return to_unit(read_pictures(paths[:count], net.config.resolution))
 
 
-@torch.no_grad()
 def art_distance(stage: Stage, judge: Clip, photos: Tensor, art: list[Path], px: int) -> Callable[[], dict[str, float]]:
-    """FID-like: Frechet distance of CLIP embeddings of stylized held-out photos to those of the art."""
-    device = next(judge.parameters()).device
-    wanted = torch.cat([judge.embed(to_unit(read_pictures(art[i:i + 64], px)).to(device), "proper")
-                        for i in range(0, len(art), 64)])
+    """FID-like: Frechet distance of CLIP embeddings of stylized held-out photos to those of the art, which is read when
+    it is first asked for."""
+    device = gan.device_of(judge)
+
+    @functools.cache
+    def wanted() -> Tensor:
+        return torch.cat([judge.embed(to_unit(read_pictures(art[i:i + 64], px)).to(device), "proper")
+                          for i in range(0, len(art), 64)])
 
     @torch.no_grad()
     def measure() -> dict[str, float]:
         net, parts = stage.run.averages["g"], []
         for s in range(MEASURED_STYLES):
-            z = torch.randn(len(photos), net.config.style, generator=torch.Generator().manual_seed(s)).to(device)
-            parts.append(judge.embed(net(photos.to(device), net.styles(z)), "proper"))
-        return {"art_distance": float(frechet_distance(torch.cat(parts), wanted))}
+            w = net.styles(gan.seeded_z(len(photos), net, s))
+            parts.append(judge.embed(net(photos.to(device), w), "proper"))
+        return {"art_distance": float(frechet_distance(torch.cat(parts), wanted()))}
     return measure
 
 
 def finished(stage: Stage, critic: Discriminator, phase: int, work: Work) -> MMFS:
     """Write the averaged model; return it."""
-    net = copy.deepcopy(stage.run.averages["g"]).eval()
+    net = stage.run.averages["g"]
     if work.team.leads:
         meta = {"phase": phase, "steps": stage.run.step, "samples": stage.run.step * stage.config.batch,
                 "art_distance": stage.run.history.get("art_distance", []),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..models.checkpoints import CheckpointError, store
 from ..models.clip import Clip
 from ..models.diffae import DiffAE
+from ..models.hashing import hash_of
 from ..models.osasis import Style
 from . import osasis
 from .data import to_bytes, to_unit
@@ -149,15 +150,6 @@ def describe(config: OsasisConfig, fingerprint: str, clip: nn.Module, perceptual
         "model": fingerprint, "clip_network": hash_of_network(clip), "perceptual_network": hash_of_network(perceptual),
         "twin": hash_of({"": twin}), "style": hash_of({"": style}),
         "photos": None if photos is None else hash_of({"": photos})}
-
-
-def hash_of(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of named tensors as 16-bit numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def hash_of_network(net: nn.Module) -> str:
