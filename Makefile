@@ -1,6 +1,6 @@
 # make demo   the demo, in a real ComfyUI: pictures in demo_output/ (COMFYUI_PATH=... takes your own ComfyUI)
 # make test   the whole test suite             make host   only set up what both run on (outside this folder)
-# make lint   ruff                             make clean  remove demo_output/ and caches, not the set-up
+# make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ host:
 lint:
 	@$(SETUP)
 	@$(HOST_PYTHON) -m ruff check .
+	@$(HOST_PYTHON) -m pyright --pythonpath $(HOST_PYTHON)
 
 page:
 	@$(SETUP) --with-page

@@ -11,34 +11,32 @@ from collections.abc import Callable
 
 import torch
 
-from ..models.clip import Clip
-from ..models.dino import Dino, DinoConfig
+from ..models.features.clip import Clip
+from ..models.features.dino import Dino, DinoConfig
 from ..models.mmfs import MMFS, MapperConfig, MMFSConfig
+from ..models.precision import autocast
 from ..train import fewshot
-from ..train.fewshot import FewShotConfig, Target
-from ..train.prior import precision
-from ..train.source_faces import Source
+from ..train.fewshot import FewShotConfig, Reference
+from ..train.source_faces import FaceNetworks, Source
 from .osasis import VIT_B_32, timed
 
 
-def cases(px: int, batch: int, device: torch.device, number: str) -> dict[str, Callable[[], object]]:
-    """What is timed. The source faces are looked at outside: that is done once and serves the whole fine-tune."""
+def cases(px: int, batch: int, device: torch.device, precision: str) -> dict[str, Callable[[], object]]:
+    """What is timed. The source faces are encoded outside: that is done once and serves the whole fine-tune."""
     net = MMFS(MMFSConfig(mapper=MapperConfig())).to(device).eval().requires_grad_(False)
     clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
-    structure = Dino(DinoConfig()).to(device).eval().requires_grad_(False)
-    number = number if device.type == "cuda" else "float32"
-    config = FewShotConfig(batch=batch, precision=number)
+    structure_net = Dino(DinoConfig()).to(device).eval().requires_grad_(False)
+    config = FewShotConfig(batch=batch, precision=precision)
     photos = torch.rand(batch, 3, px, px, device=device) * 2 - 1
-    target = Target(pictures=[photos[0].cpu()])
-    guide = fewshot.read_target(net, clip, target, config)
-    source = Source(net, clip, structure, photos, batch=batch, precision=number)
-    trainer = fewshot.Trainer(net, clip, structure, guide, source, config, target)
+    nets, reference = FaceNetworks(net, clip, structure_net), Reference(pictures=[photos[0].cpu()])
+    features = fewshot.read_reference(net, clip, reference, config)
+    trainer = fewshot.Trainer(nets, features, Source(nets, photos, config), config, reference)
     run = fewshot.start(net, config)
 
     @torch.no_grad()
     def sample(count: int) -> torch.Tensor:
-        with precision(device, number):
-            return net(photos[:count], guide.w.expand(count, -1, -1))
+        with autocast(device, precision):
+            return net(photos[:count], features.w_plus.expand(count, -1, -1))
     return {"stylize 1 picture": lambda: sample(1), f"stylize {batch} pictures": lambda: sample(batch),
             f"one fine-tuning step, batch {batch}": lambda: fewshot.update(trainer, run, 0)}
 

@@ -13,14 +13,15 @@ from collections.abc import Callable
 
 import torch
 
-from ..models.clip import Clip, ClipConfig
 from ..models.diffae import CONFIGS, DiffAE, change_point_weights, mix_codes
+from ..models.features.clip import Clip, ClipConfig
+from ..models.features.encoder import EncoderDistance
 from ..models.osasis import stylize
-from ..models.perceptual import EncoderDistance
+from ..models.precision import autocast
 from ..models.spn import SPN
 from ..train import osasis
-from ..train.osasis import OsasisConfig
-from ..train.prior import precision
+from ..train.content import content_source, generate_pictures, prepare_content
+from ..train.osasis import FrozenNetworks, OSASISConfig
 
 VIT_B_32 = ClipConfig(512, 224, 32, 768, 12, 77, 49408, 512, 12)
 
@@ -40,38 +41,35 @@ def timed(work: Callable[[], object], device: torch.device, runs: int) -> tuple[
     return seconds, torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else float("nan")
 
 
-def cases(name: str, batch: int, device: torch.device, number: str) -> dict[str, Callable[[], object]]:
-    """What is timed. The bank is prepared outside: it is made once and serves every style."""
+def cases(name: str, batch: int, device: torch.device, precision: str) -> dict[str, Callable[[], object]]:
+    """What is timed. Cached content is prepared outside: it is made once and serves every iteration."""
     net = DiffAE(CONFIGS[name]).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
     spn, px = SPN().to(device).eval().requires_grad_(False), net.image_size
-    config = OsasisConfig(batch=batch, bank=batch, latent_steps=10, generate_steps=10, precision=number)
-
-    def amp():
-        return precision(device, number if device.type == "cuda" else "float32")
-
-    with amp():
-        content = osasis.content_source(net, config)
-        twin = osasis.prepare_content(net, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
-    trainer = osasis.Trainer(net, twin, twin.picture.clone(), clip, EncoderDistance(net.encoder), config, content)
+    config = OSASISConfig(batch=batch, cached_content=batch, latent_steps=10, generate_steps=10, precision=precision)
+    nets, content = FrozenNetworks(net, clip, EncoderDistance(net.encoder)), content_source(net, config)
+    twin = prepare_content(net, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
+    trainer = osasis.Trainer(nets, twin, twin.picture.clone(), config, content)
     run = osasis.start(net, config)
     weights = change_point_weights(net.config.unet, 32)
+
+    def iteration() -> object:
+        run.partial = {}  # else it counts as done
+        return osasis.iteration(trainer, run, 0)
 
     @torch.no_grad()
     def sample(count: int) -> torch.Tensor:
         photo = torch.rand(count, 3, px, px, device=device) * 2 - 1
-        with amp():
+        with autocast(device, precision):
             z = net.encode(photo)
             x = net.structural_code(photo, z, 100)
             return stylize(net.unet, x, mix_codes(z, twin.z, weights), spn=spn, picture=photo)
 
     @torch.no_grad()
     def fresh() -> object:
-        with amp():
-            return osasis.prepare_content(
-                net, osasis.generate_pictures(net, batch, torch.Generator().manual_seed(0),
-                                              OsasisConfig(batch=batch, precision=number)), config)
-    return {f"one iteration (10 updates, batch {batch}), content prepared": lambda: osasis.iteration(trainer, run, 0),
+        official = OSASISConfig(batch=batch, precision=precision)
+        return prepare_content(net, generate_pictures(net, range(batch), "content", official), config)
+    return {f"one iteration (10 updates, batch {batch}), content prepared": iteration,
             f"making {batch} content pictures and their codes": fresh,
             "stylize 1 picture": lambda: sample(1), f"stylize {batch} pictures": lambda: sample(batch)}
 

@@ -1,7 +1,7 @@
-"""The Diffusion Autoencoder: semantic encoder, conditional UNet and latent DPM (OSASIS spec A; DiffAE, CVPR 2022).
+"""The Diffusion Autoencoder: semantic encoder, conditional UNet and latent DDIM (docs/osasis.md A; DiffAE, CVPR 2022).
 
 `DiffAE.encode` gives the semantic code z (B, E); `structural_code` and `decode` are the deterministic forward and
-reverse DDIM; `sample_z` draws z from the latent DPM. Pictures are (B, 3, px, px), RGB, [-1, 1], float32.
+reverse DDIM; `sample_z` generates z with the latent DDIM. Pictures are (B, 3, px, px), RGB, [-1, 1], float32.
 """
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from . import unet
-from .diffusion import StepHook, constant_alpha_bar, ddim_forward, ddim_reverse, stride_table
+from .diffusion import Denoise, StepHook, constant_alpha_bar, ddim_forward, ddim_reverse, ddim_schedule, denoiser
+from .precision import full_precision
 from .unet import SemanticEncoder, UNet, UNetConfig, time_features
 
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """The latent DPM's MLP. width: E. hidden: width of its layers. time_width: of the sinusoid."""
+    """The latent DDIM's MLP. width: E. hidden: width of its layers. time_width: of the sinusoid."""
     width: int = 512
     hidden: int = 2048
     layers: int = 10
@@ -27,15 +28,15 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class DiffAEConfig:
-    """unet: the conditional UNet. encoder_mult: the encoder's levels, finest first. latent: None if there is no DPM."""
+    """unet: the conditional UNet. encoder_mult: the encoder's levels, finest first. latent: None if there is none."""
     unet: UNetConfig
     encoder_mult: tuple[int, ...]
     latent: LatentConfig | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "encoder_mult", tuple(self.encoder_mult))
         if self.unet.cond != self.unet.embed:
-            raise ValueError("the width of z must equal the width of the time embedding (spec A.1)")
+            raise ValueError("the width of z must equal the width of the time embedding (A.1)")
 
     @classmethod
     def from_dict(cls, d: Mapping) -> DiffAEConfig:
@@ -48,7 +49,7 @@ def _official(px: int, base: int, mult: Sequence[int], layers: int = 10) -> Diff
 
 
 _FFHQ256 = _official(256, 128, (1, 1, 2, 2, 4, 4))
-CONFIGS: dict[str, DiffAEConfig] = {  # the public ones, with their latent DPM (spec A.1)
+CONFIGS: dict[str, DiffAEConfig] = {  # the public ones, with their latent DDIM (A.1)
     "ffhq256": _FFHQ256, "afhq256-dog": _FFHQ256, "afhq256-cat": _FFHQ256, "church256": _FFHQ256,
     "ffhq128": _official(128, 128, (1, 1, 2, 3, 4)),
     "celeba64": _official(64, 64, (1, 2, 4, 8)), "ffhq64": _official(64, 64, (1, 2, 4, 8)),
@@ -58,9 +59,9 @@ CONFIGS: dict[str, DiffAEConfig] = {  # the public ones, with their latent DPM (
 
 
 class LatentLayer(nn.Module):
-    """y = W u + b; y (1 + Linear(SiLU(c))); LayerNorm; SiLU. The last layer is the bare linear (spec A.5)."""
+    """y = W u + b; y (1 + Linear(SiLU(c))); LayerNorm; SiLU. The last layer is the bare linear (A.5)."""
 
-    def __init__(self, c_in: int, c_out: int, width: int, last: bool):
+    def __init__(self, c_in: int, c_out: int, width: int, last: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(c_in, c_out)
         self.last = last
@@ -76,9 +77,9 @@ class LatentLayer(nn.Module):
 
 
 class LatentNet(nn.Module):
-    """eps of the latent DPM for normalised z (B, E) at integer t (B,)."""
+    """eps of the latent DDIM for normalised z (B, E) at integer t (B,)."""
 
-    def __init__(self, config: LatentConfig):
+    def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         self.config = config
         w, h, n = config.width, config.hidden, config.layers
@@ -88,16 +89,19 @@ class LatentNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         c = self.time_embed(time_features(t, self.config.time_width).to(x.dtype))
-        h = self.layers[0](x, c)
-        for layer in self.layers[1:]:
+        first, *others = self.layers
+        h = first(x, c)
+        for layer in others:
             h = layer(torch.cat([h, x], dim=1), c)
         return h
 
 
 class DiffAE(nn.Module):
-    """The autoencoder with its three networks; `conds_mean`, `conds_std` (E,) normalise z for the latent DPM."""
+    """The autoencoder with its three networks; `conds_mean`, `conds_std` (E,) normalise z for the latent DDIM."""
+    conds_mean: Tensor
+    conds_std: Tensor
 
-    def __init__(self, config: DiffAEConfig):
+    def __init__(self, config: DiffAEConfig) -> None:
         super().__init__()
         self.config = config
         self.unet = UNet(config.unet)
@@ -113,39 +117,38 @@ class DiffAE(nn.Module):
 
     def encode(self, picture: Tensor) -> Tensor:
         """z = Enc(picture), (B, E); always in float32, as the official program does (A.9)."""
-        with torch.autocast(picture.device.type, enabled=False):
+        with full_precision(picture.device):
             return self.encoder(picture.float())
 
     def structural_code(self, picture: Tensor, z: Tensor, steps: int, t0: float = 0.5,
                         hook: StepHook | None = None) -> Tensor:
         """x_t0: forward DDIM over the first t0 * steps of `steps` indices (Eq. 7). t0 = 1 gives DiffAE's x_T."""
-        table = stride_table(steps)
-        return ddim_forward(denoiser(self.unet, z), picture, table, range(table.index_of(t0)), hook)
+        schedule = ddim_schedule(steps)
+        return ddim_forward(denoiser(self.unet, z), picture, schedule, range(schedule.num_steps(t0)), hook)
 
     def decode(self, x: Tensor, z: Tensor | Sequence[Tensor], steps: int, t0: float = 0.5,
                hook: StepHook | None = None) -> Tensor:
-        """Reverse DDIM from the structural code to a picture in [-1, 1]; z as in `UNet.forward`."""
-        table = stride_table(steps)
-        return ddim_reverse(denoiser(self.unet, z), x, table, reversed(range(table.index_of(t0))), hook=hook)
+        """Reverse DDIM from the structural code to a picture in [-1, 1]; z as in `UNet.modulation`."""
+        schedule = ddim_schedule(steps)
+        return ddim_reverse(denoiser(self.unet, z), x, schedule, reversed(range(schedule.num_steps(t0))), hook=hook)
 
-    def sample_z(self, noise: Tensor, steps: int = 200) -> Tensor:
-        """z drawn from the latent DPM: DDIM on the constant schedule, no clamp, then denormalised. noise (B, E)."""
+    def sample_z(self, noise: Tensor, steps: int = 200, hook: StepHook | None = None) -> Tensor:
+        """z (B, E) of the latent DDIM: constant schedule, no clamp, then denormalised. noise (B, E)."""
         if self.latent_net is None:
-            raise ValueError("this DiffAE has no latent DPM: load the '..._autoenc_latent' checkpoint to draw faces")
-        table = stride_table(steps, constant_alpha_bar())
-        z = ddim_reverse(denoiser(self.latent_net), noise, table, reversed(range(steps)), clip=False)
+            raise ValueError("this DiffAE has no latent DDIM: load the '..._autoenc_latent' checkpoint to sample faces")
+        schedule = ddim_schedule(steps, constant_alpha_bar())
+        z = ddim_reverse(latent_denoiser(self.latent_net), noise, schedule, reversed(range(steps)), clamp_x0=False,
+                         hook=hook)
         return z * self.conds_std + self.conds_mean
 
 
-def denoiser(net: nn.Module, *condition):
-    """`denoise(x, t)` for the samplers: the integer time becomes a batch of times; what comes out is float32."""
-    def denoise(x: Tensor, t: int) -> Tensor:
-        return net(x, torch.full((x.shape[0],), t, device=x.device), *condition).float()
-    return denoise
+def latent_denoiser(net: LatentNet) -> Denoise:
+    """`denoise(z, t)` -> eps (B, E) in float32."""
+    return lambda z, t: net(z, torch.full((len(z),), t, device=z.device)).float()
 
 
 def mix_codes(content: Tensor, style: Tensor, weights: Sequence[float]) -> tuple[Tensor, ...]:
-    """Codes for every level, finest first, and the middle: (1 - w) content + w style (B, E) each (spec A.6).
+    """Codes for every level, finest first, and the middle: (1 - w) content + w style (B, E) each (A.6).
 
     weights: levels + 1 numbers, 0 for the content code, 1 for the style code. style may have batch 1.
     """
@@ -162,9 +165,10 @@ def change_point_weights(config: UNetConfig, resolution: int, swap: bool = False
     return tuple(1 - w for w in style) if swap else tuple(style)
 
 
-def detect(tensors: Mapping[str, Tensor]) -> DiffAEConfig:
-    """The configuration of a DiffAE in our names, read off its shapes. ValueError if it is none."""
-    config = unet.detect(tensors, "unet.")
+def detect(tensors: Mapping[str, Tensor], image_size: int | None = None) -> DiffAEConfig:
+    """The configuration of a DiffAE in our names, read off its shapes. ValueError if it is none. image_size: as in
+    unet.detect."""
+    config = unet.detect(tensors, "unet.", image_size=image_size)
     n = unet.entry_count(tensors, "encoder.input_blocks.")
     if not config.cond or not n:
         raise ValueError("not a diffusion autoencoder: it has no semantic encoder. A plain DDIM loads with 'Load DDPM'")

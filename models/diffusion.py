@@ -1,16 +1,18 @@
-"""Schedules, spacing rules and the steps of DDIM and DDPM sampling (OSASIS spec A.8, B).
+"""Schedules, spacing rules and the steps of DDIM and DDPM sampling (docs/osasis.md A.8, B).
 
-alpha-bar_t is the product of (1 - beta) over steps 0..t. Tables are float64 Python numbers: a step costs no transfer.
-A network is seen as `denoise(x, t) -> eps` with x (B, 3, H, W) or (B, E) and t the original integer time 0..999.
+alpha-bar_t is the product of (1 - beta) over steps 0 .. t. Schedules are float64 Python numbers: no transfers.
+A network is seen as `denoise(x, t) -> eps` with x (B, 3, H, W) or (B, E) and t the original integer time 0 .. 999.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .unet import UNet
 
 TRAIN_STEPS = 1000
 Denoise = Callable[[Tensor, int], Tensor]
@@ -23,11 +25,11 @@ def linear_alpha_bar(steps: int = TRAIN_STEPS, first: float = 1e-4, last: float 
 
 
 def constant_alpha_bar(beta: float = 0.008, steps: int = TRAIN_STEPS) -> Tensor:
-    """alpha-bar of the latent DPM's constant schedule, float64 (steps,)."""
+    """alpha-bar of the latent DDIM's constant schedule, float64 (steps,)."""
     return torch.cumprod(torch.full((steps,), 1 - beta, dtype=torch.float64), 0)
 
 
-def stride_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
+def ddim_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
     """DiffAE's spacing: the smallest stride k for which range(0, steps, k) has `count` members."""
     for k in range(1, steps + 1):
         if len(range(0, steps, k)) == count:
@@ -35,9 +37,9 @@ def stride_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
     raise ValueError(f"{count} steps cannot be spaced evenly over {steps}; take 10, 20, 50, 100 or another divisor")
 
 
-def even_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
+def respaced_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
     """Improved-DDPM respacing: `count` rounded values from 0 to steps - 1."""
-    if not 2 <= count <= steps:
+    if not isinstance(count, int) or not 2 <= count <= steps:
         raise ValueError(f"respacing needs 2 to {steps} steps, not {count}")
     stride, at, times = (steps - 1) / (count - 1), 0.0, []
     for _ in range(count):
@@ -47,7 +49,7 @@ def even_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Table:
+class Schedule:
     """A spaced schedule. times[i] is what the network is fed; alpha_bar(i) its signal level."""
     times: tuple[int, ...]
     alphas: tuple[float, ...]
@@ -59,22 +61,41 @@ class Table:
         """a_i, with a_{-1} = 1 (clean) and a_T = 0 (after the last)."""
         return 1.0 if i < 0 else 0.0 if i >= len(self.alphas) else self.alphas[i]
 
-    def index_of(self, ratio: float) -> int:
-        """How many steps lie below t0 = ratio * T: the chain runs over indices 0 .. index_of(ratio) - 1."""
-        return int(len(self) * ratio)
+    def num_steps(self, t0: float) -> int:
+        """How many steps lie below t0 (0..1): the chain runs over indices 0 .. num_steps(t0) - 1."""
+        return int(len(self) * t0)
 
 
-def stride_table(count: int, alpha_bar: Tensor | None = None) -> Table:
-    """The DDIM table of DiffAE with `count` steps."""
-    times = stride_times(count)
+def ddim_schedule(count: int, alpha_bar: Tensor | None = None) -> Schedule:
+    """The DDIM schedule of DiffAE with `count` steps."""
+    times = ddim_times(count)
     a = linear_alpha_bar() if alpha_bar is None else alpha_bar
-    return Table(times, tuple(float(a[t]) for t in times))
+    return Schedule(times, tuple(float(a[t]) for t in times))
 
 
-def even_table(count: int) -> Table:
-    """The DDPM table of P2 with `count` steps."""
-    times, a = even_times(count), linear_alpha_bar()
-    return Table(times, tuple(float(a[t]) for t in times))
+def respaced_schedule(count: int) -> Schedule:
+    """The DDPM schedule of P2 with `count` steps."""
+    times, a = respaced_times(count), linear_alpha_bar()
+    return Schedule(times, tuple(float(a[t]) for t in times))
+
+
+def eps_of_v(v: Tensor, x: Tensor, alpha_bar: Tensor | float) -> Tensor:
+    """eps = sqrt(abar) v + sqrt(1 - abar) x, for v = sqrt(abar) eps - sqrt(1 - abar) x0."""
+    return alpha_bar ** 0.5 * v + (1 - alpha_bar) ** 0.5 * x
+
+
+def denoiser(unet: UNet, z: Tensor | Sequence[Tensor] | None = None) -> Denoise:
+    """`denoise(x, t)` -> eps (and the variance's channels, if there are any) in float32, of a UNet that predicts eps or
+    v; z as in `UNet.modulation`."""
+    alpha_bar = linear_alpha_bar()
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        times = torch.full((1,), t, device=x.device)
+        output = unet(x, unet.modulation(times, z)).float()
+        if unet.config.prediction == "eps":
+            return output
+        return torch.cat([eps_of_v(output[:, :3], x.float(), float(alpha_bar[t])), output[:, 3:]], 1)
+    return denoise
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
@@ -84,61 +105,62 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
     return x0 * alpha_bar.sqrt() + noise * (1 - alpha_bar).sqrt()
 
 
-def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float, clip: bool = True) -> tuple[Tensor, Tensor]:
-    """(x0, eps recomputed from it): x0 is clamped to [-1, 1] if `clip`, as everywhere but in the latent DPM."""
+def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float, clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
+    """(x0, eps recomputed from it): x0 is clamped to [-1, 1] if `clamp_x0`, as everywhere but in the latent DDIM."""
     x0 = x * (1 / alpha_bar) ** 0.5 - eps * (1 / alpha_bar - 1) ** 0.5
-    if clip:
+    if clamp_x0:
         x0 = x0.clamp(-1, 1)
     return x0, (x * (1 / alpha_bar) ** 0.5 - x0) / (1 / alpha_bar - 1) ** 0.5
 
 
-def ddim_step(x: Tensor, eps: Tensor, table: Table, i: int, to: int, clip: bool = True) -> tuple[Tensor, Tensor]:
+def ddim_step(x: Tensor, eps: Tensor, schedule: Schedule, i: int, to: int,
+              clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
     """One deterministic step from index i to index `to` (i - 1 decodes, i + 1 encodes). Returns (x0, next x)."""
-    x0, eps = predict_x0(x, eps, table.alpha_bar(i), clip)
-    a = table.alpha_bar(to)
+    x0, eps = predict_x0(x, eps, schedule.alpha_bar(i), clamp_x0)
+    a = schedule.alpha_bar(to)
     return x0, x0 * a ** 0.5 + eps * (1 - a) ** 0.5
 
 
-def ddim_forward(denoise: Denoise, x: Tensor, table: Table, indices: Iterable[int],
+def ddim_forward(denoise: Denoise, x: Tensor, schedule: Schedule, indices: Iterable[int],
                  hook: StepHook | None = None) -> Tensor:
-    """Encode: the structural code of x after the given indices, 0 .. n - 1 (Eq. 7 of the paper, spec A.8)."""
+    """Encode: the structural code of x after the given indices, 0 .. n - 1 (Eq. 7 of the paper, A.8)."""
     for i in indices:
-        x0, x = ddim_step(x, denoise(x, table.times[i]), table, i, i + 1)
+        x0, x = ddim_step(x, denoise(x, schedule.times[i]), schedule, i, i + 1)
         if hook:
             hook(i, x0, x)
     return x
 
 
-def ddim_reverse(denoise: Denoise, x: Tensor, table: Table, indices: Iterable[int], *, clip: bool = True,
-                 assist: Callable[[Tensor, int], Tensor] | None = None, hook: StepHook | None = None) -> Tensor:
-    """Decode over falling indices. `assist(x, i)` changes x before each network call (the SPN); eta = 0."""
+def ddim_reverse(denoise: Denoise, x: Tensor, schedule: Schedule, indices: Iterable[int], *, clamp_x0: bool = True,
+                 x_hook: Callable[[Tensor, int], Tensor] | None = None, hook: StepHook | None = None) -> Tensor:
+    """Decode over falling indices. `x_hook(x, i)` changes x before each network call (the SPN); eta = 0."""
     for i in indices:
-        if assist:
-            x = assist(x, i)
-        x0, x = ddim_step(x, denoise(x, table.times[i]), table, i, i - 1, clip)
+        if x_hook:
+            x = x_hook(x, i)
+        x0, x = ddim_step(x, denoise(x, schedule.times[i]), schedule, i, i - 1, clamp_x0)
         if hook:
             hook(i, x0, x)
     return x
 
 
-def posterior_variance(table: Table, i: int) -> float:
+def posterior_variance(schedule: Schedule, i: int) -> float:
     """beta-tilde_i of the spaced chain."""
-    beta = 1 - table.alpha_bar(i) / table.alpha_bar(i - 1)
-    return beta * (1 - table.alpha_bar(i - 1)) / (1 - table.alpha_bar(i))
+    beta = 1 - schedule.alpha_bar(i) / schedule.alpha_bar(i - 1)
+    return beta * (1 - schedule.alpha_bar(i - 1)) / (1 - schedule.alpha_bar(i))
 
 
-def ancestral_step(x: Tensor, output: Tensor, table: Table, i: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+def ancestral_step(x: Tensor, output: Tensor, schedule: Schedule, i: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """One DDPM step. `output` has 3 channels (eps; variance beta-tilde) or 6 (eps and variance interpolation).
 
     Returns (clamped x0, next x); the noise (same shape as x) is not used at i = 0.
     """
-    a, before = table.alpha_bar(i), table.alpha_bar(i - 1)
+    a, before = schedule.alpha_bar(i), schedule.alpha_bar(i - 1)
     beta = 1 - a / before
     x0, _ = predict_x0(x, output[:, :3], a)
     mean = x0 * (before ** 0.5 * beta / (1 - a)) + x * ((1 - beta) ** 0.5 * (1 - before) / (1 - a))
     if i == 0:
         return x0, mean
-    low = math.log(posterior_variance(table, i))
+    low = math.log(posterior_variance(schedule, i))
     if output.shape[1] == 3:
         return x0, mean + noise * math.exp(low / 2)
     fraction = (output[:, 3:] + 1) / 2

@@ -1,12 +1,15 @@
-"""From a checkpoint file to a network: read, detect the configuration, build, load strictly.
+"""From a checkpoint file to a network: read, detect the configuration, build, load strictly; and the opposite.
 
-All networks come back on the CPU, in float32, in evaluation mode, frozen. Errors are `CheckpointError`, whose text says
-what is wrong with the file and what to do.
+KINDS is the one table of what the pack loads. All networks come back on the CPU, in float32, in evaluation mode,
+frozen. Errors are `CheckpointError`, whose text says what is wrong with the file and what to do.
 """
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,64 +17,376 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoints, clip, diffae, dino, mmfs, spn, stylegan2, unet
-from .checkpoints import CheckpointError, Stored, store, vgg
-from .checkpoints.foreign import part
-from .checkpoints.stylegan2 import joined
-from .clip import Clip, ClipConfig
+from . import checkpoints, diffae, mmfs, ops, rng, spn, stylegan2, unet
+from .checkpoints import CheckpointError, Stored, WrongKindError, store
+from .checkpoints.errors import short
+from .checkpoints.formats import vgg
+from .checkpoints.formats.foreign import joined, with_prefix
 from .diffae import DiffAE, DiffAEConfig
-from .dino import Dino, DinoConfig
+from .features import clip, dino
+from .features.clip import Clip, ClipConfig
+from .features.dino import Dino, DinoConfig
+from .features.lpips import LpipsVGG
 from .mmfs import MMFS, MMFSConfig
-from .mmfs_style import MMFSStyle
-from .osasis import Style
-from .perceptual import LpipsVGG
 from .spn import SPN
+from .style import MMFSStyle, OSASISStyle
 from .stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, Synthesis
 from .unet import UNet, UNetConfig
 
+_OPTIMIZER = re.compile(r"optimizer/([^/]+)/(\d{1,6})/[^/]+")
 DEMO = Path(__file__).parent / "demo"
 STYLE_PICTURE = 256  # px, of the picture inside a style file
+MOST_PX = 4096  # of a StyleGAN2
+log = logging.getLogger(__name__)
 Net = TypeVar("Net", bound=nn.Module)
 Config = TypeVar("Config")
 
 
-def load_diffae(path: Path) -> DiffAE:
-    """A DiffAE from our own file or the official last.ckpt (with or without latent DPM)."""
-    stored = checkpoints.read(path, "diffae")
-    config = _config(path, stored, DiffAEConfig.from_dict, diffae.detect)
-    if config.latent and "conds_mean" not in stored.tensors:  # autoenc files have the net but not its statistics
-        config = replace(config, latent=None)
-        tensors = {k: v for k, v in stored.tensors.items() if not k.startswith("latent_net.")}
-        return _filled(path, lambda: DiffAE(config), tensors)
-    return _filled(path, lambda: DiffAE(config), stored.tensors)
+# --- the kinds of checkpoint -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Part:
+    """One network inside a checkpoint.
 
-
-def load_ddpm(path: Path, head_channels: int | None = None) -> UNet:
-    """A plain UNet without z: the P2 DDPM, a DiffAE '..._ddpm', or our own.
-
-    `head_channels` is for foreign files with other attention heads than the published ones (see unet.detect).
+    config: makes its configuration from what our own file says (entry `entry` of it; "": all) and from what the caller
+    says; None if the tensors say all. detect: makes it from the network's tensors, the file's meta and what the caller
+    says. free: its fields that the tensors do not tell; of those, `told` are what `detect` wants to know. build: makes
+    the network. prefix: of its tensors in the file. inside: of those tensors in the network. optional: a file may lack
+    it. dispensable: a foreign file's is left out, with a warning, if it does not fit. depthwise: its blurs are slow
+    in channels_last.
     """
-    stored = checkpoints.read(path, "ddpm")
-    config = _config(path, stored, lambda d: UNetConfig(**d), lambda t: unet.detect(t, head_channels=head_channels))
-    return _filled(path, lambda: UNet(config), stored.tensors)
+    config: Callable[..., Any] | None
+    detect: Callable[..., Any]
+    build: Callable[[Any], nn.Module]
+    prefix: str = ""
+    entry: str = ""
+    inside: str = ""
+    optional: bool = False
+    dispensable: bool = False
+    free: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    depthwise: bool = False
+
+    def tensors(self, stored: Stored) -> dict[str, Tensor]:
+        """Its tensors, under the names that they have in the network."""
+        return {self.inside + name: value for name, value in with_prefix(stored.tensors, self.prefix).items()}
 
 
-def load_clip(path: Path, quick_gelu: bool = True) -> Clip:
-    """A CLIP with ViT towers. `quick_gelu` matters for foreign and converted files: OpenAI's weights need it."""
-    stored = checkpoints.read(path, "clip")
-    config = _config(path, stored, lambda d: ClipConfig(**{"quick_gelu": quick_gelu} | d),
-                     lambda t: clip.detect(t, quick_gelu))
-    return _filled(path, lambda: Clip(config), {f"net.{name}": value for name, value in stored.tensors.items()})
+@dataclass(frozen=True)
+class Kind:
+    """A kind of checkpoint. what, use: how messages call it, and what loads it. page: where the public file is.
+
+    parts: its networks. complete: what is done to a file's content first. undecided: fields of the configuration that
+    a foreign file does not tell, and that its converted copy leaves to the loader.
+    """
+    what: str
+    use: str
+    page: str = ""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    complete: Callable[[Stored], Stored] = lambda stored: stored
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """What is expected, as the end of a message."""
+        return f"Expected here: {self.what}" + (f" (for example {self.page})" if self.page else "")
+
+
+def _with_statistics(stored: Stored) -> Stored:
+    """A DiffAE without its latent network if the statistics of z are missing, as in autoenc files."""
+    if "conds_mean" in stored.tensors:
+        return stored
+    tensors = {name: value for name, value in stored.tensors.items() if not name.startswith("latent_net.")}
+    return replace(stored, tensors=tensors, config=stored.config and stored.config | {"latent": None})
+
+
+def _with_noise_and_mean(stored: Stored) -> Stored:
+    """A foreign StyleGAN2 with what older files lack: the constant noise pictures, as normals of a fixed seed, and the
+    mean style, over 10,000 random z (docs/mmfs.md A.2, A.5)."""
+    if stored.config is not None:
+        return stored
+    const = stored.tensors.get("g.const")
+    if const is not None and const.ndim == 3 and const.shape[1] != const.shape[2]:
+        height, width = const.shape[1:]
+        raise CheckpointError(f"its generator begins with a constant of {height} x {width} px: StyleGAN2 for pictures "
+                              "that are not square is not supported, only that for square ones (4 x 4 px)")
+    config = stylegan2.detect(with_prefix(stored.tensors, "g."))
+    if not 8 <= config.resolution <= MOST_PX:
+        raise CheckpointError(f"it is a StyleGAN2 of {config.resolution} px; 8 to {MOST_PX} px are supported")
+    generator = rng.generator(0, "constant noise")
+    sizes = [2 ** ((i + 5) // 2) for i in range(2 * len(config.channels) - 1)]
+    noise = {f"g.noise_{i}": torch.randn(size, size, generator=generator) for i, size in enumerate(sizes)}
+    tensors = {**noise, **stored.tensors}
+    if "g.w_avg" not in tensors:
+        tensors["g.w_avg"] = stylegan2.mean_w(_mapping(with_prefix(tensors, "g.mapping."), config))
+    return replace(stored, tensors=tensors)
+
+
+def _mapping(tensors: Mapping[str, Tensor], config: StyleGAN2Config) -> stylegan2.Mapping:
+    square = (config.w_dim, config.w_dim)
+    for name, value in tensors.items():
+        if value.shape not in (square, square[:1]):
+            raise CheckpointError(f"its mapping network's '{name}' has shape {list(value.shape)}, not {list(square)}: "
+                                  "z and w of different widths are not supported")
+    net = stylegan2.Mapping(config.w_dim, config.mapping_layers)
+    net.load_state_dict(dict(tensors))
+    return net.float()
+
+
+def _checked_trunk(stored: Stored) -> Stored:
+    vgg.check(stored.tensors)
+    return stored
+
+
+def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
+    """The activation is the caller's choice where a converted file leaves it open."""
+    default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
+    return ClipConfig(**{"quick_gelu": default if quick_gelu is None else quick_gelu, **settings})
+
+
+def _decoder_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the decoder of a style says of its MMFS's configuration."""
+    count = unet.entry_count(tensors, "blocks.")
+    return {"decoder": tuple(tensors[f"blocks.{k}.conv1.weight"].shape[0] for k in range(count)),
+            "w_dim": tensors["blocks.0.conv1.affine.weight"].shape[1]}
+
+
+_COUNTS = ("blocks", "layers", "mapping_layers", "vision_layers", "text_layers")
+_UNET_FREE = ("image_size", "dropout", "head_channels", "num_heads", "attention_resolutions",
+              *(f"unet.{name}" for name in ("image_size", "dropout", "head_channels", "num_heads",
+                                            "attention_resolutions")))
+KINDS: dict[str, Kind] = {
+    "diffae": Kind(
+        "a DiffAE model", "the Load DiffAE node",
+        "ffhq256_autoenc_latent/last.ckpt, linked from https://github.com/phizaz/diffae",
+        {"diffae": Part(DiffAEConfig.from_dict, lambda t, _, **told: diffae.detect(t, **told), DiffAE, free=_UNET_FREE,
+                        told=("unet.image_size",))}, _with_statistics),
+    "ddpm": Kind(
+        "a DDPM model", "the Load DDPM node", "ffhq_p2.pt, linked from https://github.com/jychoi118/P2-weighting",
+        {"ddpm": Part(lambda c, **_: UNetConfig(**c), lambda t, _, **given: unet.detect(t, **given), UNet,
+                      free=_UNET_FREE, told=("image_size",))}),
+    "osasis_style": Kind(
+        "an OSASIS style", "the Load OSASIS Style node",
+        "exp/*/ckpt/iter_200.pt, linked from https://github.com/hansam95/OSASIS",
+        {"unet": Part(lambda c: UNetConfig(**c), lambda t, _, **told: unet.detect(t, **told), UNet, "unet.",
+                      "unet", free=_UNET_FREE, told=("image_size",)),
+         "spn": Part(None, lambda t, _: spn.detect(t), SPN, "spn.", "spn", optional=True)}),
+    "clip": Kind(
+        "a CLIP model", "the Load CLIP node",
+        "open_clip_model.safetensors, from https://huggingface.co/timm/vit_base_patch32_clip_224.openai",
+        {"clip": Part(_clip_config, lambda t, _, **given: clip.detect(_bare(t), **given),
+                      Clip, inside="net.", free=("quick_gelu", "mean", "std", "words", "vision_heads", "text_heads",
+                                                 "vision_mlp", "text_mlp"), told=("vision_heads",))},
+        undecided=("quick_gelu",)),
+    "vgg16": Kind(
+        "a VGG-16 trunk", "the Load Perceptual Distance node",
+        "vgg16-397923af.pth, from https://download.pytorch.org/models/vgg16-397923af.pth", complete=_checked_trunk),
+    "stylegan2": Kind(
+        "a StyleGAN2 model", "the Load StyleGAN2 node",
+        "ffhq-res512-mirror-stylegan2-noaug.pkl of NVIDIA's stylegan2-ada-pytorch, or 550000.pt, linked from "
+        "https://github.com/rosinality/stylegan2-pytorch",
+        {"g": Part(lambda c: StyleGAN2Config(**c), lambda t, meta: stylegan2.detect(t, meta["mbstd_group_size"]),
+                   StyleGAN2, "g.", "g", depthwise=True, free=("mbstd_group_size",)),
+         "d": Part(lambda c: StyleGAN2Config(**c),
+                   lambda t, meta: stylegan2.detect_discriminator(t, meta["mbstd_group_size"]), Discriminator,
+                   "d.", "g", optional=True, dispensable=True, depthwise=True)}, _with_noise_and_mean),
+    "mmfs": Kind(
+        "an MMFS model", "the Load MMFS node",
+        "phase3_pretrain_10000.pth, linked from https://github.com/dong-y21/MMFS",
+        {"g": Part(lambda c: MMFSConfig(**c), lambda t, _: mmfs.detect(t), MMFS, "g.", "g", depthwise=True,
+                   free=("mapper.head_channels", "mapper.dropout")),
+         "d": Part(lambda c: StyleGAN2Config(**c), lambda t, _: stylegan2.detect_discriminator(t), Discriminator, "d.",
+                   "d", optional=True, dispensable=True, depthwise=True,
+                   free=("w_dim", "mapping_layers", "mbstd_group_size"))}),
+    "mmfs_style": Kind(
+        "an MMFS style", "the Load MMFS Style node", "example_ref01.pth, linked from https://github.com/dong-y21/MMFS",
+        {"decoder": Part(lambda c: MMFSConfig(**c), lambda t, _: _decoder_sizes(t),
+                         lambda c: Synthesis(c.decoder, c.w_dim), "decoder.", "g")}),
+    "dino": Kind(
+        "a DINO ViT", "the Load Structure Network node",
+        "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino",
+        {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
+                      free=("heads", "antialias"))}),
+    "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
+}
+
+
+def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return with_prefix(tensors, "net.")
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+def read_kind(path: Path, *kinds: str) -> Stored:
+    """The content of a file of one of `kinds` (keys of KINDS). The error for another one says what loads it."""
+    wanted = KINDS[kinds[0]]
+    try:
+        stored = checkpoints.read(path, *kinds, expected=wanted.expected)
+    except WrongKindError as error:
+        raise _wrong_kind(error.file, error.found, wanted) from error
+    return _completed(path, stored)
+
+
+def _wrong_kind(file: str, found: str, wanted: Kind) -> CheckpointError:
+    have = KINDS.get(found)
+    if have is None:
+        return CheckpointError(f"{file}: this is a file of kind '{found}', which this pack does not know; update the "
+                               f"pack. {wanted.expected}")
+    return CheckpointError(f"{file}: this is {have.what}; load it with {have.use}. {wanted.expected}")
+
+
+def _completed(path: Path, stored: Stored) -> Stored:
+    try:
+        return KINDS[stored.kind].complete(stored)
+    except CheckpointError as error:
+        raise CheckpointError(f"{Path(path).name}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{Path(path).name}: it is {error}; pick a complete checkpoint") from error
+
+
+def configurations(path: Path, stored: Stored, **given: Any) -> dict[str, Any]:
+    """The configuration of every network in a file: from the file if it is ours, else from the shapes of its tensors
+    and what is `given`. CheckpointError unless the file has exactly the tensors of those networks."""
+    found: dict[str, Any] = {}
+    of_entry: dict[str, Any] = {}  # parts of one entry share their configuration
+    for name, part in KINDS[stored.kind].parts.items():
+        tensors = part.tensors(stored)
+        if not tensors and part.optional:
+            continue
+        try:
+            if part.entry not in of_entry:
+                of_entry[part.entry] = _configuration(path, stored, part, tensors, given)
+            _check_fit(path, partial(part.build, of_entry[part.entry]), tensors)
+        except CheckpointError as error:
+            if stored.config or not part.dispensable:
+                raise
+            log.warning("the file's discriminator is left out, its generator is used: %s", error)
+            continue
+        found[name] = of_entry[part.entry]
+    return found
+
+
+def _configuration(path: Path, stored: Stored, part: Part, tensors: Mapping[str, Tensor], given: Mapping) -> Any:
+    try:
+        if not stored.config or not part.config:
+            return part.detect(tensors, stored.meta, **given)
+        config = part.config(stored.config[part.entry] if part.entry else stored.config, **given)
+        _check_claims(config, tensors, part)
+        return config
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(path).name}: its configuration cannot be used ({_in_words(error)}); "
+                              "it is damaged or of a kind this pack does not know: download or write the file again, "
+                              "or update the pack") from error
+
+
+def _check_claims(config: Any, tensors: Mapping[str, Tensor], part: Part) -> None:
+    """ValueError if a configuration that stands in a file has other numbers of layers than the file's tensors say: they
+    bound what is built. Widths are left to the comparison with the network itself."""
+    claims = _fields(asdict(config))
+    told = {name.rpartition(".")[2]: claims[name] for name in part.told if claims[name]}
+    if not all(type(value) is int and 0 < value < 2**16 for value in told.values()):
+        raise ValueError(f"it says {', '.join(f'{name} is {short(value)}' for name, value in told.items())}")
+    try:
+        found = part.detect(tensors, {"mbstd_group_size": 1}, **told)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"its tensors are not those of the network it seems to be: {short(error, 200)}") from error
+    facts = _fields(found if isinstance(found, dict) else asdict(found))
+    names = facts if isinstance(found, dict) else facts | claims
+    for name in names:
+        if name not in part.free and _extent(name, claims) != _extent(name, facts):
+            raise ValueError(f"it says {name} is {short(claims.get(name))}, its tensors say {short(facts.get(name))}")
+
+
+def _extent(name: str, values: Mapping[str, Any]) -> Any:
+    """What the value of a field says of the number of layers."""
+    value = values.get(name)
+    if isinstance(value, (tuple, list)):
+        return len(value)
+    return value if name.rpartition(".")[2] in _COUNTS else name in values and value is not None
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names."""
+    found = {}
+    for name, value in values.items():
+        found |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _in_words(error: Exception) -> str:
+    """An error of building a configuration, without the names of Python's classes and functions."""
+    if isinstance(error, ValueError):
+        return short(error, 300)
+    return f"it lacks {error}" if isinstance(error, KeyError) else "a setting is missing, unknown or of a wrong type"
+
+
+def _networks(path: Path, kind: str, **given: Any) -> dict[str, Any]:
+    """{name of the part: network with the file's weights} of a file."""
+    stored = read_kind(path, kind)
+    found = {}
+    for name, config in configurations(path, stored, **given).items():
+        part = KINDS[kind].parts[name]
+        net = part.build(config)
+        net.load_state_dict(part.tensors(stored))
+        net = net.float() if part.depthwise else ops.channels_last(net.float())
+        found[name] = net.eval().requires_grad_(False)
+    return found
+
+
+def _check_fit(path: Path, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless names and shapes are those of `make`'s network, which is laid out without memory:
+    a configuration that stands in a file is only a claim."""
+    name = Path(path).name
+    try:
+        with torch.device("meta"):
+            shapes = {key: value.shape for key, value in make().state_dict().items()}
+    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: its configuration cannot be built ({_in_words(error)}); it is damaged, "
+                              "write or download it again") from error
+    unexpected = sorted(shapes.keys() ^ tensors.keys()) + [
+        key for key, shape in shapes.items() if key in tensors and tensors[key].shape != shape]
+    if unexpected:
+        raise CheckpointError(f"{name}: its tensors are not those of the network it seems to be ({len(unexpected)} are "
+                              f"missing, too many or of another shape, such as '{unexpected[0]}'); pick a complete "
+                              "checkpoint")
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+def load_diffae(path: Path) -> DiffAE:
+    """A DiffAE from our own file or the official last.ckpt (with or without latent DDIM)."""
+    return _networks(path, "diffae")["diffae"]
+
+
+def load_ddpm(path: Path, head_channels: int | None = None, num_heads: int | None = None,
+              image_size: int | None = None) -> UNet:
+    """A plain UNet without z: the P2 DDPM, OpenAI's unconditional models, a DiffAE '..._ddpm', or our own.
+
+    What is given counts for foreign files, whose shapes do not tell it; unet.detect has the defaults. The log says
+    what was taken.
+    """
+    net = _networks(path, "ddpm", head_channels=head_channels, num_heads=num_heads, image_size=image_size)["ddpm"]
+    log.info("%s: %s", Path(path).name, net.config.in_words())
+    return net
+
+
+def load_clip(path: Path, quick_gelu: bool | None = None, vision_heads: int | None = None) -> Clip:
+    """A CLIP with ViT towers. `quick_gelu` matters for foreign and converted files, `vision_heads` for foreign ones;
+    clip.detect has the defaults."""
+    return _networks(path, "clip", quick_gelu=quick_gelu, vision_heads=vision_heads)["clip"]
+
+
+def load_dino(path: Path) -> Dino:
+    """A DINO ViT, of facebook, timm, or converted."""
+    return _networks(path, "dino")["dino"]
+
+
+def load_lpips(path: Path) -> LpipsVGG:
+    """LPIPS-VGG with the trunk of a torchvision VGG-16 file (vgg16-397923af.pth)."""
+    return LpipsVGG(read_kind(path, "vgg16").tensors)
 
 
 def load_stylegan2(path: Path) -> tuple[StyleGAN2, Discriminator | None]:
     """A generator and, if the file has it, its discriminator: rosinality's .pt, NVIDIA's .pkl, or our own."""
-    stored = checkpoints.read(path, "stylegan2")
-    g, d = part(stored.tensors, "g."), part(stored.tensors, "d.")
-    config = _config(path, stored, lambda c: StyleGAN2Config(**c["g"]),
-                     lambda _: stylegan2.detect(g, stored.meta["group"]))
-    net = _filled(path, lambda: StyleGAN2(config), g, torch.contiguous_format)
-    return net, _filled(path, lambda: Discriminator(config), d, torch.contiguous_format) if d else None
+    found = _networks(path, "stylegan2")
+    return found["g"], found.get("d")
 
 
 def save_stylegan2(path: Path, generator: StyleGAN2, discriminator: Discriminator | None,
@@ -83,51 +398,73 @@ def save_stylegan2(path: Path, generator: StyleGAN2, discriminator: Discriminato
 
 def load_mmfs(path: Path) -> tuple[MMFS, Discriminator | None]:
     """An MMFS model and, if the file has it, its discriminator: the official .pth of phases 2 to 4, or our own."""
-    stored = checkpoints.read(path, "mmfs")
-    g, d = part(stored.tensors, "g."), part(stored.tensors, "d.")
-    config = _config(path, stored, lambda c: MMFSConfig(**c["g"]), lambda _: mmfs.detect(g))
-    net = _filled(path, lambda: MMFS(config), g, torch.contiguous_format)
-    if not d:
-        return net, None
-    critic = _config(path, stored, lambda c: StyleGAN2Config(**c["d"]), lambda _: stylegan2.detect_discriminator(d))
-    return net, _filled(path, lambda: Discriminator(critic), d, torch.contiguous_format)
+    found = _networks(path, "mmfs")
+    return found["g"], found.get("d")
 
 
 def save_mmfs(path: Path, net: MMFS, discriminator: Discriminator | None, meta: dict[str, Any],
               dtype: torch.dtype | None = torch.float16) -> Path:
-    """Write both as `dtype` (None: 32 bit); meta tells the "phase" (1, 2 or 3) and whatever else is to be known."""
+    """Write both as `dtype` (None: 32 bit); meta tells the "phase" (1, 2 or 3), "clip" (see mapper_clip), and whatever
+    else is to be known."""
     tensors = joined(net.state_dict(), discriminator and discriminator.state_dict())
     config = {"g": asdict(net.config), "d": discriminator and asdict(discriminator.config)}
     return store.save(path, tensors, "mmfs", config, meta, dtype)
 
 
+def mapper_clip(path: Path) -> str:
+    """mmfs.clip_fingerprint of the CLIP that the model's CLIP mapping was trained with; "" if the file does not say."""
+    found = (store.peek(path).meta or {}).get("clip") if Path(path).suffix.lower() == ".safetensors" else None
+    return found if isinstance(found, str) else ""
+
+
+# --- styles ------------------------------------------------------------------------------------------------------
 def load_mmfs_style(path: Path) -> MMFSStyle:
     """A style of ours, or the decoder of an official .pth of phase 4 (which knows neither its code nor its model)."""
-    stored = checkpoints.read(path)
-    if stored.kind != "mmfs_style" and not (stored.kind == "mmfs" and stored.config is None):
-        raise checkpoints.wrong_kind(Path(path).name, stored.kind, "mmfs_style")
-    tensors = stored.tensors if stored.config else part(stored.tensors, "g.")
-    config = _config(path, stored, lambda c: MMFSConfig(**c["g"]), lambda _: mmfs.detect(tensors))
-    decoder = part(tensors, "decoder.")
-    _check_fit(path, lambda: Synthesis(config.decoder, config.style), decoder)
-    w, picture = tensors.get("w"), tensors.get("picture")
-    if w is not None and w.shape != (1, config.n_styles, config.style):
-        raise CheckpointError(f"{Path(path).name}: its style code has shape {list(w.shape)}, not "
-                              f"{[1, config.n_styles, config.style]}; it is damaged, write it again")
-    if picture is not None and (picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3):
+    stored = read_kind(path, "mmfs_style", "mmfs")
+    if stored.kind == "mmfs" and stored.config is not None:
+        raise _wrong_kind(Path(path).name, "mmfs", KINDS["mmfs_style"])
+    if stored.kind == "mmfs":
+        config = configurations(path, stored)["g"]
+        return MMFSStyle(config, _float(with_prefix(stored.tensors, "g.decoder.")))
+    config = configurations(path, stored)["decoder"]
+    w, picture = stored.tensors.get("w_plus"), _style_picture(path, stored)
+    if w is not None and (not w.is_floating_point() or w.shape != (1, config.n_styles, config.w_dim)):
+        raise CheckpointError(f"{Path(path).name}: its w+ code has shape {list(w.shape)}, not "
+                              f"{[1, config.n_styles, config.w_dim]}; it is damaged, write it again")
+    return MMFSStyle(config, _float(with_prefix(stored.tensors, "decoder.")), None if w is None else w.float(), picture,
+                     *(_style_fact(path, stored, name) for name in ("prompt", "model", "settings")))
+
+
+def _style_picture(path: Path, stored: Stored) -> Tensor | None:
+    """The picture in a style file, uint8 (3, H, W), or None. CheckpointError for anything else."""
+    picture = stored.tensors.get("style_image")
+    if picture is not None and (picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3
+                                or not picture.numel()):
         raise CheckpointError(f"{Path(path).name}: its picture is {picture.dtype} of shape {list(picture.shape)}; "
                               "it is damaged, write it again")
-    return MMFSStyle(config, {name: value.float() for name, value in decoder.items()}, None if w is None else w.float(),
-                     picture, str(stored.meta.get("prompt", "")), str(stored.meta.get("model", "")),
-                     dict(stored.meta.get("settings", {})))
+    return picture
+
+
+def _style_fact(path: Path, stored: Stored, name: str) -> Any:
+    """What a style's meta says: "settings" is a table, the others are texts. CheckpointError for anything else."""
+    default: Any = {} if name == "settings" else ""
+    found = stored.meta.get(name, default)
+    if not isinstance(found, type(default)):
+        raise CheckpointError(f"{Path(path).name}: its description is damaged ('{name}' is {short(found)}); "
+                              "write the file again")
+    return found
+
+
+def _float(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in tensors.items()}
 
 
 def save_mmfs_style(path: Path, style: MMFSStyle) -> Path:
     """Write a style in 16 bit: the decoder, its code, prompt, settings, model's fingerprint, and its picture, of
     which at most STYLE_PICTURE px a side are kept (a decoder for 512 px takes 23.3 MB)."""
     tensors = {f"decoder.{name}": value for name, value in style.decoder.items()}
-    tensors |= {} if style.w is None else {"w": style.w}
-    tensors |= {} if style.picture is None else {"picture": _shrunk(style.picture)}
+    tensors |= {} if style.w_plus is None else {"w_plus": style.w_plus}
+    tensors |= {} if style.style_image is None else {"style_image": _shrunk(style.style_image)}
     return store.save(path, tensors, "mmfs_style", {"g": asdict(style.config)},
                       {"model": style.model, "prompt": style.prompt, "settings": style.settings})
 
@@ -141,78 +478,104 @@ def _shrunk(picture: Tensor) -> Tensor:
     return F.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
 
 
-def load_dino(path: Path) -> Dino:
-    """A DINO ViT, of facebook, timm, or converted."""
-    stored = checkpoints.read(path, "dino")
-    config = _config(path, stored, lambda c: DinoConfig(**c), dino.detect)
-    return _filled(path, lambda: Dino(config), {f"net.{name}": value for name, value in stored.tensors.items()})
-
-
-def load_lpips(path: Path) -> LpipsVGG:
-    """LPIPS-VGG with the trunk of a torchvision VGG-16 file (vgg16-397923af.pth)."""
-    tensors = checkpoints.read(path, "vgg16").tensors
-    try:
-        vgg.check(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{Path(path).name}: {error}") from error
-    return LpipsVGG(tensors)
-
-
-def load_style(path: Path) -> Style:
+def load_style(path: Path) -> OSASISStyle:
     """A style of ours, or an official iter_N.pt (which knows neither its picture nor its DiffAE)."""
-    stored = checkpoints.read(path, "osasis_style")
-    parts = {name: part(stored.tensors, f"{name}.") for name in ("unet", "spn")}
-    config = _config(path, stored, lambda d: UNetConfig(**d["unet"]), lambda t: unet.detect(t, "unet."))
-    _check_fit(path, lambda: UNet(config), parts["unet"])
-    if parts["spn"]:
-        spn_config = _detected(path, lambda: spn.detect(parts["spn"]))
-        _check_fit(path, lambda: SPN(spn_config), parts["spn"])
-    return Style(config, parts["unet"], parts["spn"] or None, stored.tensors.get("z"), stored.tensors.get("picture"),
-                 str(stored.meta.get("model", "")), dict(stored.meta.get("settings", {})))
+    stored = read_kind(path, "osasis_style")
+    config = configurations(path, stored)["unet"]
+    z = stored.tensors.get("z_style")
+    if z is not None and (not z.is_floating_point() or z.shape != (1, config.cond)):
+        raise CheckpointError(f"{Path(path).name}: its semantic code is {z.dtype} of shape {list(z.shape)}, not "
+                              f"{[1, config.cond]}; it is damaged, write it again")
+    return OSASISStyle(config, with_prefix(stored.tensors, "unet."), with_prefix(stored.tensors, "spn.") or None, z,
+                 _style_picture(path, stored), *(_style_fact(path, stored, name) for name in ("model", "settings")))
 
 
-def save_style(path: Path, style: Style) -> Path:
-    """Write a style in 16 bit, with its picture, code, settings and the fingerprint of its DiffAE."""
+def save_style(path: Path, style: OSASISStyle) -> Path:
+    """Write a style in 16 bit, with its style image, code, settings and the fingerprint of its DiffAE."""
     tensors: dict[str, Tensor] = {f"unet.{k}": v for k, v in style.unet.items()}
     tensors |= {f"spn.{k}": v for k, v in (style.spn or {}).items()}
-    tensors |= {name: value for name, value in (("z", style.z), ("picture", style.picture)) if value is not None}
+    tensors |= {name: value for name, value in (("z_style", style.z_style), ("style_image", style.style_image))
+                if value is not None}
     return store.save(path, tensors, "osasis_style", {"unet": asdict(style.config)},
                       {"model": style.model, "settings": style.settings})
 
 
-def _config(path: Path, stored: Stored, from_dict, detect):
-    return _detected(path, lambda: from_dict(stored.config) if stored.config else detect(stored.tensors))
-
-
-def _detected(path: Path, make: Callable[[], Config]) -> Config:
+# --- snapshots ---------------------------------------------------------------------------------------------------
+def load_snapshot(path: Path) -> Stored:
+    """A training snapshot, valid as far as the file alone can tell (see check_snapshot)."""
+    stored = read_kind(path, "snapshot")
     try:
-        return make()
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{Path(path).name}: its configuration cannot be used ({error}); "
-                              "it is damaged or of a kind this pack does not know") from error
+        return check_snapshot(stored)
+    except CheckpointError as error:
+        raise CheckpointError(f"{Path(path).name}: {error}") from error
 
 
-def _filled(path: Path, make: Callable[[], Net], tensors: Mapping[str, Tensor],
-            layout: torch.memory_format = torch.channels_last) -> Net:
-    """The network of `make` with exactly these weights. `layout`: depthwise blurs are slow in channels_last."""
-    _check_fit(path, make, tensors)
-    net = make()
-    net.load_state_dict(dict(tensors))
-    return net.to(torch.float32, memory_format=layout).eval().requires_grad_(False)
+def check_snapshot(stored: Stored) -> Stored:
+    """CheckpointError unless `train.loop.restore` can take what the file says without a surprise: a counter of steps,
+    a history of numbers, and optimiser states that are numbered, are floating point and agree in shape."""
+    damaged = "the snapshot is damaged, give another name or begin anew"
+    step, history = stored.meta.get("step"), stored.meta.get("loss_history")
+    if type(step) is not int or not 0 <= step <= 2**53:
+        raise CheckpointError(f"its step is {short(step)}, which is no count; {damaged}")
+    if not isinstance(history, dict) or not all(isinstance(values, list) and all(
+            type(value) in (int, float) for value in values) for values in history.values()):
+        raise CheckpointError(f"its history is no table of lists of numbers; {damaged}")
+    states: dict[tuple[str, str], set[torch.Size]] = {}
+    for name, value in stored.tensors.items():
+        if not name.startswith("optimizer/"):
+            continue
+        match = _OPTIMIZER.fullmatch(name)
+        if match is None or value.ndim and not value.is_floating_point():
+            raise CheckpointError(f"its tensor '{short(name)}' ({value.dtype}) is no state of an optimiser; {damaged}")
+        if value.ndim:
+            states.setdefault((match[1], match[2]), set()).add(value.shape)
+    unequal = [index for (_, index), shapes in states.items() if len(shapes) > 1]
+    if unequal:
+        raise CheckpointError(f"the optimiser's states of parameter {unequal[0]} differ in shape; {damaged}")
+    predictions = stored.tensors.get("session/predictions")
+    if predictions is not None and (predictions.dtype != torch.uint8 or predictions.ndim != 4):
+        raise CheckpointError(f"its predictions are {predictions.dtype} of shape {list(predictions.shape)}; {damaged}")
+    return stored
 
 
-def _check_fit(path: Path, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """CheckpointError unless names and shapes are those of `make`'s network, which is laid out without memory:
-    a configuration that stands in a file is only a claim."""
-    name = Path(path).name
-    try:
-        with torch.device("meta"):
-            shapes = {key: value.shape for key, value in make().state_dict().items()}
-    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: its configuration cannot be built ({error}); it is damaged, "
-                              "write or download it again") from error
-    odd = sorted(shapes.keys() ^ tensors.keys()) + [
-        key for key, shape in shapes.items() if key in tensors and tensors[key].shape != shape]
-    if odd:
-        raise CheckpointError(f"{name}: its tensors are not those of the network it seems to be ({len(odd)} are "
-                              f"missing, too many or of another shape, such as '{odd[0]}'); pick a complete checkpoint")
+# --- converting --------------------------------------------------------------------------------------------------
+def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = False,
+            dtype: torch.dtype = torch.float16) -> Path:
+    """Write the slim store file of an official checkpoint, beside it unless `out` is given; returns its path.
+
+    What is written loads: its tensors are checked against the networks first. dtype: of the weights in the file.
+    The source's name and SHA-256 go into meta. Raises CheckpointError, also if `out` exists and `overwrite` is False.
+    """
+    path = Path(path)
+    target = Path(out) if out is not None else _beside(path)
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target.name}: it is already in {target.parent}; give another name or ask to overwrite")
+    if target.exists() and target.samefile(path):
+        raise CheckpointError(f"{path.name}: the converted file cannot replace its source; give another name")
+    stored = checkpoints.read(path, expected=_EXPECTED)
+    if stored.config is not None:
+        what = KINDS[stored.kind].what if stored.kind in KINDS else f"of kind '{stored.kind}'"
+        raise CheckpointError(f"{path.name}: it is already a file of this pack ({what}); load it as it is")
+    stored = _completed(path, stored)
+    kind, configs = KINDS[stored.kind], configurations(path, stored)
+    left_out = tuple(part.prefix for name, part in kind.parts.items() if name not in configs)
+    tensors = {name: value for name, value in stored.tensors.items() if not (left_out and name.startswith(left_out))}
+    meta = {**stored.meta, "source": path.name, "source_sha256": store.sha256(path)}
+    return store.save(target, tensors, stored.kind, _described(kind, configs), meta, dtype)
+
+
+def _described(kind: Kind, configs: Mapping[str, Any]) -> dict[str, Any]:
+    """What our own file says of its networks."""
+    described: dict[str, Any] = {}
+    for name, config in configs.items():
+        values = {key: value for key, value in asdict(config).items() if key not in kind.undecided}
+        described |= {kind.parts[name].entry: values} if kind.parts[name].entry else values
+    return described
+
+
+_EXPECTED = "Expected: a DiffAE, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO or VGG-16 checkpoint"
+
+
+def _beside(path: Path) -> Path:
+    slim = path.with_suffix(".safetensors")
+    return slim if slim != path else path.with_name(f"{path.stem}.slim.safetensors")

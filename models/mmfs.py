@@ -1,5 +1,5 @@
 """MMFS (Li et al., CGF 2023): a convolutional encoder gives a feature map at an N-th of the size, the upper StyleGAN2
-layers draw, a transformer turns CLIP embeddings into w+ codes (spec A.4, B.1, B.5).
+layers generate, a transformer turns CLIP embeddings into w+ codes (docs/mmfs.md A.4, B.1, B.5).
 
 Pictures are NCHW, RGB, [-1, 1]; sides are multiples of 2^N. w+ codes are (B, n, S), sample first (the official program
 has layer first).
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hashing import hash_of
 from .stylegan2 import SLOPE, EqualConv, Mapping, ResBlock, StyleGAN2, Synthesis
 from .unet import entry_count
 
@@ -37,11 +38,11 @@ class MMFSConfig:
     """
     encoder: tuple[int, ...] = (64, 64, 128, 256, 512)
     decoder: tuple[int, ...] = (512, 512, 256, 128, 64)
-    style: int = 512
+    w_dim: int = 512
     mapping_layers: int = 8
     mapper: MapperConfig | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", tuple(self.encoder))
         object.__setattr__(self, "decoder", tuple(self.decoder))
         if isinstance(self.mapper, Tensors):
@@ -72,20 +73,20 @@ def detect(tensors: Tensors[str, Tensor]) -> MMFSConfig:
                      for k in range(entry_count(tensors, "encoder.blocks."))))
         decoder = tuple(tensors[f"decoder.blocks.{k}.conv1.weight"].shape[0]
                         for k in range(entry_count(tensors, "decoder.blocks.")))
-        style = tensors["mapping.layers.0.weight"].shape[1]
+        w_dim = tensors["mapping.layers.0.weight"].shape[1]
         mapper = None
         if "mapper.position" in tensors:
             hidden = tensors["mapper.layers.0.linear1.bias"].shape[0]
             mapper = MapperConfig(entry_count(tensors, "mapper.layers."), hidden)
     except (KeyError, IndexError) as error:
         raise ValueError(f"not an MMFS model ({error} is missing)") from error
-    return MMFSConfig(encoder, decoder, style, entry_count(tensors, "mapping.layers."), mapper)
+    return MMFSConfig(encoder, decoder, w_dim, entry_count(tensors, "mapping.layers."), mapper)
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, H, W) -> features (B, C, H / 2^N, W / 2^N); built like a discriminator (spec B.1)."""
+    """Pictures (B, 3, H, W) -> features (B, C, H / 2^N, W / 2^N); built like a discriminator (B.1)."""
 
-    def __init__(self, widths: Sequence[int]):
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = EqualConv(3, widths[0], 3)
         self.blocks = nn.Sequential(*(ResBlock(a, b) for a, b in zip(widths, widths[1:])))
@@ -96,13 +97,13 @@ class Encoder(nn.Module):
 
 
 class ClipMapper(nn.Module):
-    """CLIP embeddings c (B, S), of length 1 -> w+ codes (B, n, S) (spec B.5)."""
+    """CLIP embeddings c (B, S), of length 1 -> w+ codes (B, n, S) (B.5)."""
 
-    def __init__(self, style: int, n_styles: int, config: MapperConfig):
+    def __init__(self, w_dim: int, n_styles: int, config: MapperConfig) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(n_styles, style) * style ** -0.5)
+        self.position = nn.Parameter(torch.randn(n_styles, w_dim) * w_dim ** -0.5)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(style, max(1, style // config.head_channels), config.hidden, config.dropout,
+            nn.TransformerEncoderLayer(w_dim, max(1, w_dim // config.head_channels), config.hidden, config.dropout,
                                        batch_first=True, norm_first=True) for _ in range(config.layers))
 
     def forward(self, c: Tensor) -> Tensor:
@@ -115,13 +116,13 @@ class ClipMapper(nn.Module):
 class MMFS(nn.Module):
     """Encoder, mapping of z, decoder and (phases 3 and 4) CLIP mapper."""
 
-    def __init__(self, config: MMFSConfig):
+    def __init__(self, config: MMFSConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.mapping = Mapping(config.style, config.mapping_layers)
-        self.decoder = Synthesis(config.decoder, config.style)
-        self.mapper = ClipMapper(config.style, config.n_styles, config.mapper) if config.mapper else None
+        self.mapping = Mapping(config.w_dim, config.mapping_layers)
+        self.decoder = Synthesis(config.decoder, config.w_dim)
+        self.mapper = ClipMapper(config.w_dim, config.n_styles, config.mapper) if config.mapper else None
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Features of pictures (B, 3, H, W). ValueError for sides that are no multiples of the stride."""
@@ -140,9 +141,9 @@ class MMFS(nn.Module):
         if self.mapper is None:
             raise ValueError("this MMFS model has no CLIP mapping (it is of phase 1 or 2): load "
                              "phase3_pretrain_10000.pth, or train one")
-        if embeddings.shape[-1] != self.config.style:
+        if embeddings.shape[-1] != self.config.w_dim:
             raise ValueError(f"this CLIP gives {embeddings.shape[-1]} numbers a picture and the model's CLIP mapping "
-                             f"takes {self.config.style}: load the CLIP it was trained with (officially ViT-B/32)")
+                             f"takes {self.config.w_dim}: load the CLIP it was trained with (officially ViT-B/32)")
         return self.mapper(F.normalize(embeddings.float(), dim=-1))
 
     def noise_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -166,10 +167,10 @@ def from_stylegan2(generator: StyleGAN2) -> MMFS:
     """Stage I's start: mapping and the blocks above 32 px are the generator's, the encoder and the 32 px layers new."""
     if generator.config.resolution <= DECODED_PX:
         raise ValueError(f"MMFS needs a StyleGAN2 of more than {DECODED_PX} px; "
-                         f"this one draws {generator.config.resolution} px")
+                         f"this one generates {generator.config.resolution} px")
     lowest = DECODED_PX.bit_length() - 3  # block 0 is 4 px
     decoder = generator.config.channels[lowest:]
-    config = MMFSConfig(encoder_widths(decoder[0], len(decoder) - 1), decoder, generator.config.style,
+    config = MMFSConfig(encoder_widths(decoder[0], len(decoder) - 1), decoder, generator.config.w_dim,
                         generator.config.mapping_layers)
     net = MMFS(config)
     net.mapping.load_state_dict(generator.mapping.state_dict())
@@ -183,3 +184,21 @@ def with_mapper(net: MMFS, mapper: MapperConfig) -> MMFS:
     grown = MMFS(replace(net.config, mapper=mapper))
     grown.load_state_dict(net.state_dict(), strict=False)
     return grown
+
+
+def clip_fingerprint(clip: nn.Module) -> str:
+    """A hash of a CLIP's weights, by which a model knows the CLIP that its mapper was trained with."""
+    return hash_of(clip.state_dict())
+
+
+def clip_warning(known: str, given: str) -> str:
+    """What to say if the mapper's CLIP (`known`, "" for unknown) is not the one that is given; "" if all is well."""
+    if not known or known == given:
+        return ""
+    return ("This model's CLIP mapping was trained with another CLIP, so styles from pictures and from text will not "
+            "look like them. Load the CLIP it was trained with")
+
+
+def training_memory(config: MMFSConfig, rows: int) -> int:
+    """Bytes of an optimiser step: about 15 full-size maps a row, and a gigabyte for the frozen networks (D)."""
+    return 15 * 4 * config.decoder[-1] * config.resolution ** 2 * rows + (1 << 30)

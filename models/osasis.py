@@ -1,21 +1,30 @@
-"""OSASIS at sampling time: the style, the SPN-assisted reverse diffusion, and the photo twin (spec A.6, B, C.2, C.5).
+"""OSASIS at sampling time: the SPN-assisted reverse diffusion and the photo twin (docs/osasis.md A.6, B, C.2, C.5).
 
-Pictures are (B, 3, px, px), RGB, [-1, 1]. Slips of the official program are settings whose default is the slip:
+Pictures are (B, 3, px, px), RGB, [-1, 1]. Deviations of the reference code are settings whose default is the deviation:
 `noise_level` "official" decodes x at abar(t0) as if it were one spaced step cleaner, "matched" starts where it is;
-`spn_time` "index" feeds the SPN the sampler's index, "timestep" the time (spec C.5, D 3, D 9).
+`spn_time` "index" feeds the SPN the sampler's index, "timestep" the time (C.5, D 3, D 9).
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from . import spn as spn_module
-from .diffae import denoiser
-from .diffusion import StepHook, Table, add_noise, ancestral_step, ddim_reverse, even_table, stride_table
-from .hashing import hash_of
+from . import rng
+from .diffusion import (
+    Denoise,
+    Schedule,
+    StepHook,
+    add_noise,
+    ancestral_step,
+    ddim_reverse,
+    ddim_schedule,
+    denoiser,
+    respaced_schedule,
+)
+from .fields import check_fields
 from .spn import SPN
 from .unet import UNet, UNetConfig
 
@@ -25,104 +34,97 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Style:
-    """A fine-tuned style: weights, never a live network.
+class SamplingSettings:
+    """What a style's fine-tune decides for sampling with it. t0: encoding strength (0..1]. Defaults are official."""
+    t0: float = 0.5
+    spn_weight: float = 0.1
+    spn_time: str = "index"
+    noise_level: str = "official"
 
-    unet: state dict of B. spn: state dict of the SPN, or None. z: Enc_A(style picture) (1, E). picture: uint8
-    (3, px, px), the style picture. settings: how it was made (JSON-able). model: fingerprint of its DiffAE.
-    """
-    config: UNetConfig
-    unet: Mapping[str, Tensor]
-    spn: Mapping[str, Tensor] | None
-    z: Tensor | None
-    picture: Tensor | None
-    model: str
-    settings: dict = field(default_factory=dict)
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 < self.t0 <= 1:
+            raise ValueError(f"t0 is {self.t0}; take a number above 0, at most 1")
+        for name, allowed in (("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
 
-    def networks(self) -> tuple[UNet, SPN | None]:
-        """Fresh networks in float32 with these weights, in evaluation mode."""
-        unet = UNet(self.config)
-        unet.load_state_dict(dict(self.unet))
-        spn = None
-        if self.spn:
-            spn = SPN(spn_module.detect(self.spn))
-            spn.load_state_dict(dict(self.spn))
-            spn.eval().requires_grad_(False)
-        return unet.to(memory_format=torch.channels_last).eval().requires_grad_(False), spn
+    @classmethod
+    def of(cls, settings: Mapping) -> SamplingSettings:
+        """From a style's settings; what they do not say is official."""
+        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
 
 
-def fingerprint(net: nn.Module) -> str:
-    """A hash of the UNet's and encoder's weights as 16-bit numbers: equal for a checkpoint and its slim copy."""
-    return hash_of({k: v for k, v in net.state_dict().items() if k.startswith(("unet.", "encoder."))})
-
-
-def check_style(style: Style, model: UNetConfig, fingerprint: str) -> None:
-    """ValueError if the style was made for another model."""
-    if style.config != model:
-        raise ValueError(f"this style was made for a model of {style.config.image_size} px with levels "
-                         f"{style.config.mult}, not for this one of {model.image_size} px with levels {model.mult}; "
-                         "load the DiffAE that the style was fine-tuned from")
-    if style.model and style.model != fingerprint:
-        raise ValueError("this style was fine-tuned from another DiffAE of the same size; load that one, "
-                         f"its fingerprint is {style.model} (this one's is {fingerprint})")
-
-
-def reverse_indices(table: Table, t0: float, noise_level: str = "official") -> range:
-    """Falling indices of the reverse chain from strength t0."""
+def reverse_indices(schedule: Schedule, t0: float, noise_level: str = "official") -> range:
+    """Falling indices of the reverse chain from t0."""
     if noise_level not in NOISE_LEVELS:
         raise ValueError(f"noise_level is {noise_level!r}; take one of {NOISE_LEVELS}")
-    top = table.index_of(t0) - (noise_level == "official")
-    return range(min(top, len(table) - 1), -1, -1)
+    top = schedule.num_steps(t0) - (noise_level == "official")
+    return range(min(top, len(schedule) - 1), -1, -1)
 
 
-def spn_assist(spn: SPN, picture: Tensor, weight: float | Tensor, table: Table, time: str = "index"):
-    """`assist(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1)."""
-    if time not in SPN_TIMES:
-        raise ValueError(f"spn_time is {time!r}; take one of {SPN_TIMES}")
-
-    def assist(x: Tensor, i: int) -> Tensor:
-        return x + weight * spn(picture, i if time == "index" else table.times[i])
-    return assist
+def spn_hook(spn: SPN, picture: Tensor, weight: float | Tensor, schedule: Schedule,
+             time: str = "index") -> Callable[[Tensor, int], Tensor]:
+    """`x_hook(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1)."""
+    def x_hook(x: Tensor, i: int) -> Tensor:
+        return x + weight * spn(picture, i if time == "index" else schedule.times[i])
+    return x_hook
 
 
-def stylize(unet: UNet, x_t0: Tensor, codes: Sequence[Tensor] | Tensor, *, steps: int = 50, t0: float = 0.5,
-            spn: SPN | None = None, picture: Tensor | None = None, spn_weight: float = 0.1, spn_time: str = "index",
-            noise_level: str = "official", hook: StepHook | None = None) -> Tensor:
+def stylize(unet: UNet, x_t0: Tensor, codes: Sequence[Tensor] | Tensor, *, steps: int = 50,
+            settings: SamplingSettings = SamplingSettings(), spn: SPN | None = None, picture: Tensor | None = None,
+            hook: StepHook | None = None) -> Tensor:
     """Decode the structural code x_t0 with network B and mixed codes, helped by the SPN on the clean picture (C.5).
 
     Returns pictures in [-1, 1]. With `spn` None or weight 0 there is no SPN call at all.
     """
-    table = stride_table(steps)
-    assist = spn_assist(spn, picture, spn_weight, table, spn_time) if spn is not None and spn_weight else None
-    return ddim_reverse(denoiser(unet, codes), x_t0, table, reverse_indices(table, t0, noise_level),
-                        assist=assist, hook=hook)
+    schedule, x_hook = ddim_schedule(steps), None
+    if spn is not None and picture is not None and settings.spn_weight:
+        x_hook = spn_hook(spn, picture, settings.spn_weight, schedule, settings.spn_time)
+    return ddim_reverse(denoiser(unet, codes), x_t0, schedule,
+                        reverse_indices(schedule, settings.t0, settings.noise_level), x_hook=x_hook, hook=hook)
 
 
-def photo_twins(ddpm: UNet, style: Tensor, noise: Callable[[], Tensor], *, steps: int = 50, t0: float = 0.5,
+def twin_steps(steps: int, t0: float, noise_level: str = "official") -> int:
+    """How many denoising steps a photo twin takes."""
+    return min(respaced_schedule(steps).num_steps(t0) + (noise_level == "matched"), steps)
+
+
+def photo_twins(ddpm: UNet, style_image: Tensor, noise: Callable[[], Tensor], *, steps: int = 50, t0: float = 0.5,
                 noise_level: str = "official", hook: StepHook | None = None) -> Tensor:
-    """Candidates for the style picture's counterpart in the photo domain: noised to t0 and denoised (spec B).
+    """Candidates for the style image's counterpart I_A in the source domain: noised to t0 and denoised (B).
 
-    style (1, 3, px, px); `noise()` draws (n, 3, px, px). Returns (n, 3, px, px), in [-1, 1] but for the last mean.
+    style_image (1, 3, px, px); `noise()` gives (n, 3, px, px), see `twin_noise`. Returns (n, 3, px, px) in [-1, 1].
     """
-    table = even_table(steps)
-    top = table.index_of(t0)
+    schedule = respaced_schedule(steps)
     first = noise()
-    x = add_noise(style.expand_as(first), first, table.alpha_bar(min(top, steps - 1)))
-    denoise = denoiser(ddpm)
-    for i in reversed(range(min(top + (noise_level == "matched"), steps))):
-        x0, x = ancestral_step(x, denoise(x, table.times[i]), table, i, noise())
+    x = add_noise(style_image.expand_as(first), first, schedule.alpha_bar(min(schedule.num_steps(t0), steps - 1)))
+    denoise: Denoise = denoiser(ddpm)
+    for i in reversed(range(twin_steps(steps, t0, noise_level))):
+        x0, x = ancestral_step(x, denoise(x, schedule.times[i]), schedule, i, noise())
         if hook:
             hook(i, x0, x)
     return x
 
 
-def twin_scores(twins: Tensor, style: Tensor, perceptual: Perceptual) -> Tensor:
-    """10 * mean |twin - style| + perceptual distance, (n,); the smallest is the best (spec B)."""
-    style = style.expand_as(twins)
-    return 10 * (twins - style).abs().mean((1, 2, 3)) + perceptual(twins, style)
+def twin_noise(seed: int, candidates: Iterable[int], shape: Sequence[int],
+               device: torch.device = rng.CPU) -> Callable[[], Tensor]:
+    """Each call gives fresh N(0, I), (n, *shape); a candidate's depends on (seed, its number) alone."""
+    sources: list[Generator] = [rng.generator(seed, "twin", number) for number in candidates]
+    return lambda: torch.stack([torch.randn(*shape, generator=source) for source in sources]).to(device)
 
 
-def gaussian(shape: Sequence[int], seed: int, device: torch.device) -> Callable[[], Tensor]:
-    """Draws of N(0, I) from a CPU generator of its own, so that a seed means the same on every device."""
-    generator = Generator().manual_seed(seed)
-    return lambda: torch.randn(tuple(shape), generator=generator).to(device)
+def twin_scores(twins: Tensor, style_image: Tensor, perceptual: Perceptual) -> Tensor:
+    """10 * mean |twin - style image| + perceptual distance, (n,); the smallest is the best (B)."""
+    style_image = style_image.expand_as(twins)
+    return 10 * (twins - style_image).abs().mean((1, 2, 3)) + perceptual(twins, style_image)
+
+
+def sampling_memory(config: UNetConfig, batch: int) -> int:
+    """Bytes that a UNet call without gradient needs at most: about 12 full-size maps a picture."""
+    return 12 * 4 * config.base * config.image_size ** 2 * batch
+
+
+def training_memory(config: UNetConfig, rows: int) -> int:
+    """Bytes of an optimiser step: 96 full-size maps a row, and 138 M weights four times (E.2)."""
+    return 96 * 4 * config.base * config.image_size ** 2 * rows + (2 << 30) * config.base ** 2 // 128 ** 2

@@ -1,6 +1,6 @@
-"""The structure-preserving network of OSASIS (spec C.2): 1 x 1 convolutions on the clean picture, added to x_t.
+"""The structure-preserving network (SPN) of OSASIS (docs/osasis.md C.2): 1 x 1 convolutions on the clean picture.
 
-GroupNorm averages over the picture, so it is not a strict per-pixel map.
+Its output is added to x_t. GroupNorm averages over the picture, so it is not a strict per-pixel map.
 """
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from . import ops
+from .precision import full_precision
 from .unet import GroupNorm, time_features
 
 
@@ -26,21 +28,23 @@ class SPNConfig:
 class SPNBlock(nn.Module):
     """GN, SiLU, conv, GN, time scale and shift, SiLU, conv; no residual."""
 
-    def __init__(self, c_in: int, c_out: int, embed: int):
+    def __init__(self, c_in: int, c_out: int, embed: int) -> None:
         super().__init__()
         self.pre_layer = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 1), GroupNorm(c_out))
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(embed, 2 * c_out))
         self.post_layer = nn.Sequential(nn.SiLU(), nn.Conv2d(c_out, c_out, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        a, b = self.emb_layer(c)[:, :, None, None].chunk(2, dim=1)
-        return self.post_layer(self.pre_layer(x) * (1 + a) + b)
+        a, b = self.emb_layer(c).chunk(2, dim=1)
+        norm, _, conv, norm2 = self.pre_layer
+        h = conv(ops.norm_silu(x, norm))
+        return self.post_layer[1](ops.norm_affine_silu(h, norm2, (1 + a, b)))
 
 
 class SPN(nn.Module):
     """SPN(picture, time) -> (B, 3, H, W), to be added to x before a UNet call."""
 
-    def __init__(self, config: SPNConfig = SPNConfig()):
+    def __init__(self, config: SPNConfig = SPNConfig()) -> None:
         super().__init__()
         self.config = config
         w, m = config.width, config.middle
@@ -58,11 +62,11 @@ class SPN(nn.Module):
                 nn.Conv2d(m, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, 3, 1))
 
     def forward(self, picture: Tensor, time: int) -> Tensor:
-        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (spec C.5), unused if untimed.
+        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (C.5), unused if untimed.
 
         Always in float32, as the official program does (A.9).
         """
-        with torch.autocast(picture.device.type, enabled=False):
+        with full_precision(picture.device):
             return self._layers(picture.float(), time)
 
     def _layers(self, picture: Tensor, time: int) -> Tensor:

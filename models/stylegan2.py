@@ -1,43 +1,49 @@
 """StyleGAN2 (Karras et al. 2020, config f): mapping, synthesis and the residual discriminator, in plain PyTorch.
 
 Pictures are NCHW, RGB, about [-1, 1]. Styles w are (B, S); w+ codes are (B, n, S), one row a style input, where the rgb
-layer of one resolution shares its row with the up-sampling layer of the next (MMFS spec A.3). All weights are stored as
-both public programs store them: unit variance, scaled at run time (equalised learning rate). `Synthesis` may begin at
-any resolution, so that MMFS's decoder is the same network fed with another 32 x 32 feature map.
+layer of one resolution shares its row with the up-sampling layer of the next (docs/mmfs.md A.3). All weights are stored
+as both public programs store them: unit variance, scaled at run time (equalised learning rate). `Synthesis` may begin
+at any resolution, so that MMFS's decoder is the same network fed with another 32 x 32 feature map.
 """
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Tensors
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from . import rng
+from .precision import full_precision
 from .unet import entry_count
 
 SLOPE, GAIN = 0.2, 2 ** 0.5
-MAPPING_RATE = 0.01  # learning-rate multiplier of the mapping network
-MEAN_SAMPLES = 10_000  # z averaged where a file has no mean style (spec A.2)
+MAPPING_LR_MUL = 0.01  # learning-rate multiplier of the mapping network
+MEAN_SAMPLES = 10_000  # z averaged where a file has no mean w (A.2)
 NOISES = ("seeded", "constant", "zero")
-FEATURE_LAYERS = (1, 3, 4, 5)  # of D, for the perceptual loss of JoJoGAN and MMFS (spec A.8)
+FEATURE_LAYERS = (1, 3, 4, 5)  # of D, for the perceptual loss of JoJoGAN and MMFS (A.8)
 
 
 @dataclass(frozen=True)
 class StyleGAN2Config:
-    """channels: widths at 4, 8, .. resolution px. style: width S of z and w. mapping_layers: 8, in NVIDIA's `auto` 2.
+    """channels: widths at 4, 8, .. resolution px. w_dim: width S of z and w. mapping_layers: 8, in NVIDIA's `auto` 2.
 
-    group: samples that D's minibatch deviation compares (4; 8 in NVIDIA's paper256).
+    mbstd_group_size: samples that D's minibatch standard deviation compares (4; 8 in NVIDIA's paper256).
     """
     channels: tuple[int, ...]
-    style: int = 512
+    w_dim: int = 512
     mapping_layers: int = 8
-    group: int = 4
+    mbstd_group_size: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        if type(self.mbstd_group_size) is not int or self.mbstd_group_size < 1:
+            raise ValueError(f"the discriminator compares groups of {self.mbstd_group_size} samples. It is 1 or more")
 
     @property
     def resolution(self) -> int:
@@ -50,32 +56,32 @@ class StyleGAN2Config:
 
 
 def channel_table(resolution: int, base: int = 32768, most: int = 512) -> tuple[int, ...]:
-    """min(base / r, most) for r = 4 .. resolution (spec A.1)."""
+    """min(base / r, most) for r = 4 .. resolution (A.1)."""
     return tuple(min(base // r, most) for r in (4 << k for k in range(int(math.log2(resolution)) - 1)))
 
 
-def detect(tensors: Tensors[str, Tensor], group: int = 4) -> StyleGAN2Config:
+def detect(tensors: Tensors[str, Tensor], mbstd_group_size: int = 4) -> StyleGAN2Config:
     """Read a generator's configuration off its tensors' shapes (names as in `Generator`). ValueError if it is none."""
     count = entry_count(tensors, "synthesis.blocks.")
     try:
         channels = tuple(tensors[f"synthesis.blocks.{k}.conv1.weight"].shape[0] for k in range(count))
-        style = tensors["mapping.layers.0.weight"].shape[1]
+        w_dim = tensors["mapping.layers.0.weight"].shape[1]
     except (KeyError, IndexError) as error:
         raise ValueError(f"not a StyleGAN2 generator ({error} is missing)") from error
-    return StyleGAN2Config(channels, style, entry_count(tensors, "mapping.layers."), group)
+    return StyleGAN2Config(channels, w_dim, entry_count(tensors, "mapping.layers."), mbstd_group_size)
 
 
-def detect_discriminator(tensors: Mapping[str, Tensor], group: int = 4) -> StyleGAN2Config:
+def detect_discriminator(tensors: Tensors[str, Tensor], mbstd_group_size: int = 4) -> StyleGAN2Config:
     """The same of a discriminator's tensors (names as in `Discriminator`); its mapping is left at the defaults."""
     try:
         widths = (tensors["from_rgb.weight"].shape[0], *(tensors[f"blocks.{k}.conv1.weight"].shape[0]
                                                          for k in range(entry_count(tensors, "blocks."))))
     except (KeyError, IndexError) as error:
         raise ValueError(f"not a StyleGAN2 discriminator ({error} is missing)") from error
-    return StyleGAN2Config(widths[::-1], group=group)
+    return StyleGAN2Config(widths[::-1], mbstd_group_size=mbstd_group_size)
 
 
-# --- elementary operations (spec A.2) ---------------------------------------------------------------------------------
+# --- elementary operations (A.2) ---------------------------------------------------------------------------------
 def activate(x: Tensor, bias: Tensor) -> Tensor:
     """lrelu(x + b) * sqrt 2; `bias` (C,) along dimension 1."""
     bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
@@ -87,13 +93,13 @@ class FirDown(torch.autograd.Function):
     derivative of a grouped convolution, which R1 needs, is a hundred times slower (measured on an H200)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
         ctx.save_for_backward(kernel)
         ctx.padding, ctx.stride, ctx.odd = padding, stride, x.shape[-1] % 2
         return F.conv2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, stride=stride, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         kernel, = ctx.saved_tensors
         if ctx.stride == 1:
             return FirDown.apply(gradient, kernel, 3 - ctx.padding, 1), None, None, None
@@ -104,54 +110,56 @@ class FirUp(torch.autograd.Function):
     """Its adjoint with stride 2: zeros between the samples, then the filter. odd: the result's side is odd."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, padding: int, odd: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, padding: int, odd: int) -> Tensor:
         ctx.save_for_backward(kernel)
         ctx.padding = padding
         return F.conv_transpose2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, stride=2, output_padding=odd,
                                   groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         kernel, = ctx.saved_tensors
         return FirDown.apply(gradient, kernel, ctx.padding, 2), None, None, None
 
 
 class Fir(nn.Module):
     """The 4 x 4 filter [1, 3, 3, 1] x [1, 3, 3, 1] / 64, times `gain`, on every channel; zero padding, x's type."""
+    kernel: Tensor
 
-    def __init__(self, gain: float = 1.0):
+    def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         self.register_buffer("kernel", (taps[:, None] * taps * (gain / 64))[None, None], persistent=False)
 
     def forward(self, x: Tensor, padding: int, stride: int = 1) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return FirDown.apply(x, self.kernel.to(x.dtype), padding, stride)
 
     def up(self, x: Tensor) -> Tensor:
-        """Twice the size, as one transposed convolution (with gain 4; spec A.2)."""
-        with torch.autocast(x.device.type, enabled=False):
+        """Twice the size, as one transposed convolution (with gain 4; A.2)."""
+        with full_precision(x.device):
             return FirUp.apply(x, self.kernel.to(x.dtype), 1, 0)
 
 
 class EqualLinear(nn.Module):
-    """y = W (m / sqrt in) x + b m, then the activation if asked for. m: learning-rate multiplier."""
+    """y = W (m / sqrt in) x + b m, then the activation if asked for. m: lr_mul, the learning-rate multiplier."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, rate: float = 1.0, bias: float = 0.0, active: bool = False):
+    def __init__(self, in_dim: int, out_dim: int, *, lr_mul: float = 1.0, bias: float = 0.0,
+                 active: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / rate)
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_mul)
         self.bias = nn.Parameter(torch.full((out_dim,), float(bias)))
-        self.rate, self.active = rate, active
+        self.lr_mul, self.active = lr_mul, active
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight * (self.rate / self.weight.shape[1] ** 0.5), self.bias * self.rate
+        weight, bias = self.weight * (self.lr_mul / self.weight.shape[1] ** 0.5), self.bias * self.lr_mul
         return activate(F.linear(x, weight), bias) if self.active else F.linear(x, weight, bias)
 
 
 class EqualConv(nn.Module):
     """k x k convolution with bias and activation, or (`active` False) neither; `down` halves the size behind a blur."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, *, down: bool = False, active: bool = True):
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, *, down: bool = False, active: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_dim, in_dim, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_dim)) if active else None
@@ -172,7 +180,7 @@ class EqualConv(nn.Module):
 class ResBlock(nn.Module):
     """Half the size: (conv, down-conv) plus a 1 x 1 skip, over sqrt 2. D's and MMFS's encoder are made of these."""
 
-    def __init__(self, in_dim: int, out_dim: int):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.conv0 = EqualConv(in_dim, in_dim, 3)
         self.conv1 = EqualConv(in_dim, out_dim, 3, down=True)
@@ -185,9 +193,10 @@ class ResBlock(nn.Module):
 class Mapping(nn.Module):
     """z (B, S) -> w (B, S): PixelNorm, then equalised linears with activation."""
 
-    def __init__(self, style: int, layers: int):
+    def __init__(self, w_dim: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(EqualLinear(style, style, rate=MAPPING_RATE, active=True) for _ in range(layers)))
+        self.layers = nn.Sequential(*(EqualLinear(w_dim, w_dim, lr_mul=MAPPING_LR_MUL, active=True)
+                                      for _ in range(layers)))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8))
@@ -196,10 +205,10 @@ class Mapping(nn.Module):
 class StyledConv(nn.Module):
     """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation."""
 
-    def __init__(self, in_dim: int, out_dim: int, style: int, *, up: bool = False):
+    def __init__(self, in_dim: int, out_dim: int, w_dim: int, *, up: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_dim, in_dim, 3, 3))
-        self.affine = EqualLinear(style, in_dim, bias=1.0)
+        self.affine = EqualLinear(w_dim, in_dim, bias=1.0)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(out_dim))
         self.blur = Fir(gain=4.0) if up else None
@@ -222,14 +231,14 @@ class StyledConv(nn.Module):
 class ToRGB(nn.Module):
     """Modulated 1 x 1 convolution to RGB, without demodulation; float32 whatever the caller's autocast."""
 
-    def __init__(self, in_dim: int, style: int):
+    def __init__(self, in_dim: int, w_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, in_dim, 1, 1))
-        self.affine = EqualLinear(style, in_dim, bias=1.0)
+        self.affine = EqualLinear(w_dim, in_dim, bias=1.0)
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             scale = self.affine(w.float())[:, :, None, None] / math.sqrt(self.weight.shape[1])
             return F.conv2d(x.float() * scale, self.weight, self.bias)
 
@@ -237,20 +246,31 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution: (up-conv,) conv, rgb. Block 0 has no up-conv."""
 
-    def __init__(self, in_dim: int, out_dim: int, style: int, *, first: bool = False):
+    def __init__(self, in_dim: int, out_dim: int, w_dim: int, *, first: bool = False) -> None:
         super().__init__()
-        self.conv0 = None if first else StyledConv(in_dim, out_dim, style, up=True)
-        self.conv1 = StyledConv(in_dim if first else out_dim, out_dim, style)
-        self.rgb = ToRGB(out_dim, style)
+        self.conv0 = None if first else StyledConv(in_dim, out_dim, w_dim, up=True)
+        self.conv1 = StyledConv(in_dim if first else out_dim, out_dim, w_dim)
+        self.rgb = ToRGB(out_dim, w_dim)
+
+    def forward(self, x: Tensor, w: Sequence[Tensor], noise: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """The map (B, out, H', W') and what it adds to the picture. w, each (B, S), and noise: one a layer."""
+        *styles, rgb_style = w
+        for conv, style, layer_noise in zip(self.convs, styles, noise, strict=True):
+            x = conv(x, style, layer_noise)
+        return x, self.rgb(x, rgb_style)
+
+    @property
+    def convs(self) -> list[StyledConv]:
+        return [self.conv1] if self.conv0 is None else [self.conv0, self.conv1]
 
 
 class Synthesis(nn.Module):
     """Blocks from a feature map (B, channels[0], h, w) to a picture (B, 3, h 2^N, w 2^N), N = len(channels) - 1."""
 
-    def __init__(self, channels: Sequence[int], style: int):
+    def __init__(self, channels: Sequence[int], w_dim: int) -> None:
         super().__init__()
         widths = (channels[0], *channels)
-        self.blocks = nn.ModuleList(SynthesisBlock(widths[k], widths[k + 1], style, first=k == 0)
+        self.blocks = nn.ModuleList(SynthesisBlock(widths[k], widths[k + 1], w_dim, first=k == 0)
                                     for k in range(len(channels)))
         self.fir = Fir(gain=4.0)
 
@@ -265,28 +285,27 @@ class Synthesis(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """w (B, n_styles, S). noise: one tensor a layer (see `noise_shapes`), or None for zero noise."""
-        layers = iter(noise) if noise is not None else iter([None] * (2 * len(self.blocks) - 1))
-        rgb = None
-        for k, block in enumerate(self.blocks):
-            if block.conv0 is not None:
-                x = block.conv0(x, w[:, 2 * k - 1], next(layers))
-            x = block.conv1(x, w[:, 2 * k], next(layers))
-            skip = 0 if rgb is None else self.fir.up(rgb)
-            rgb = skip + block.rgb(x, w[:, 2 * k + 1])
+        layers = [None] * (2 * len(self.blocks) - 1) if noise is None else list(noise)
+        first, *others = self.blocks
+        x, rgb = first(x, [w[:, 0], w[:, 1]], layers[:1])
+        for k, block in enumerate(others, 1):
+            x, added = block(x, [w[:, 2 * k - 1], w[:, 2 * k], w[:, 2 * k + 1]], layers[2 * k - 1:2 * k + 1])
+            rgb = self.fir.up(rgb) + added
         return rgb
 
 
 # --- the networks -----------------------------------------------------------------------------------------------------
 class StyleGAN2(nn.Module):
-    """The generator. `w_avg` (S,) is the mean style; `noise_{i}` are the file's constant noise pictures."""
+    """The generator. `w_avg` (S,) is the mean w; `noise_{i}` are the file's constant noise pictures."""
+    w_avg: Tensor
 
-    def __init__(self, config: StyleGAN2Config):
+    def __init__(self, config: StyleGAN2Config) -> None:
         super().__init__()
         self.config = config
-        self.mapping = Mapping(config.style, config.mapping_layers)
+        self.mapping = Mapping(config.w_dim, config.mapping_layers)
         self.const = nn.Parameter(torch.randn(config.channels[0], 4, 4))
-        self.synthesis = Synthesis(config.channels, config.style)
-        self.register_buffer("w_avg", torch.zeros(config.style))
+        self.synthesis = Synthesis(config.channels, config.w_dim)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
         for i, size in enumerate(self.synthesis.noise_shapes(4, 4)):
             self.register_buffer(f"noise_{i}", torch.randn(size))
 
@@ -295,7 +314,7 @@ class StyleGAN2(nn.Module):
         return [getattr(self, f"noise_{i}")[None, None] for i in range(2 * len(self.config.channels) - 1)]
 
     def styles(self, z: Tensor, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """w+ (B, n, S) of z (B, S); truncated towards the mean style by psi, in the first `cutoff` rows if given."""
+        """w+ (B, n, S) of z (B, S); truncated towards the mean w by psi, in the first `cutoff` rows if given."""
         w = self.mapping(z)[:, None].repeat(1, self.config.n_styles, 1)
         return truncate(w, self.w_avg, psi, cutoff)
 
@@ -307,7 +326,7 @@ class StyleGAN2(nn.Module):
 class Discriminator(nn.Module):
     """Scores (B, 1) of pictures (B, 3, R, R)."""
 
-    def __init__(self, config: StyleGAN2Config):
+    def __init__(self, config: StyleGAN2Config) -> None:
         super().__init__()
         self.config = config
         widths = config.channels[::-1]
@@ -331,22 +350,22 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x, (len(self.blocks),))[0]
-        x = self.conv(torch.cat([x, deviation(x, self.config.group)], 1))
-        with torch.autocast(x.device.type, enabled=False):
+        x = self.conv(torch.cat([x, minibatch_stddev(x, self.config.mbstd_group_size)], 1))
+        with full_precision(x.device):
             return self.out(self.fc(x.float().flatten(1)))
 
 
-def deviation(x: Tensor, group: int) -> Tensor:
-    """Minibatch standard deviation (B, 1, h, w): over groups of samples n, n + B / G, ..., biased (spec A.8).
+def minibatch_stddev(x: Tensor, group_size: int) -> Tensor:
+    """Minibatch standard deviation (B, 1, h, w): over groups of samples n, n + B / G, ..., biased (A.8).
 
     ValueError if the batch is larger than the group and not a multiple of it.
     """
     b, _, h, w = x.shape
-    size = min(group, b)
+    size = min(group_size, b)
     if b % size:
         raise ValueError(f"a batch of {b} cannot be split into the discriminator's groups of {size}; "
                          f"take a multiple of {size}")
-    y = x.reshape(size, b // size, *x.shape[1:]).float()
+    y = rearrange(x, "(g n) c h w -> g n c h w", g=size).float()
     y = (y.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return y.repeat(size)[:, None, None, None].expand(b, 1, h, w).to(x.dtype)
 
@@ -364,20 +383,34 @@ def mix_styles(first: Tensor, second: Tensor, cut: int) -> Tensor:
 
 
 @torch.no_grad()
-def mean_style(mapping: Mapping, seed: int = 0, count: int = MEAN_SAMPLES) -> Tensor:
-    """Mean of w over `count` seeded z, (S,)."""
-    weight = mapping.layers[0].weight
-    z = torch.randn(count, weight.shape[1], generator=Generator().manual_seed(seed))
+def mean_w(mapping: Mapping, count: int = MEAN_SAMPLES) -> Tensor:
+    """Mean of w over `count` random z, (S,)."""
+    weight = mapping.layers.get_parameter("0.weight")
+    z = torch.randn(count, weight.shape[1], generator=rng.generator(0, "mean w"))
     return torch.cat([mapping(part.to(weight)) for part in z.split(1000)]).mean(0)
 
 
-def draw_z(count: int, style: int, seed: int) -> Tensor:
-    """z (count, style) of a seed, on the CPU: row k depends on (seed, k) alone."""
-    return torch.stack([torch.randn(style, generator=Generator().manual_seed((seed + k) % 2 ** 63))
-                        for k in range(count)])
+def random_z(count: int, w_dim: int, seed: int, device: torch.device = rng.CPU) -> Tensor:
+    """z (count, w_dim) of a seed: row k depends on (seed, k) alone."""
+    return rng.randn((w_dim,), seed, "z", range(count), device)
 
 
-def draw_noise(shapes: Sequence[tuple[int, int]], count: int, generator: Generator,
-               device: torch.device | None = None) -> list[Tensor]:
-    """Noise (count, 1, H, W) for each of `shapes` (see `Synthesis.noise_shapes`), drawn where the generator lives."""
-    return [torch.randn(count, 1, *size, generator=generator, device=generator.device).to(device) for size in shapes]
+def seeded_noise(shapes: Sequence[tuple[int, int]], seed: int, items: Iterable[int],
+                 device: torch.device = rng.CPU) -> list[Tensor]:
+    """Noise (len(items), 1, H, W) for each of `shapes` (see `Synthesis.noise_shapes`).
+
+    An item's depends on (seed, item, shapes) alone.
+    """
+    sources = [rng.generator(seed, "noise", item) for item in items]
+    rows = [[torch.randn(1, *size, generator=source) for size in shapes] for source in sources]
+    return [torch.stack(layer).to(device) for layer in zip(*rows)]
+
+
+def random_noise(shapes: Sequence[tuple[int, int]], count: int, generator: Generator) -> list[Tensor]:
+    """Noise (count, 1, H, W) for each of `shapes`, of one step of a training, on the generator's device."""
+    return [torch.randn(count, 1, *size, generator=generator, device=generator.device) for size in shapes]
+
+
+def sampling_memory(channels: int, height: int, width: int, batch: int) -> int:
+    """Bytes that StyleGAN2 and MMFS need without gradient: about 5 of their largest maps a picture (docs/mmfs.md D)."""
+    return 5 * 4 * channels * height * width * batch

@@ -1,25 +1,32 @@
 """The guided-diffusion UNet in the three forms this pack needs.
 
-* DiffAE's conditional UNet: time by scale and shift, the semantic code z by scale (OSASIS spec A.2, A.3);
+* DiffAE's conditional UNet: time by scale and shift, the semantic code z by scale (A.2, A.3);
 * DiffAE's plain DDIM UNet: the same without z;
-* the P2 DDPM: scale-shift time conditioning, six output channels (noise and variance; spec B).
+* the P2 DDPM: scale-shift time conditioning, six output channels (noise and variance; B).
 
 Pictures are NCHW, RGB, [-1, 1], float32 unless a caller's autocast says otherwise. Tensor names inside one network are
-the official ones, so a checkpoint loads by renaming prefixes alone.
+the official ones, so a checkpoint loads by renaming prefixes alone. Section letters: docs/osasis.md.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from .diffusion import linear_alpha_bar
+from . import ops
 
-ATTENTION_PX = 16  # every published configuration attends where the feature map is 16 x 16
+Affine = tuple[Tensor, Tensor]  # A and B of n A + B, each (B or 1, C)
+MakeBlock = Callable[..., nn.Module]  # (width in, width out, mode of `resample`)
+MakeAttention = Callable[[int], nn.Module]
+Shapes = Mapping[str, tuple[int, ...]]
+ATTENTION_PX = 16  # DiffAE and P2 attend where the feature map is 16 x 16
+GUIDED_SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}  # guided-diffusion's own widths
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,9 @@ class UNetConfig:
     image_size: side in px. base: width C of the finest level. mult: widths of the levels in units of C, finest first.
     blocks: residual blocks a level in the input half (one more in the output half). embed: width E of the time
     embedding. cond: width of z, 0 for none. out_channels: 3 (noise) or 6 (noise and variance). head_channels: channels
-    an attention head, 0 for one head. prediction: what the last layer stands for, "eps" (all official files) or "v".
+    an attention head; if 0, there are num_heads (0: one). prediction: what the last layer stands for, "eps" (all
+    official files) or "v". attention_resolutions: sides in px of the maps with attention (the middle always has it).
+    resblock_updown: the size changes in residual blocks; else in plain convolutions.
     """
     image_size: int
     base: int
@@ -41,9 +50,13 @@ class UNetConfig:
     head_channels: int = 0
     dropout: float = 0.1
     prediction: str = "eps"
+    attention_resolutions: tuple[int, ...] = (ATTENTION_PX,)
+    num_heads: int = 0
+    resblock_updown: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "mult", tuple(self.mult))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         if self.prediction not in ("eps", "v"):
             raise ValueError(f"prediction is {self.prediction!r}; it must be 'eps' or 'v'")
 
@@ -54,9 +67,14 @@ class UNetConfig:
     def resolution(self, level: int) -> int:
         return self.image_size >> level
 
+    def in_words(self) -> str:
+        """What the shapes of a foreign file do not tell, for the person who has to check it."""
+        heads = f"heads of {self.head_channels} channels" if self.head_channels else f"{self.num_heads or 1} head(s)"
+        return f"UNet for {self.image_size} px, attention at {list(self.attention_resolutions)} px with {heads}"
+
 
 def time_features(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of the integer time t (B,) -> (B, width): all cosines, then all sines (spec A.2)."""
+    """Sinusoids of the integer time t (B,) -> (B, width): all cosines, then all sines (A.2)."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
     angle = t.float()[:, None] * frequency
@@ -66,11 +84,11 @@ def time_features(t: Tensor, width: int) -> Tensor:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm of min(32, channels) groups, computed in float32 and cast back."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__(min(32, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return ops.group_norm(x, self)
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -87,23 +105,27 @@ def resample(x: Tensor, mode: str | None) -> Tensor:
 
 
 class EncoderBlock(nn.Module):
-    """Residual block of the semantic encoder: no time, no z, one convolution (spec A.4)."""
+    """Residual block of the semantic encoder: no time, no z, one convolution (A.4)."""
 
-    def __init__(self, c_in: int, c_out: int, mode: str | None = None):
+    def __init__(self, c_in: int, c_out: int, mode: str | None = None) -> None:
         super().__init__()
         self.mode = mode
         self.in_layers = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, *_) -> Tensor:
-        h = resample(self.in_layers[:-1](x), self.mode)
-        return self.skip_connection(resample(x, self.mode)) + self.in_layers[-1](h)
+    def forward(self, x: Tensor) -> Tensor:
+        norm, _, conv = self.in_layers
+        return self.skip_connection(resample(x, self.mode)) + conv(resample(ops.norm_silu(x, norm), self.mode))
 
 
 class ResBlock(nn.Module):
-    """Residual block with time (scale and shift) and, where the network has one, z (scale only) (spec A.2)."""
+    """Residual block with time (scale and shift) and, where the network has one, z (scale only) (A.2).
 
-    def __init__(self, c_in: int, c_out: int, config: UNetConfig, mode: str | None = None):
+    Both enter as one affine map (A, B) of the normalised features: with time a, b and z's scale s it is
+    (n (1 + a) + b)(1 + s) = n A + B.
+    """
+
+    def __init__(self, c_in: int, c_out: int, config: UNetConfig, mode: str | None = None) -> None:
         super().__init__()
         self.mode = mode
         self.in_layers = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
@@ -114,64 +136,92 @@ class ResBlock(nn.Module):
             GroupNorm(c_out), nn.SiLU(), nn.Dropout(config.dropout), zero(nn.Conv2d(c_out, c_out, 3, padding=1)))
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, e: Tensor, z: Tensor | None) -> Tensor:
-        h = self.in_layers[-1](resample(self.in_layers[:-1](x), self.mode))
-        a, b = self.emb_layers(e)[:, :, None, None].chunk(2, dim=1)
-        h = self.out_layers[0](h) * (1 + a) + b
-        if z is not None:
-            h = h * (1 + self.cond_emb_layers(z)[:, :, None, None])
-        return self.skip_connection(resample(x, self.mode)) + self.out_layers[1:](h)
+    def modulation(self, e: Tensor, z: Tensor | None) -> Affine:
+        """(A, B), each (B or 1, c_out), of the time embedding e (B, embed) and z (B or 1, cond)."""
+        a, b = self.emb_layers(e).chunk(2, dim=1)
+        if z is None:
+            return 1 + a, b
+        s = 1 + self.cond_emb_layers(z)
+        return (1 + a) * s, b * s
+
+    def forward(self, x: Tensor, affine: Affine) -> Tensor:
+        norm, _, conv = self.in_layers
+        h = conv(resample(ops.norm_silu(x, norm), self.mode))
+        norm, _, dropout, conv = self.out_layers
+        h = conv(dropout(ops.norm_affine_silu(h, norm, affine)))
+        return self.skip_connection(resample(x, self.mode)) + h
 
 
 class Attention(nn.Module):
     """Self-attention over the map; channels lie head by head, q then k then v within a head ("legacy" order)."""
 
-    def __init__(self, channels: int, head_channels: int = 0):
+    def __init__(self, channels: int, head_channels: int = 0, num_heads: int = 0) -> None:
         super().__init__()
-        if head_channels and channels % head_channels:
+        if head_channels < 0 or head_channels and channels % head_channels:
             raise ValueError(f"{channels} channels cannot be split into attention heads of {head_channels}")
-        self.heads = channels // head_channels if head_channels else 1
+        self.heads = channels // head_channels if head_channels else num_heads or 1
+        if self.heads < 1 or channels % self.heads:
+            raise ValueError(f"{channels} channels cannot be split into {self.heads} attention heads")
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, *_) -> Tensor:
-        n, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x).reshape(n, c, -1))
-        q, k, v = qkv.reshape(n, self.heads, 3, c // self.heads, -1).transpose(3, 4).unbind(2)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.transpose(2, 3).reshape(n, c, -1)).reshape(n, c, height, width)
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(rearrange(self.norm(x), "n c h w -> n c (h w)"))
+        q, k, v = rearrange(qkv, "n (heads three c) l -> three n heads l c", heads=self.heads, three=3)
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n (heads c) l")
+        return x + self.proj_out(h).reshape(x.shape)
 
 
-class Entry(nn.ModuleList):
-    """The parts of one numbered entry of the input, middle or output half."""
+class TimestepEmbedSequential(nn.ModuleList):
+    """The parts of one numbered entry of the input, middle or output half; residual blocks take the next affine."""
 
-    def forward(self, h: Tensor, *condition) -> Tensor:
+    def forward(self, h: Tensor, affines: Iterator[Affine] = iter(())) -> Tensor:
         for part in self:
-            h = part(h, *condition)
+            h = part(h, next(affines)) if isinstance(part, ResBlock) else part(h)
         return h
 
 
-class Stem(nn.Conv2d):
-    """The first 3 x 3 convolution; takes no condition."""
+class Downsample(nn.Module):
+    """Half the size by a convolution, where residual blocks do not do it."""
 
-    def forward(self, x: Tensor, *_) -> Tensor:
-        return super().forward(x)
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
 
 
-def input_half(px: int, base: int, mult: Sequence[int], blocks: int, block, head_channels: int):
-    """Entries of the input half, and the level and width of each (A.3: a down block counts with the next level)."""
-    entries, levels, widths = [Entry([Stem(3, base, 3, padding=1)])], [0], [base]
+class Upsample(nn.Module):
+    """Twice the size, nearest, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(resample(x, "up"))
+
+
+def input_half(config: UNetConfig, mult: Sequence[int], block: MakeBlock, attention: MakeAttention,
+               ) -> tuple[list[TimestepEmbedSequential], list[int], list[int]]:
+    """Entries of the input half, and the level and width of each (A.3: a down block counts with the next level).
+
+    block(c_in, c_out, mode) and attention(channels) make the parts."""
+    base, blocks = config.base, config.blocks
+    entries, levels, widths = [TimestepEmbedSequential([nn.Conv2d(3, base, 3, padding=1)])], [0], [base]
     for level, m in enumerate(mult):
         if level:
-            entries.append(Entry([block(widths[-1], widths[-1], "down")]))
+            down = block(widths[-1], widths[-1], "down") if config.resblock_updown else Downsample(widths[-1])
+            entries.append(TimestepEmbedSequential([down]))
             levels.append(level)
             widths.append(widths[-1])
         for _ in range(blocks):
-            parts = [block(widths[-1], m * base)]
-            if px >> level == ATTENTION_PX:
-                parts.append(Attention(m * base, head_channels))
-            entries.append(Entry(parts))
+            parts: list[nn.Module] = [block(widths[-1], m * base)]
+            if config.resolution(level) in config.attention_resolutions:
+                parts.append(attention(m * base))
+            entries.append(TimestepEmbedSequential(parts))
             levels.append(level)
             widths.append(m * base)
     return entries, levels, widths
@@ -180,76 +230,81 @@ def input_half(px: int, base: int, mult: Sequence[int], blocks: int, block, head
 class UNet(nn.Module):
     """eps(x_t, t, z). See the module's docstring for the three forms."""
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
 
-        def block(c_in, c_out, mode=None):
+        def block(c_in: int, c_out: int, mode: str | None = None) -> ResBlock:
             return ResBlock(c_in, c_out, config, mode)
+
+        def attention(channels: int) -> Attention:
+            return Attention(channels, config.head_channels, config.num_heads)
 
         self.time_embed = nn.Sequential(
             nn.Linear(config.base, config.embed), nn.SiLU(), nn.Linear(config.embed, config.embed))
-        entries, self.input_levels, widths = input_half(
-            config.image_size, config.base, config.mult, config.blocks, block, config.head_channels)
+        entries, self.input_levels, widths = input_half(config, config.mult, block, attention)
         self.input_blocks = nn.ModuleList(entries)
         c = widths[-1]
-        self.middle_block = Entry([block(c, c), Attention(c, config.head_channels), block(c, c)])
+        self.middle_block = TimestepEmbedSequential([block(c, c), attention(c), block(c, c)])
         entries, self.output_levels = [], []
         for level in reversed(range(config.levels)):
             for i in range(config.blocks + 1):
                 width = config.mult[level] * config.base
-                parts = [block(c + widths.pop(), width)]
-                if config.resolution(level) == ATTENTION_PX:
-                    parts.append(Attention(width, config.head_channels))
+                parts: list[nn.Module] = [block(c + widths.pop(), width)]
+                if config.resolution(level) in config.attention_resolutions:
+                    parts.append(attention(width))
                 if level and i == config.blocks:
-                    parts.append(block(width, width, "up"))
-                entries.append(Entry(parts))
+                    parts.append(block(width, width, "up") if config.resblock_updown else Upsample(width))
+                entries.append(TimestepEmbedSequential(parts))
                 self.output_levels.append(level)
                 c = width
         self.output_blocks = nn.ModuleList(entries)
         self.out = nn.Sequential(GroupNorm(c), nn.SiLU(), zero(nn.Conv2d(c, config.out_channels, 3, padding=1)))
-        self.register_buffer("alpha_bar", linear_alpha_bar().float(), persistent=False)
-        if config.prediction == "v":
-            self.register_buffer("v_pred", torch.zeros(0))  # a marker that `detect` finds
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor | Sequence[Tensor] | None = None) -> Tensor:
-        """Noise estimate of x (B, 3, px, px) at the integer times t (B,), 0..999.
+    def modulation(self, t: Tensor, z: Tensor | Sequence[Tensor] | None = None) -> list[Affine]:
+        """What time and z do to each residual block, in the order of the blocks.
 
-        z: (B or 1, cond), or levels + 1 such codes, one for each level (finest first) and one for the middle (A.6).
-        Returns (B, out_channels, px, px); the first three channels are eps whatever `prediction` says.
+        t (B or 1,): integer times 0 .. 999. z: (B or 1, cond), or levels + 1 such codes, one for each level (finest
+        first) and one for the middle (A.6); None for a network without z.
         """
         codes = list(z) if isinstance(z, (list, tuple)) else [z] * (self.config.levels + 1)
-        e = self.time_embed(time_features(t, self.config.base).to(self.time_embed[0].weight.dtype))
-        h, laterals = x, []
-        for entry, level in zip(self.input_blocks, self.input_levels):
-            h = entry(h, e, codes[level])
-            laterals.append(h)
-        h = self.middle_block(h, e, codes[-1])
-        for entry, level in zip(self.output_blocks, self.output_levels):
-            h = entry(torch.cat([h, laterals.pop()], dim=1), e, codes[level])
-        h = self.out(h.to(x.dtype))
-        return self._eps_of_v(x, h, t) if self.config.prediction == "v" else h
+        e = self.time_embed(time_features(t, self.config.base).to(self.time_embed.get_parameter("0.weight").dtype))
+        entries = [*zip(self.input_blocks, self.input_levels), (self.middle_block, self.config.levels),
+                   *zip(self.output_blocks, self.output_levels)]
+        return [part.modulation(e, codes[level]) for entry, level in entries for part in entry
+                if isinstance(part, ResBlock)]
 
-    def _eps_of_v(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """eps = sqrt(abar) v + sqrt(1 - abar) x, for v = sqrt(abar) eps - sqrt(1 - abar) x0."""
-        a = self.alpha_bar[t][:, None, None, None]
-        return a.sqrt() * v.float() + (1 - a).sqrt() * x.float()
+    def forward(self, x: Tensor, modulation: Sequence[Affine]) -> Tensor:
+        """The last layer's output (B, out_channels, px, px) of x (B, 3, px, px), modulated as `modulation` says.
+
+        Its first three channels stand for config.prediction; `diffusion.denoiser` makes eps of them.
+        """
+        affines, h, skips = iter(modulation), x, []
+        for entry in self.input_blocks:
+            h = entry(h, affines)
+            skips.append(h)
+        h = self.middle_block(h, affines)
+        for entry in self.output_blocks:
+            h = entry(torch.cat([h, skips.pop()], dim=1), affines)
+        norm, _, conv = self.out
+        return conv(ops.norm_silu(h.to(x.dtype), norm))
 
 
 class SemanticEncoder(nn.Module):
-    """z = Enc(picture): the input half with the encoder's own multipliers, mean over the map, 1 x 1 to E (spec A.4)."""
+    """z = Enc(picture): the input half with the encoder's own multipliers, mean over the map, 1 x 1 to E (A.4)."""
 
-    def __init__(self, config: UNetConfig, mult: Sequence[int]):
+    def __init__(self, config: UNetConfig, mult: Sequence[int]) -> None:
         super().__init__()
-        entries, _, widths = input_half(config.image_size, config.base, mult, config.blocks, EncoderBlock, 0)
+        entries, _, widths = input_half(config, mult, EncoderBlock, Attention)
         c = widths[-1]
         self.input_blocks = nn.ModuleList(entries)
-        self.middle_block = Entry([EncoderBlock(c, c), Attention(c), EncoderBlock(c, c)])
+        self.middle_block = TimestepEmbedSequential([EncoderBlock(c, c), Attention(c), EncoderBlock(c, c)])
         self.out = nn.Sequential(GroupNorm(c), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, config.cond, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, px, px) -> z (B, E), unbounded."""
-        return self.out(self.features(x)[-1]).flatten(1)
+        norm, _, pool, conv = self.out
+        return conv(pool(ops.norm_silu(self.features(x)[-1], norm))).flatten(1)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The maps after every entry, finest first, and after the middle block."""
@@ -260,44 +315,77 @@ class SemanticEncoder(nn.Module):
         return maps + [self.middle_block(x)]
 
 
-def entry_count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered entries stand under `prefix`."""
-    return 1 + max((int(k[len(prefix):].split(".")[0]) for k in tensors if k.startswith(prefix)), default=-1)
+def entry_count(tensors: Mapping[str, Any], prefix: str) -> int:
+    """How many numbered entries, 0, 1, .. without a gap, stand under `prefix`."""
+    found = {k[len(prefix):].split(".")[0] for k in tensors if k.startswith(prefix)}
+    count = 0
+    while str(count) in found:
+        count += 1
+    return count
 
 
 def detect(tensors: Mapping[str, Tensor], prefix: str = "", *, image_size: int | None = None,
-           head_channels: int | None = None) -> UNetConfig:
+           head_channels: int | None = None, num_heads: int | None = None) -> UNetConfig:
     """Read a UNetConfig off the shapes of a state dict.
 
-    Not in the shapes: the picture size, which follows from attention standing at 16 px, and the heads, which are 64
-    channels each for six output channels (P2) and one head otherwise; both can be given instead.
+    Not in the shapes, but to be given: the picture size; if it is not, it is that of guided-diffusion's models of these
+    widths, if that puts no attention above 32 px, else what puts the finest attention at 16 px, as DiffAE's all do (at
+    32 px if three or more levels attend). And the heads: 64 channels each for six output channels (P2, OpenAI's), one
+    head otherwise.
     Raises ValueError for a state dict of another kind.
     """
-    def shape(key):
-        if prefix + key not in tensors:
-            raise ValueError(f"not a diffusion UNet of a kind this pack knows: it lacks {prefix + key}")
-        return tuple(tensors[prefix + key].shape)
-
-    base = shape("input_blocks.0.0.weight")[0]
-    n = entry_count(tensors, prefix + "output_blocks.")
-    ups = sum(f"{prefix}output_blocks.{i}.{m}.in_layers.0.weight" in tensors for i in range(n) for m in (1, 2))
-    levels = ups + 1
-    if n % levels or n != entry_count(tensors, prefix + "input_blocks."):
-        raise ValueError("not a diffusion UNet of a kind this pack knows: its halves do not match")
-    blocks = n // levels - 1
+    shapes = {name.removeprefix(prefix): tuple(value.shape) for name, value in tensors.items()
+              if name.startswith(prefix)}
+    base = _shape(shapes, "input_blocks.0.0.weight")[0]
+    levels, blocks, plain = _halves(shapes)
     firsts = [1 + level * (blocks + 1) for level in range(levels)]
-    if image_size is None:
-        attending = [lv for lv, i in enumerate(firsts) if f"{prefix}input_blocks.{i}.1.qkv.weight" in tensors]
-        if len(attending) != 1:
-            raise ValueError(f"the picture size cannot be told: attention stands at {len(attending)} levels, not one")
-        image_size = ATTENTION_PX << attending[0]
-    out_channels = shape("out.2.weight")[0]
-    learned_variance = out_channels == 6
-    cond_key = prefix + "input_blocks.1.0.cond_emb_layers.1.weight"
-    cond = tensors[cond_key].shape[1] if cond_key in tensors else 0
+    mult = _multipliers(shapes, base, firsts)
+    attending = [level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in shapes]
+    cond = shapes.get("input_blocks.1.0.cond_emb_layers.1.weight", (0, 0))[1]
+    out_channels = _shape(shapes, "out.2.weight")[0]
+    image_size = image_size or _guessed_size(mult, attending, bool(cond))
+    if head_channels is None:
+        head_channels = 64 if out_channels == 6 and num_heads is None else 0
     return UNetConfig(
-        image_size=image_size, base=base, blocks=blocks, embed=shape("time_embed.2.weight")[0], cond=cond,
-        mult=tuple(shape(f"input_blocks.{i}.0.in_layers.2.weight")[0] // base for i in firsts),
-        out_channels=out_channels, dropout=0.1 if cond else 0.0,
-        head_channels=(64 if learned_variance else 0) if head_channels is None else head_channels,
-        prediction="v" if prefix + "v_pred" in tensors else "eps")
+        image_size=image_size, base=base, blocks=blocks, embed=_shape(shapes, "time_embed.2.weight")[0], cond=cond,
+        mult=mult, out_channels=out_channels, dropout=0.1 if cond else 0.0, head_channels=head_channels,
+        num_heads=num_heads or 0, resblock_updown=not plain,
+        attention_resolutions=tuple(image_size >> level for level in attending) or (ATTENTION_PX,))
+
+
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ValueError(f"not a diffusion UNet of a kind this pack knows: it lacks {name}")
+    return shapes[name]
+
+
+def _halves(shapes: Shapes) -> tuple[int, int, bool]:
+    """Levels, residual blocks a level, and whether the size changes in plain convolutions. An entry of the output half
+    that changes it has a second or third part."""
+    n = entry_count(shapes, "output_blocks.")
+    parts = [f"output_blocks.{i}.{part}" for i in range(n) for part in (1, 2)]
+    plain = sum(f"{part}.conv.weight" in shapes for part in parts)
+    levels = 1 + plain + sum(f"{part}.in_layers.0.weight" in shapes for part in parts)
+    if n == 0 or n % levels or n != entry_count(shapes, "input_blocks."):
+        raise ValueError("not a diffusion UNet of a kind this pack knows: its halves do not match")
+    return levels, n // levels - 1, plain > 0
+
+
+def _multipliers(shapes: Shapes, base: int, firsts: Sequence[int]) -> tuple[int, ...]:
+    """Widths of the levels in units of `base`. firsts: of each level, its first entry with a block."""
+    widths = [_shape(shapes, f"input_blocks.{i}.0.in_layers.2.weight")[0] for i in firsts]
+    if _shape(shapes, "time_embed.0.weight")[1] != base or any(width % base for width in widths):
+        raise ValueError(f"a UNet whose widths {widths} are not multiples of its first one, {base}, is not supported")
+    if _shape(shapes, "input_blocks.1.0.emb_layers.1.weight")[0] != 2 * widths[0]:
+        raise ValueError("a UNet without scale and shift by the time (use_scale_shift_norm) is not supported")
+    return tuple(width // base for width in widths)
+
+
+def _guessed_size(mult: tuple[int, ...], attending: Sequence[int], conditional: bool) -> int:
+    """The picture size in px, by where attention stands."""
+    if not attending:
+        raise ValueError("the picture size cannot be told: attention stands at 0 levels; give image_size")
+    known = 0 if conditional else GUIDED_SIZES.get(mult, 0)
+    if known and known >> attending[0] <= 2 * ATTENTION_PX:
+        return known
+    return (2 * ATTENTION_PX if len(attending) > 2 else ATTENTION_PX) << attending[0]

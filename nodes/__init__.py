@@ -1,14 +1,24 @@
-"""The nodes of the pack. ComfyUI asks the extension for them; a node file is a room of the house."""
+"""The nodes of the pack. ComfyUI asks the extension for them; files pair by family."""
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host, loaders, metrics, mmfs, mmfs_loaders, mmfs_stages, mmfs_training, osasis, stylegan2, training, twin
+from . import (
+    host,
+    loaders,
+    metrics,
+    mmfs,
+    mmfs_stages,
+    mmfs_training,
+    osasis,
+    osasis_training,
+    photo_twin,
+    stylegan2,
+)
 
 NODES: list[type[io.ComfyNode]] = [
-    *loaders.NODES, *twin.NODES, *osasis.NODES, *training.NODES, *metrics.NODES,
-    *mmfs_loaders.NODES, *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES,
-    *mmfs_stages.NODES]
+    *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
+    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES]
 
 
 class AtelierExtension(ComfyExtension):

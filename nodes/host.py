@@ -1,4 +1,4 @@
-"""The only file that talks to ComfyUI: model folders, managed networks, progress, previews, cancel, training.
+"""The only file that talks to ComfyUI: model folders, patched modules, progress, previews, cancel, training.
 
 Everything else in `nodes` takes networks and tensors and knows nothing of devices.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,21 +19,22 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
-from ..models.checkpoints import KINDS, store
-from ..models.loading import DEMO
-from ..models.mmfs import MMFSConfig
-from ..models.unet import UNetConfig
-from ..train.prior import precision
+from ..models.checkpoints import store
+from ..models.loading import DEMO, KINDS
+from ..models.precision import AUTO, autocast
+from ..train.data import is_hidden
 
+log = logging.getLogger(__name__)
 DEMO_NAME = "demo"
 DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_clip": "clip.safetensors",
               "stylegan2": "stylegan2.safetensors", "mmfs": "mmfs.safetensors",
-              "dino": "diffae.safetensors"}  # a substitute: see mmfs_loaders.LoadSelfSimilarity
+              "dino": "diffae.safetensors"}  # a substitute: see loaders.LoadStructureNet
 FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style",
               "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino"}
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
@@ -43,11 +46,17 @@ PREVIEW_SIDE = 768
 
 # --- model folders -------------------------------------------------------------------------------------------------
 def register_folders() -> None:
-    """Make ComfyUI know the folders of FILE_KINDS in models; the user's own paths for them are kept."""
+    """Make ComfyUI know the folders of FILE_KINDS in models. The user's own paths come first, and a kind that another
+    pack or the user has already set up keeps its file endings."""
     for kind in FILE_KINDS:
-        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind), is_default=True)
+        path = os.path.join(folder_paths.models_dir, kind)
+        if kind in folder_paths.folder_names_and_paths:
+            folder_paths.add_model_folder_path(kind, path)
+        else:
+            folder_paths.folder_names_and_paths[kind] = ([path], set(EXTENSIONS))
         paths, extensions = folder_paths.folder_names_and_paths[kind]
-        folder_paths.folder_names_and_paths[kind] = (paths, extensions or set(EXTENSIONS))
+        if not extensions:
+            folder_paths.folder_names_and_paths[kind] = (paths, set(EXTENSIONS))
 
 
 def model_files(kind: str) -> list[str]:
@@ -61,20 +70,42 @@ def model_choices(kind: str) -> list[str]:
 
 
 def model_path(kind: str, name: str) -> Path:
-    """The file behind a choice. ValueError with the folder and the public page if it is not there."""
+    """The file behind a choice; of a workflow from another system, too, whose names have other separators. ValueError
+    with the folder and the public page if it is not there."""
     if name == DEMO_NAME and kind in DEMO_FILES:
         path = DEMO / DEMO_FILES[kind]
         if not path.is_file():
-            raise ValueError(f"the demo model {path} is missing from this copy of the pack; clone the pack again, or "
+            raise ValueError(f"the demo model {path} is missing from this copy of the pack. Clone the pack again, or "
                              f"put a model of your own into {model_folder(kind)} and pick it")
         return path
-    found = folder_paths.get_full_path(kind, name) if name in model_files(kind) else None
-    if found is None:
-        known = KINDS.get(FILE_KINDS[kind])
-        page = f" ({known.page})" if known and known.page else ""
-        raise ValueError(f"there is no file {name!r} in {model_folder(kind)}; put it there{page}, press R to refresh "
-                         "the page, and pick it from the list")
-    return Path(found)
+    for known in model_files(kind):
+        if _portable(known) == _portable(name) and (found := folder_paths.get_full_path(kind, known)):
+            return Path(found)
+    raise ValueError(_missing(kind, name))
+
+
+def valid_model(kind: str, name: str | None) -> bool | str:
+    """For validate_inputs: True, or why there is no such file. None stands for a linked input."""
+    try:
+        return name is None or bool(model_path(kind, name))
+    except ValueError as error:
+        return str(error)
+
+
+def _portable(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _missing(kind: str, name: str) -> str:
+    wanted = _portable(name)
+    namesakes = [known for known in model_files(kind)
+                 if _portable(known).rpartition("/")[2] == wanted.rpartition("/")[2]]
+    if namesakes:
+        return f"there is no file {name[:80]!r} in {model_folder(kind)}. Pick {namesakes[0]!r}, which has the same name"
+    known = KINDS.get(FILE_KINDS[kind])
+    page = f" ({known.page})" if known and known.page else ""
+    return (f"there is no file {name[:80]!r} in {model_folder(kind)}. Put it there{page}, press R to refresh the page, "
+            "and pick it from the list")
 
 
 def model_folder(kind: str) -> Path:
@@ -95,7 +126,7 @@ def output_folder() -> Path:
 
 
 def snapshot_folder() -> Path:
-    """Where training saves what it needs to go on."""
+    """Where trainings save what they need to be resumed."""
     return output_folder() / "atelier" / "snapshots"
 
 
@@ -103,7 +134,7 @@ def input_folders() -> list[str]:
     """Sub-folders of ComfyUI's input folder, as 'a/b'; hidden ones are left out."""
     root, found = Path(folder_paths.get_input_directory()), []
     for place, folders, _ in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [(Path(place) / name).relative_to(root).as_posix() for name in folders]
         if len(found) >= MOST_FOLDERS:
             break
@@ -115,7 +146,7 @@ def input_folder(name: str) -> Path | None:
     if name == NO_FOLDER:
         return None
     if name not in input_folders():
-        raise ValueError(f"there is no folder {name!r} in {folder_paths.get_input_directory()}; make it there, press R "
+        raise ValueError(f"there is no folder {name!r} in {folder_paths.get_input_directory()}. Make it there, press R "
                          "to refresh the page, and pick it from the list")
     return Path(folder_paths.get_input_directory()) / name
 
@@ -132,48 +163,34 @@ def folder_token(name: str) -> str:
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
-class Managed:
-    """A network whose place (graphics card or main memory) is ComfyUI's business. Use it only inside `running`."""
+class PatchedModule:
+    """A network whose place (GPU or main memory) is ComfyUI's business. Use it only inside `running`."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module) -> None:
         # newer versions pick the patcher's class when they start, so it is looked up late
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.net = net
+        self.bytes = bytes_of(net)
         self.patcher = patcher(net, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
 
 
+def bytes_of(net: nn.Module | None) -> int:
+    """Bytes of a network's weights; 0 for none."""
+    return sum(t.numel() * t.element_size() for t in net.state_dict().values()) if net is not None else 0
+
+
 @contextlib.contextmanager
-def running(*managed: Managed, memory: int = 0) -> Iterator[torch.device]:
+def running(*modules: PatchedModule, memory: int = 0) -> Iterator[torch.device]:
     """Loads the networks for inference and gives the device to compute on. memory: bytes needed beside the weights."""
-    # plain modules that do not fit would otherwise be left where they are, without a word
-    mm.load_models_gpu([m.patcher for m in managed], memory_required=memory, force_full_load=True)
+    # plain modules that do not fit would otherwise be left where they are, silently
+    mm.load_models_gpu([module.patcher for module in modules], memory_required=memory, force_full_load=True)
     with torch.no_grad():
         yield mm.get_torch_device()
 
 
-def half(device: torch.device):
-    """float16 autocast on a graphics card, as the official program samples; float32 on the CPU."""
-    return precision(device, "float16" if device.type == "cuda" else "float32")
-
-
-def sampling_memory(config: UNetConfig, batch: int) -> int:
-    """Bytes that a UNet call without gradient needs at most: about 12 full-size maps a picture."""
-    return 12 * 4 * config.base * config.image_size ** 2 * batch
-
-
-def training_memory(config: UNetConfig, rows: int) -> int:
-    """Bytes of an optimiser step: activations (spec E.2: 96 full-size maps a row), and 138 M weights four times."""
-    return 96 * 4 * config.base * config.image_size ** 2 * rows + (2 << 30) * config.base ** 2 // 128 ** 2
-
-
-def drawing_memory(channels: int, height: int, width: int, batch: int) -> int:
-    """Bytes that MMFS and StyleGAN2 need without gradient: about 5 of their largest maps a picture (MMFS spec D)."""
-    return 5 * 4 * channels * height * width * batch
-
-
-def tuning_memory(config: MMFSConfig, rows: int) -> int:
-    """Bytes of an MMFS optimiser step: about 15 full-size maps a row, and a gigabyte for the judges (MMFS spec D)."""
-    return 15 * 4 * config.decoder[-1] * config.resolution ** 2 * rows + (1 << 30)
+def inference_autocast(device: torch.device, precision: str = AUTO) -> contextlib.AbstractContextManager:
+    """Autocast of sampling: AUTO is float16 on a GPU, as the official program samples, and float32 on the CPU."""
+    return autocast(device, precision)
 
 
 def training_device() -> torch.device:
@@ -194,41 +211,54 @@ def trainable(*things: nn.Module | Tensor | None, memory: int = 0) -> Iterator[t
         yield tuple(_own(thing, device) for thing in things)
 
 
-def _own(thing: nn.Module | Tensor | None, device: torch.device):
+def _own(thing: nn.Module | Tensor | None, device: torch.device) -> nn.Module | Tensor | None:
     if isinstance(thing, nn.Module):
         return copy.deepcopy(thing).to(device).requires_grad_(False)
     return thing.detach().clone().to(device) if isinstance(thing, Tensor) else thing
 
 
 # --- progress, text, cancel ----------------------------------------------------------------------------------------
-def check_cancelled() -> None:
+def check_interrupt() -> None:
     """Raises ComfyUI's own exception if the user pressed cancel."""
     mm.throw_exception_if_processing_interrupted()
 
 
-class Steps:
+class NodeProgress:
     """Progress of a node: call it after every step. Stops at once if the user cancelled; previews are throttled."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int) -> None:
         self.total, self.done, self.shown = total, 0, 0.0
         self.bar = comfy.utils.ProgressBar(total)
 
     def __call__(self, picture: Callable[[], Image.Image] | None = None) -> None:
-        check_cancelled()
+        check_interrupt()
         self.done += 1
         preview = None
-        if picture is not None and (time.monotonic() - self.shown > PREVIEW_SECONDS or self.done == self.total):
+        due = time.monotonic() - self.shown > PREVIEW_SECONDS or self.done == self.total
+        if picture is not None and due and shows_previews():
             preview = ("JPEG", picture(), PREVIEW_SIDE)
             self.shown = time.monotonic()
         self.bar.update_absolute(self.done, self.total, preview)
 
 
-def say(text: str) -> None:
+def shows_previews() -> bool:
+    """False if the user started ComfyUI with --preview-method none; without the option there are previews."""
+    given = any(word.startswith("--preview-method") for word in sys.argv)
+    return not (given and args.preview_method == LatentPreviewMethod.NoPreviews)
+
+
+def show_text(text: str) -> None:
     """Show a line of text on the running node."""
     context = get_executing_context()
     if context is not None:  # else there is no server either
         from server import PromptServer
         PromptServer.instance.send_progress_text(text, context.node_id)
+
+
+def warn(text: str) -> None:
+    """Show a line of text on the running node, and in the log."""
+    log.warning(text)
+    show_text(text)
 
 
 def blocked(advice: str) -> ExecutionBlocker:

@@ -1,73 +1,57 @@
-"""The node that measures a stylization (train/metrics.py)."""
+"""The node that measures a stylization; its outputs come from the registry of metrics (evaluate/registry.py)."""
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..models.clip import Clip
-from ..models.diffae import DiffAE
-from ..train import metrics
-from ..train.evaluate import structure_features
-from . import host, pictures, schema, sockets
-from .osasis import CHUNK, chunks
+from ..evaluate.evaluator import CHUNK, Comparison, Evaluator
+from ..evaluate.registry import METRICS, Metric, means
+from ..models.osasis import sampling_memory
+from . import host, images, inputs, sockets
+from .base import AtelierNode
+from .sockets import CLIPModel, DiffAEModel
 
-MEASURES = {  # output id: (name, better, what it says)
-    "edge_agreement": ("edge agreement", "higher", "Correlation of the edges of photo and result at 32 px."),
-    "structure_distance": ("structure distance", "lower",
-                           "Difference of the self-similarity of the DiffAE encoder's maps of photo and result."),
-    "colour_distance": ("colour distance", "lower", "Distance of the colours of result and style picture."),
-    "texture_distance": ("texture distance", "lower", "Distance of small grey patches of result and style picture."),
-    "clip_agreement": ("CLIP direction agreement", "higher",
-                       "Cosine of the changes photo -> result and twin -> style picture, as CLIP sees them.")}
+MEASURED: list[Metric] = [METRICS[name] for name in ("edge_agreement", "structure_distance", "colour_distance",
+                                                     "texture_distance", "clip_direction")]
 
 
-class Measure(io.ComfyNode):
+class Measure(AtelierNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AtelierMeasure", display_name="Measure Stylization", category="Atelier/metrics",
-            description="Tells in numbers how much of the photo was kept and how much of the style was taken over. "
-                        "Means over the batch.",
+            description="Measures how much of the photos is preserved and how similar the results are to the style "
+                        "image. Values are means over the batch.",
             inputs=[
-                sockets.DIFFAE.Input("diffae", tooltip="Its encoder sees the structure; its size is the one measured "
-                                                       "at."),
-                sockets.CLIP.Input("clip", tooltip="Judges the change of style."),
-                schema.image("photo", "The photos."),
-                schema.image("result", "The stylized photos, as many as photos."),
-                schema.image("twin", "The style picture's photo twin."),
-                schema.image("style", "The style picture.")],
-            outputs=[io.String.Output("report", display_name="report", tooltip="All numbers, a line each."),
-                     *(io.Float.Output(name, display_name=title, tooltip=f"{what} The {better}, the better.")
-                       for name, (title, better, what) in MEASURES.items())])
+                sockets.DIFFAE.Input("diffae", tooltip="Its encoder compares structure. Pictures are compared at its "
+                                                       "size."),
+                sockets.CLIP.Input("clip", tooltip="Compares the change of style."),
+                inputs.image("photos", "The photos."),
+                inputs.image("results", "The stylized photos, as many as photos."),
+                inputs.image("twin", "The style image's photo twin."),
+                inputs.image("style_image", "The style image.")],
+            outputs=[io.String.Output("report", display_name="report", tooltip="All values, a line each."),
+                     *(io.Float.Output(metric.name, display_name=metric.title, tooltip=metric.text)
+                       for metric in MEASURED)])
 
     @classmethod
-    def execute(cls, diffae, clip, photo, result, twin, style):
+    def execute(cls, diffae: DiffAEModel, clip: CLIPModel, photos: Tensor, results: Tensor, twin: Tensor,
+                style_image: Tensor) -> io.NodeOutput:
         px = diffae.net.image_size
-        photo, result = pictures.to_model(photo, px, "photo"), pictures.to_model(result, px, "result")
-        if len(photo) != len(result):
-            raise ValueError(f"{len(photo)} photos but {len(result)} results; connect the same batch")
-        twin, style = (pictures.to_model(pictures.single(image, what), px, what)
-                       for image, what in ((twin, "twin"), (style, "style")))
-        memory = host.sampling_memory(diffae.unet, min(CHUNK, len(photo)))
-        with host.running(diffae.managed, clip.managed, memory=memory) as device:
-            twin, style = twin.to(device), style.to(device)
-            nets = diffae.net, clip.managed.net
-            parts = [measure(*nets, photo[r].to(device), result[r].to(device), twin, style) for r in chunks(len(photo))]
-        values = [float(torch.cat([part[name] for part in parts]).mean()) for name in MEASURES]
-        rows = zip(MEASURES.values(), values)
-        report = "\n".join(f"{title}: {value:.4f} ({better} is better)" for (title, better, _), value in rows)
+        photos, results = images.to_model(photos, px, "photos"), images.to_model(results, px, "results")
+        if len(photos) != len(results):
+            raise ValueError(f"{len(photos)} photos but {len(results)} results. Connect the same batch")
+        twin, style_image = (images.to_model(images.single(image, what), px, what)
+                             for image, what in ((twin, "twin"), (style_image, "style_image")))
+        memory = sampling_memory(diffae.unet, min(CHUNK, len(photos)))
+        with host.running(diffae.patched, clip.patched, memory=memory) as device:
+            evaluator = Evaluator(clip.net, diffae.net)
+            direction_start = evaluator.embed(twin.to(device))
+            comparison = Comparison.of(evaluator, photos, results, style_image.to(device), direction_start)
+            values = list(means(comparison, [metric.name for metric in MEASURED]).values())
+        report = "\n".join(f"{metric.title}: {value:.4f} ({metric.better} is better)"
+                           for metric, value in zip(MEASURED, values))
         return io.NodeOutput(report, *values, ui=ui.PreviewText(report))
-
-
-def measure(model: DiffAE, clip: Clip, photo: Tensor, result: Tensor, twin: Tensor, style: Tensor) -> dict[str, Tensor]:
-    """Each measure (B,) of pictures in [-1, 1] on one device; twin and style have batch 1."""
-    seen = [clip.embed(x, "proper").float() for x in (photo, result, twin, style)]
-    return {"edge_agreement": metrics.edge_agreement(photo, result),
-            "structure_distance": metrics.structure_distance(*(structure_features(model, x) for x in (photo, result))),
-            "colour_distance": metrics.colour_distance(result, style),
-            "texture_distance": metrics.texture_distance(result, style),
-            "clip_agreement": metrics.direction_agreement(*seen)}
 
 
 NODES = [Measure]

@@ -4,54 +4,84 @@ B is the batch, E the width of the semantic code, px the side of the model's pic
 """
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from comfy_api.latest import io
 from torch import Tensor, nn
 
-from ..models import osasis
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
-from ..models.mmfs import MMFS
-from ..models.perceptual import EncoderDistance
-from ..models.stylegan2 import Discriminator, StyleGAN2, mean_style
-from ..models.unet import UNetConfig
-from .host import Managed, running
+from ..models.features.clip import Clip
+from ..models.features.encoder import EncoderDistance
+from ..models.mmfs import MMFS, clip_fingerprint, clip_warning
+from ..models.osasis import SamplingSettings
+from ..models.spn import SPN
+from ..models.style import OSASISStyle
+from ..models.stylegan2 import Discriminator, StyleGAN2, mean_w
+from ..models.unet import UNet, UNetConfig
+from .host import PatchedModule, bytes_of, running, warn
 
 DIFFAE = io.Custom("ATELIER_DIFFAE")
 DDPM = io.Custom("ATELIER_DDPM")
 CLIP = io.Custom("ATELIER_CLIP")
 PERCEPTUAL = io.Custom("ATELIER_PERCEPTUAL")
-SEMANTIC = io.Custom("ATELIER_SEMANTIC")
-STRUCTURE = io.Custom("ATELIER_STRUCTURE")
-MIX = io.Custom("ATELIER_MIX")
-STYLE = io.Custom("ATELIER_STYLE")
-TUNE_OPTIONS = io.Custom("ATELIER_TUNE_OPTIONS")
+SEMANTIC_CODE = io.Custom("ATELIER_SEMANTIC_CODE")
+STRUCTURAL_CODE = io.Custom("ATELIER_STRUCTURAL_CODE")
+MIXED_CODES = io.Custom("ATELIER_MIXED_CODES")
+OSASIS_STYLE = io.Custom("ATELIER_OSASIS_STYLE")
+OSASIS_TUNE_OPTIONS = io.Custom("ATELIER_OSASIS_TUNE_OPTIONS")
 STYLEGAN2 = io.Custom("ATELIER_STYLEGAN2")
 MMFS_MODEL = io.Custom("ATELIER_MMFS")
-WPLUS = io.Custom("ATELIER_WPLUS")
-MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.mmfs_style.MMFSStyle
+W_PLUS = io.Custom("ATELIER_W_PLUS")
+MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.style.MMFSStyle
 MMFS_TUNE_OPTIONS = io.Custom("ATELIER_MMFS_TUNE_OPTIONS")
-SELF_SIMILARITY = io.Custom("ATELIER_SELF_SIMILARITY")
+STRUCTURE_NET = io.Custom("ATELIER_STRUCTURE_NET")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
 @dataclass(frozen=True)
-class Network:
-    """ATELIER_DDPM (a UNet), ATELIER_CLIP (a Clip): a network, in ComfyUI's care. name: the file it came from."""
+class LoadedModel:
+    """A network in ComfyUI's care. name: the file it came from."""
     name: str
-    managed: Managed
+    patched: PatchedModule
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights; ComfyUI's --cache-ram asks for it."""
+        return self.patched.bytes
 
 
 @dataclass(frozen=True)
-class Autoencoder(Network):
+class DDPMModel(LoadedModel):
+    """ATELIER_DDPM: a UNet without z."""
+
+    @property
+    def net(self) -> UNet:
+        return cast(UNet, self.patched.net)
+
+
+@dataclass(frozen=True)
+class CLIPModel(LoadedModel):
+    """ATELIER_CLIP."""
+
+    @property
+    def net(self) -> Clip:
+        return cast(Clip, self.patched.net)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its weights: computed once."""
+        return clip_fingerprint(self.net)
+
+
+@dataclass(frozen=True)
+class DiffAEModel(LoadedModel):
     """ATELIER_DIFFAE. fingerprint: of its weights; codes and styles name the model they belong to by it."""
     fingerprint: str
 
     @property
     def net(self) -> DiffAE:
-        return self.managed.net
+        return cast(DiffAE, self.patched.net)
 
     @property
     def unet(self) -> UNetConfig:
@@ -59,62 +89,71 @@ class Autoencoder(Network):
 
 
 @dataclass(frozen=True)
-class Perceptual(Network):
+class PerceptualModel(LoadedModel):
     """ATELIER_PERCEPTUAL: LPIPS-VGG, or the encoder of a DiffAE in its stead."""
     substitute: bool
 
     def distance(self) -> nn.Module:
-        """distance(a, b) -> (B,), on whatever device the managed network is."""
-        return EncoderDistance(self.managed.net.encoder) if self.substitute else self.managed.net
+        """distance(a, b) -> (B,), on whatever device the patched network is."""
+        return EncoderDistance(cast(DiffAE, self.patched.net).encoder) if self.substitute else self.patched.net
 
 
 @dataclass(frozen=True)
-class Faces(Network):
+class StyleGAN2Model(LoadedModel):
     """ATELIER_STYLEGAN2. discriminator: the file's, needed by Stage I only; it stays in main memory."""
     discriminator: Discriminator | None
 
     @property
     def net(self) -> StyleGAN2:
-        return self.managed.net
+        return cast(StyleGAN2, self.patched.net)
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights, the discriminator's too."""
+        return self.patched.bytes + bytes_of(self.discriminator)
 
 
 @dataclass(frozen=True)
-class Stylizer(Network):
+class MMFSModel(LoadedModel):
     """ATELIER_MMFS. fingerprint: of its weights. discriminator: of Stage II, for training only, in main memory.
 
-    phase: 1, 2 or 3, what it was trained for so far.
+    phase: 1, 2 or 3, what it was trained for so far. clip: fingerprint of the CLIP of its mapping, "" for unknown.
     """
     fingerprint: str
     discriminator: Discriminator | None
     phase: int
+    clip: str = ""
 
     @property
     def net(self) -> MMFS:
-        return self.managed.net
+        return cast(MMFS, self.patched.net)
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights, the discriminator's too."""
+        return self.patched.bytes + bytes_of(self.discriminator)
 
     @cached_property
-    def mean(self) -> Tensor:
-        """The mean style (S,), for truncation: computed once."""
-        with running(self.managed):
-            return mean_style(self.net.mapping).float().cpu()
+    def mean_w(self) -> Tensor:
+        """The mean w (S,), for truncation: computed once."""
+        with running(self.patched):
+            return mean_w(self.net.mapping).float().cpu()
 
 
 @dataclass(frozen=True)
-class SelfSimilarity(Network):
-    """ATELIER_SELF_SIMILARITY: keys(pictures) -> (B, tokens, D). substitute: the encoder of a DiffAE, not DINO."""
+class StructureNetModel(LoadedModel):
+    """ATELIER_STRUCTURE_NET: keys(pictures) -> (B, tokens, D). substitute: the encoder of a DiffAE, not DINO."""
     substitute: bool
 
     @property
     def net(self) -> nn.Module:
-        return self.managed.net
+        return self.patched.net
 
 
 @dataclass(frozen=True)
 class WPlus:
-    """ATELIER_WPLUS: styles w (B, n, S) of MMFS. fingerprint: of the model they are for. what: where they come from."""
+    """ATELIER_W_PLUS: w+ codes (B, n, S) of MMFS. fingerprint: of the model they are for. origin: in words."""
     w: Tensor
     fingerprint: str
-    what: str
+    origin: str
 
     @property
     def layers(self) -> int:
@@ -122,30 +161,30 @@ class WPlus:
 
 
 @dataclass(frozen=True)
-class Semantic:
-    """ATELIER_SEMANTIC: codes z (B, E), unbounded. fingerprint: of the DiffAE that made them ("" unknown)."""
+class SemanticCode:
+    """ATELIER_SEMANTIC_CODE: codes z (B, E), unbounded. fingerprint: of the DiffAE that made them ("" unknown)."""
     z: Tensor
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class Structure:
-    """ATELIER_STRUCTURE: the structural code x (B, 3, px, px) at strength t0 (0..1], the picture (B, 3, px, px) it
-    was made of, the steps it took, and the DiffAE's configuration and fingerprint."""
+class StructuralCode:
+    """ATELIER_STRUCTURAL_CODE: the structural code x (B, 3, px, px) at t0 (0..1], the picture (B, 3, px, px) it was
+    made of, the steps it took, and the DiffAE's configuration and fingerprint."""
     x: Tensor
     picture: Tensor
-    strength: float
+    t0: float
     steps: int
     config: UNetConfig
     fingerprint: str
 
 
 @dataclass(frozen=True)
-class Mix:
-    """ATELIER_MIX: content and style codes. Levels of at least `change_point` px take the style's (`swap`: the
+class MixedCodes:
+    """ATELIER_MIXED_CODES: content and style codes. Levels of at least `change_point` px take the style's (`swap`: the
     content's); `levels` overrides single levels by (side in px or "middle", weight of the style 0..1)."""
-    content: Semantic
-    style: Semantic
+    content: SemanticCode
+    style: SemanticCode
     change_point: int
     swap: bool
     levels: tuple[tuple[int | str, float], ...] = ()
@@ -161,7 +200,7 @@ class Mix:
             weights[places[level]] = weight
         return tuple(weights)
 
-    def codes(self, structure: Structure) -> tuple[Tensor, ...]:
+    def codes(self, structure: StructuralCode) -> tuple[Tensor, ...]:
         """z for every level and the middle, each (B, E), B that of the structure."""
         count = len(structure.x)
         content = batch_of(self.content.z, count, "the content code")
@@ -170,26 +209,38 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class ManagedStyle:
-    """ATELIER_STYLE: the style, and its two networks {"unet", "spn"} in ComfyUI's care."""
-    style: osasis.Style
-    managed: Managed
+class LoadedStyle:
+    """ATELIER_OSASIS_STYLE: the style, and its two networks {"unet", "spn"} in ComfyUI's care."""
+    style: OSASISStyle
+    patched: PatchedModule
 
     @classmethod
-    def of(cls, style: osasis.Style) -> ManagedStyle:
+    def of(cls, style: OSASISStyle) -> LoadedStyle:
         unet, spn = style.networks()
-        return cls(style, Managed(nn.ModuleDict({"unet": unet} | ({"spn": spn} if spn else {}))))
+        return cls(style, PatchedModule(nn.ModuleDict({"unet": unet} | ({"spn": spn} if spn else {}))))
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """t0, SPN weight and time, noise level that the style was fine-tuned with; official ones if it does not say."""
+        return SamplingSettings.of(self.style.settings)
+
+    @property
+    def unet(self) -> UNet:
+        return cast(UNet, self.patched.net.get_submodule("unet"))
+
+    @property
+    def spn(self) -> SPN | None:
+        """None for a style without one."""
+        return cast("SPN | None", getattr(self.patched.net, "spn", None))
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights, of the networks and of the style they were made of."""
+        return 2 * self.patched.bytes
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """ATELIER_TUNE_OPTIONS: fields of train.osasis.OsasisConfig by name."""
-    fields: dict
-
-
-@dataclass(frozen=True)
-class MMFSTuneOptions:
-    """ATELIER_MMFS_TUNE_OPTIONS: fields of train.fewshot.FewShotConfig by name."""
+    """ATELIER_OSASIS_TUNE_OPTIONS, ATELIER_MMFS_TUNE_OPTIONS: fields of OSASISConfig or FewShotConfig by name."""
     fields: dict
 
 
@@ -200,13 +251,20 @@ def batch_of(z: Tensor, count: int, what: str) -> Tensor:
     return z.expand(count, -1)
 
 
+def paired_length(one: int, other: int, names: tuple[str, str]) -> int:
+    """Length of two batches together: equally long, or one of them of a single row. ValueError otherwise."""
+    count = max(one, other)
+    if {one, other} - {1, count}:
+        raise ValueError(f"{one} {names[0]} cannot be paired with {other} {names[1]}. Connect as many of both, or a "
+                         "single one of either")
+    return count
+
+
 def paired(one: Tensor, other: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    """Two batches of one length: equally long, or one of them of a single row. ValueError otherwise."""
-    count = max(len(one), len(other))
-    if {len(one), len(other)} - {1, count}:
-        raise ValueError(f"{len(one)} {names[0]} cannot be paired with {len(other)} {names[1]}; connect as many of "
-                         "both, or a single one of either")
-    return tuple(x if len(x) == count else x.expand(count, *x.shape[1:]) for x in (one, other))
+    """Both batches at their length together; see `paired_length`."""
+    count = paired_length(len(one), len(other), names)
+    first, second = (x if len(x) == count else x.expand(count, *x.shape[1:]) for x in (one, other))
+    return first, second
 
 
 def same_model(what: str, found: str, wanted: str, model: str = "DiffAE") -> None:
@@ -216,14 +274,10 @@ def same_model(what: str, found: str, wanted: str, model: str = "DiffAE") -> Non
                          f"connect one and the same Load {model} to all nodes")
 
 
-def parse_levels(text: str) -> tuple[tuple[int | str, float], ...]:
-    """'128:1, 64:0.5, middle:0' -> ((128, 1.0), (64, 0.5), ("middle", 0.0)). ValueError for anything else."""
-    entries = [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]
-    parsed = []
-    for entry in entries:
-        found = re.fullmatch(r"(\d{1,4}|middle)\s*[:=]\s*([01](?:\.\d*)?|\.\d+)", entry.lower())
-        if not found or float(found[2]) > 1:
-            raise ValueError(f"levels: {entry!r} cannot be read; write 'side in px:weight of the style', "
-                             "for example 128:1, 64:0.5, middle:0")
-        parsed.append((found[1] if found[1] == "middle" else int(found[1]), float(found[2])))
-    return tuple(parsed)
+def warn_of_clip(mmfs: MMFSModel, clip: CLIPModel) -> str:
+    """Say so on the node and in the log if the model's CLIP mapping was trained with another CLIP. Returns what was
+    said."""
+    warning = clip_warning(mmfs.clip, clip.fingerprint) if mmfs.clip and mmfs.net.mapper is not None else ""
+    if warning:
+        warn(f"{warning} ({mmfs.name} with {clip.name})")
+    return warning

@@ -1,4 +1,4 @@
-"""Makes the checkout importable as `oneshot_atelier` (see tools/launch.py); sys.path is left alone."""
+"""Makes the checkout importable as `oneshot_atelier` (see cli/__main__.py); sys.path is left alone."""
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-runpy.run_path(str(ROOT / "tools" / "launch.py"))["load_checkout"]()
+runpy.run_path(str(ROOT / "cli" / "__main__.py"))["load_checkout"](ROOT)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,8 @@ def nodes(base):
     """The node classes by id, and the modules behind them."""
     from oneshot_atelier.tests import in_comfy
     package, found = in_comfy.nodes(base)
-    return SimpleNamespace(host=package.host, pictures=package.pictures, sockets=package.sockets, twin=package.twin,
+    return SimpleNamespace(host=package.host, images=package.images, sockets=package.sockets, osasis=package.osasis,
+                           photo_twin=package.photo_twin, base=package.base,
                            **{node.GET_SCHEMA().node_id.removeprefix("Atelier"): node for node in found})
 
 

@@ -5,18 +5,18 @@ from collections import OrderedDict
 
 import torch
 
-from oneshot_atelier.models.checkpoints import mmfs as official
-from oneshot_atelier.models.checkpoints import names, nvidia, rosinality
-from oneshot_atelier.models.dino import Dino, DinoConfig
+from oneshot_atelier.models.checkpoints.formats import mmfs as official
+from oneshot_atelier.models.checkpoints.formats import names, nvidia, rosinality
+from oneshot_atelier.models.features.dino import Dino, DinoConfig
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
-from oneshot_atelier.models.mmfs_style import MMFSStyle
+from oneshot_atelier.models.style import MMFSStyle
 from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import nvidia_files
 
-SG2 = StyleGAN2Config((12, 10, 8, 6), style=16, mapping_layers=3)
+SG2 = StyleGAN2Config((12, 10, 8, 6), w_dim=16, mapping_layers=3)
 MAPPER = MapperConfig(layers=2, hidden=24)
-MMFS_CONFIG = MMFSConfig((6, 8, 10), (10, 8, 6), style=16, mapping_layers=3, mapper=MAPPER)
+MMFS_CONFIG = MMFSConfig((6, 8, 10), (10, 8, 6), w_dim=16, mapping_layers=3, mapper=MAPPER)
 DINO = DinoConfig(image_size=32, patch=8, width=64, layers=2, heads=1)
 
 
@@ -44,7 +44,7 @@ def mmfs(seed=2, mapper=MAPPER):
 def style(net, picture_px=32):
     decoder = {name: value + 0.1 for name, value in net.decoder.state_dict().items()}
     config = net.config
-    return MMFSStyle(config, decoder, torch.randn(1, config.n_styles, config.style),
+    return MMFSStyle(config, decoder, torch.randn(1, config.n_styles, config.w_dim),
                      torch.zeros(3, picture_px, picture_px, dtype=torch.uint8), "pop art", "abc", {"seed": 1})
 
 

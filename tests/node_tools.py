@@ -19,12 +19,12 @@ def same(a, b) -> bool:
 def interrupt_after(monkeypatch, nodes, calls):
     """The user cancels during the given optimiser step; returns the list of steps that were made."""
     import comfy.model_management as mm
-    made, picture_of = [], nodes.host.Steps.__call__
+    made, picture_of = [], nodes.host.NodeProgress.__call__
 
     def counted(self, *args):
         made.append(1)
         if len(made) == calls:
             mm.interrupt_current_processing()
         picture_of(self, *args)
-    monkeypatch.setattr(nodes.host.Steps, "__call__", counted)
+    monkeypatch.setattr(nodes.host.NodeProgress, "__call__", counted)
     return made, mm.InterruptProcessingException

@@ -92,10 +92,10 @@ def discriminator(state, group=4):
     return module(state, **{"b4.mbstd": {"group_size": group, "num_channels": 1}})
 
 
-def snapshot(generator, critic):
+def snapshot(generator, discriminator):
     """The outer object of a training snapshot."""
     return {"training_set_kwargs": EasyDict(class_name="training.dataset.ImageFolderDataset", path="x.zip"), "G": None,
-            "D": critic, "G_ema": generator, "augment_pipe": None}
+            "D": discriminator, "G_ema": generator, "augment_pipe": None}
 
 
 def dumps(value, protocol=4):
@@ -103,9 +103,9 @@ def dumps(value, protocol=4):
         return pickle.dumps(value, protocol)
 
 
-def write(path, generator, critic=None, protocol=4):
+def write(path, generator, d=None, protocol=4, group=4):
     """A .pkl with these two state dicts (NVIDIA's names); returns the path."""
-    made = snapshot(module(generator), None if critic is None else discriminator(critic))
+    made = snapshot(module(generator), None if d is None else discriminator(d, group))
     path.write_bytes(dumps(made, protocol))
     return path
 

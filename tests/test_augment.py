@@ -4,7 +4,7 @@ import torch
 
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train.augment import POLICIES, augment, colour, cut_out, policies, translate
-from oneshot_atelier.train.team import Draws, Team
+from oneshot_atelier.train.distributed import Distributed, Draws
 
 PX = 16
 
@@ -82,7 +82,7 @@ def test_processes_change_their_rows_as_one_process_would():
     x = pictures(8)
     whole = augment(x, POLICIES, draws(8))
     for rank in range(2):
-        rows = Team(rank, 2).rows(8, 4)
+        rows = Distributed(rank, 2).rows(8, 4)
         assert torch.allclose(augment(x[rows], POLICIES, draws(8, rows=rows)), whole[rows], atol=1e-6)
 
 
@@ -109,8 +109,8 @@ def test_colour_moves_brightness_saturation_and_contrast():
     contrast = 1 + 0.5 * c
     assert torch.allclose(changed - changed.mean(1, keepdim=True), (x + 0.5 * b - grey) * (1 + s) * contrast, atol=1e-5)
     grey_now = changed.mean(1, keepdim=True)
-    deviation = grey - grey.mean((2, 3), keepdim=True)
-    assert torch.allclose(grey_now - grey_now.mean((2, 3), keepdim=True), deviation * contrast, atol=1e-5)
+    spread = grey - grey.mean((2, 3), keepdim=True)
+    assert torch.allclose(grey_now - grey_now.mean((2, 3), keepdim=True), spread * contrast, atol=1e-5)
 
 
 def test_translation_moves_whole_pixels_by_an_eighth_at_most_and_zeros_move_in():

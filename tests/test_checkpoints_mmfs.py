@@ -5,12 +5,14 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from oneshot_atelier.models import checkpoints, loading
-from oneshot_atelier.models.checkpoints import CheckpointError, nvidia, read
+from oneshot_atelier.models.checkpoints import CheckpointError, read
+from oneshot_atelier.models.checkpoints.formats import nvidia
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
-from oneshot_atelier.models.mmfs_style import MMFSStyle
-from oneshot_atelier.models.stylegan2 import StyleGAN2Config, mean_style
+from oneshot_atelier.models.style import MMFSStyle
+from oneshot_atelier.models.stylegan2 import StyleGAN2Config, mean_w
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import mmfs_files as small
 from oneshot_atelier.tests import nvidia_files
@@ -88,7 +90,7 @@ def test_missing_noise_is_drawn_from_a_fixed_seed_and_a_missing_mean_is_computed
     (g, _), (again, _), full = loading.load_stylegan2(path), loading.load_stylegan2(path), small.generator()
     assert same(g.state_dict(), again.state_dict()) and torch.equal(g.noise_2, full.noise_2)
     assert not torch.equal(g.noise_3, full.noise_3) and 0.8 < g.noise_6.std() < 1.2
-    torch.testing.assert_close(g.w_avg, mean_style(full.mapping))
+    torch.testing.assert_close(g.w_avg, mean_w(full.mapping))
     state = {k: v for k, v in small.nvidia_state(full).items() if not k.endswith(("noise_const", "w_avg"))}
     other, _ = loading.load_stylegan2(nvidia_files.write(tmp_path / "a.pkl", state))
     assert torch.equal(other.noise_3, g.noise_3) and torch.equal(other.w_avg, g.w_avg)
@@ -104,13 +106,13 @@ def test_nvidia_pickles_of_every_protocol(tmp_path, protocol):
 
 @pytest.mark.parametrize(("group", "expected"), [(8, 8), (None, nvidia.WHOLE_BATCH)])
 def test_the_group_of_the_discriminator_is_the_file_s(tmp_path, group, expected):
-    critic = nvidia_files.discriminator(small.nvidia_state(small.discriminator()), group)
-    root = nvidia_files.snapshot(nvidia_files.module(small.nvidia_state(small.generator())), critic)
+    discriminator = nvidia_files.discriminator(small.nvidia_state(small.discriminator()), group)
+    root = nvidia_files.snapshot(nvidia_files.module(small.nvidia_state(small.generator())), discriminator)
     (tmp_path / "a.pkl").write_bytes(nvidia_files.dumps(root))
     _, d = loading.load_stylegan2(tmp_path / "a.pkl")
-    assert d.config.group == expected and d(torch.zeros(8, 3, 32, 32)).shape == (8, 1)
-    slim = checkpoints.convert(tmp_path / "a.pkl")
-    assert loading.load_stylegan2(slim)[1].config.group == expected
+    assert d.config.mbstd_group_size == expected and d(torch.zeros(8, 3, 32, 32)).shape == (8, 1)
+    slim = loading.convert(tmp_path / "a.pkl")
+    assert loading.load_stylegan2(slim)[1].config.mbstd_group_size == expected
 
 
 def test_the_legit_pickle_is_one_that_the_public_loader_would_execute(tmp_path):
@@ -142,7 +144,7 @@ def close(a, b):
 @pytest.mark.parametrize("name", ["550000.pt", "old.pt", "ffhq.pkl", "phase2.pth", "phase3.pth", "dino.pth"])
 def test_a_converted_file_loads_as_the_original(files, tmp_path, name):
     kind, path = files[name]
-    slim = checkpoints.convert(path, tmp_path / "slim.safetensors")
+    slim = loading.convert(path, tmp_path / "slim.safetensors")
     stored = read(slim, kind)
     assert stored.config and stored.meta == read(path).meta | {
         "source": name, "source_sha256": checkpoints.store.sha256(path)}
@@ -159,15 +161,16 @@ def test_what_is_saved_is_what_was_there(tmp_path):
     loading.save_stylegan2(tmp_path / "alone", g, None)
     loading.save_mmfs(tmp_path / "m", net, d, {"phase": 3}, dtype=None)
     loading.save_mmfs(tmp_path / "half", net, None, {"phase": 3})
-    again, critic = loading.load_stylegan2(tmp_path / "g")
-    assert close(again.state_dict(), g.state_dict()) and close(critic.state_dict(), d.state_dict())
-    assert again.config == g.config and critic.config == d.config and read(tmp_path / "g").meta == {"steps": 5}
+    again, discriminator = loading.load_stylegan2(tmp_path / "g")
+    assert close(again.state_dict(), g.state_dict()) and close(discriminator.state_dict(), d.state_dict())
+    assert again.config == g.config and discriminator.config == d.config and read(tmp_path / "g").meta == {"steps": 5}
     assert loading.load_stylegan2(tmp_path / "alone")[1] is None
-    exact, critic = loading.load_mmfs(tmp_path / "m")
-    assert same(exact.state_dict(), net.state_dict()) and same(critic.state_dict(), d.state_dict())
+    exact, discriminator = loading.load_mmfs(tmp_path / "m")
+    assert same(exact.state_dict(), net.state_dict()) and same(discriminator.state_dict(), d.state_dict())
     assert exact.config == net.config and exact.config.mapper == small.MAPPER
-    half, none = loading.load_mmfs(tmp_path / "half")
-    assert none is None and close(half.state_dict(), net.state_dict()) and read(tmp_path / "half").meta["phase"] == 3
+    halved, none = loading.load_mmfs(tmp_path / "half")
+    assert none is None and close(halved.state_dict(), net.state_dict())
+    assert read(tmp_path / "half").meta["phase"] == 3
     loading.save_mmfs(tmp_path / "p2", small.mmfs(mapper=None), None, {"phase": 2})
     assert loading.load_mmfs(tmp_path / "p2")[0].mapper is None
 
@@ -175,18 +178,18 @@ def test_what_is_saved_is_what_was_there(tmp_path):
 def test_a_style_keeps_everything_and_a_small_picture(tmp_path):
     style = small.style(small.mmfs(), picture_px=400)
     found = loading.load_mmfs_style(loading.save_mmfs_style(tmp_path / "s.safetensors", style))
-    assert close(dict(found.decoder), dict(style.decoder)) and torch.allclose(found.w, style.w, atol=2e-3)
-    assert found.picture.shape == (3, 256, 256) and found.picture.dtype == torch.uint8
+    assert close(dict(found.decoder), dict(style.decoder)) and torch.allclose(found.w_plus, style.w_plus, atol=2e-3)
+    assert found.style_image.shape == (3, 256, 256) and found.style_image.dtype == torch.uint8
     assert (found.config, found.prompt, found.model, found.settings) == (style.config, "pop art", "abc", {"seed": 1})
     bare = MMFSStyle(style.config, style.decoder)
     found = loading.load_mmfs_style(loading.save_mmfs_style(tmp_path / "b.safetensors", bare))
-    assert found.w is None and found.picture is None and found.prompt == found.model == ""
+    assert found.w_plus is None and found.style_image is None and found.prompt == found.model == ""
 
 
 def test_an_official_phase_4_file_is_a_style_without_a_model(files):
     found = loading.load_mmfs_style(path_of(files, "phase3.pth"))
     assert same(dict(found.decoder), small.mmfs().decoder.state_dict()) and found.config == small.MMFS_CONFIG
-    assert found.w is None and found.picture is None and found.model == ""
+    assert found.w_plus is None and found.style_image is None and found.model == ""
 
 
 def test_the_style_of_the_official_size_takes_at_most_24_mb(tmp_path):
@@ -208,7 +211,7 @@ def test_every_other_loader_refuses_the_file_and_names_what_it_is(files, name):
             continue
         with pytest.raises(CheckpointError) as caught:
             load(path)
-        have, want = checkpoints.KINDS[kind], checkpoints.KINDS[other]
+        have, want = loading.KINDS[kind], loading.KINDS[other]
         assert all(text in str(caught.value) for text in (have.what, have.use, want.what, want.page)), caught.value
         assert str(caught.value).startswith(name)
 
@@ -221,15 +224,15 @@ def test_our_own_files_are_told_apart(tmp_path):
     for kind, path in ours.items():
         for other, load in LOADERS.items():
             if other != kind:
-                with pytest.raises(CheckpointError, match=checkpoints.KINDS[kind].use):
+                with pytest.raises(CheckpointError, match=loading.KINDS[kind].use):
                     load(path)
         with pytest.raises(CheckpointError, match="already a file of this pack"):
-            checkpoints.convert(path)
+            loading.convert(path)
 
 
 @pytest.mark.parametrize("kind", ["stylegan2", "mmfs", "mmfs_style", "dino"])
 def test_every_kind_has_a_public_page(kind):
-    assert any(page in checkpoints.KINDS[kind].page for page in ("github.com", "NVIDIA"))
+    assert any(page in loading.KINDS[kind].page for page in ("github.com", "NVIDIA"))
 
 
 def without(state, *parts):
@@ -254,16 +257,17 @@ BROKEN = {
     "another width": (rosinality(input__input=torch.zeros(1, 13, 4, 4)), "not those of the network"),
     "NaN": (rosinality(input__input=torch.full((1, 12, 4, 4), float("nan"))), "NaN or infinite"),
     "integers": (rosinality(input__input=torch.zeros(1, 12, 4, 4, dtype=torch.int64)), "int64"),
-    "not a tensor": (rosinality(input__input="many"), "not a named tensor"),
+    "not a tensor": (rosinality(input__input="many"), "'input.input' is missing"),
     "noise of another size": (rosinality(noises__noise_0=torch.zeros(1, 1, 5, 5)), "not those of the network"),
     "mean of another width": ({**rosinality(), "latent_avg": torch.zeros(17)}, "not those of the network"),
-    "one mean a row": ({**rosinality(), "latent_avg": torch.zeros(8, 16)}, "not those of the network"),
+    "rows of another width": ({**rosinality(), "latent_avg": torch.zeros(8, 17)}, "not those of the network"),
     "mapping of odd shape": ({k: v for k, v in rosinality(style__1__weight=torch.zeros(16, 20)).items()
                               if k != "latent_avg"}, "z and w of different widths"),
-    "D of another size": ({**rosinality(), "d": small.rosinality_state(
-        small.discriminator(config=StyleGAN2Config((12, 10, 8), 16)))}, "not those of the network"),
-    "D is empty": ({**rosinality(), "d": {}}, "'d' is missing or empty"),
-    "MMFS without layers": ({"G_ema_model": {"encoder.0.0.weight": torch.zeros(8, 3, 3, 3)}}, "is missing"),
+    "an average that is none": ({**small.rosinality_root(), "g_ema": {}}, "'g_ema' holds no usable tensors"),
+    "not square": (rosinality(input__input=torch.zeros(1, 12, 4, 6)), "constant of 4 x 6 px: .* not square"),
+    "other names": ({"g_ema": {"input.input": torch.zeros(1, 12, 4, 4), "head.weight": torch.zeros(1)}},
+                    "most of its tensors have other names"),
+    "MMFS without layers": ({"G_ema_model": {"decoder0.conv.weight": torch.zeros(1, 8, 8, 3, 3)}}, "other names"),
     "MMFS with more": ({"G_ema_model": small.mmfs_root()["G_ema_model"] | {"decoder9a.noise.weight": torch.zeros(1)}},
                        "'decoder9a.noise.weight' that"),
     "half a mapper": ({"G_ema_model": without(small.mmfs_root()["G_ema_model"], "layers.1.norm2")}, "is missing"),
@@ -273,6 +277,92 @@ BROKEN = {
     "DINO in training": ({"student": {}, "teacher": {}}, "full training checkpoint"),
     "DINO of Hugging Face": ({"embeddings.patch_embeddings.projection.weight": torch.zeros(3)}, "Hugging Face"),
 }
+FAULTY_CRITICS = {
+    "of another size": small.rosinality_state(small.discriminator(config=StyleGAN2Config((12, 10, 8), 16))),
+    "with a layer too many": small.rosinality_state(small.discriminator()) | {"convs.9.more": torch.zeros(3)},
+    "with NaN": small.rosinality_state(small.discriminator()) | {"final_linear.1.bias": torch.tensor([float("nan")])},
+    "with a layer missing": without(small.rosinality_state(small.discriminator()), "convs.1.conv1")}
+
+
+@pytest.mark.parametrize("name", sorted(FAULTY_CRITICS))
+def test_a_faulty_discriminator_leaves_the_generator_usable(tmp_path, caplog, name):
+    for root, kind in (({**small.rosinality_root(), "d": FAULTY_CRITICS[name]}, "stylegan2"),
+                       ({**small.mmfs_root(), "D_model": FAULTY_CRITICS[name]}, "mmfs")):
+        caplog.clear()
+        path = golden.save_torch(tmp_path / "a.pt", root)
+        for found in (LOADERS[kind](path), LOADERS[kind](loading.convert(path, overwrite=True))):
+            assert found[0] is not None and (found[1] is None or kind == "mmfs")
+        assert "discriminator is left out" in caplog.text or kind == "mmfs"
+
+
+def test_an_empty_discriminator_is_none(tmp_path):
+    assert loading.load_stylegan2(golden.save_torch(tmp_path / "a.pt", {**small.rosinality_root(), "d": {}}))[1] is None
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors", "flat", "jojogan", "bare"])
+@pytest.mark.parametrize("layout", ["rosinality", "nvidia"])
+def test_both_layouts_load_in_every_container(tmp_path, layout, form):
+    g, path = small.generator(), tmp_path / "a"
+    state = dict(getattr(small, f"{layout}_state")(g))
+    discriminator = dict(getattr(small, f"{layout}_state")(small.discriminator()))
+    names = ("g_ema", "d") if layout == "rosinality" else ("G_ema", "D")
+    if form == "torch":
+        golden.save_torch(path, {names[0]: state, names[1]: discriminator})
+    elif form == "flat":
+        save_file({f"{key}.{name}": value.clone() for key, part in zip(names, (state, discriminator))
+                   for name, value in part.items()}, path)
+    elif form == "safetensors":
+        save_file({name: value.clone() for name, value in state.items()}, path)
+    elif form == "jojogan":
+        golden.save_torch(path, {"g": state})
+    else:
+        golden.save_torch(path, state)
+    found, d = loading.load_stylegan2(path)
+    assert same(found.state_dict(), g.state_dict())
+    assert (d is not None) == (form in ("torch", "flat"))
+    assert d is None or same(d.state_dict(), small.discriminator().state_dict())
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (8, 16), (1, 8, 16)])
+def test_the_mean_style_may_come_in_rows(tmp_path, shape):
+    root, mean = small.rosinality_root(), small.generator().w_avg
+    for value in (mean.expand(shape), mean.expand(shape).contiguous()):
+        path = golden.save_torch(tmp_path / "a.pt", {**root, "latent_avg": value})
+        torch.testing.assert_close(loading.load_stylegan2(path)[0].w_avg, mean)
+    torch.testing.assert_close(loading.load_stylegan2(loading.convert(path))[0].w_avg, mean, atol=2e-3, rtol=1e-3)
+    state = small.nvidia_state(small.generator()) | {"mapping.w_avg": mean.expand(shape)}
+    path = nvidia_files.write(tmp_path / "a.pkl", state)
+    torch.testing.assert_close(loading.load_stylegan2(path)[0].w_avg, mean)
+
+
+def test_expanded_weights_load(tmp_path):
+    root = small.rosinality_root()
+    root["g_ema"]["noises.noise_2"] = torch.tensor(0.5).expand(1, 1, 8, 8)
+    g, _ = loading.load_stylegan2(golden.save_torch(tmp_path / "a.pt", root))
+    assert torch.equal(g.noise_2, torch.full((8, 8), 0.5))
+
+
+def test_raw_networks_are_taken_with_a_warning_where_there_is_no_average(tmp_path, caplog):
+    root = small.mmfs_root()
+    del root["G_ema_model"]
+    net, _ = loading.load_mmfs(golden.save_torch(tmp_path / "a.pth", root))
+    raw = nvidia_files.snapshot(None, nvidia_files.discriminator(small.nvidia_state(small.discriminator())))
+    raw["G"] = nvidia_files.module(small.nvidia_state(small.generator()))
+    (tmp_path / "a.pkl").write_bytes(nvidia_files.dumps(raw))
+    g, d = loading.load_stylegan2(tmp_path / "a.pkl")
+    assert same(g.state_dict(), small.generator().state_dict()) and d is not None and net.config == small.MMFS_CONFIG
+    assert [record.message for record in caplog.records] == [
+        f"the file has no averaged network; '{name}', the one in training, is taken" for name in ("G_model", "G")]
+
+
+def test_dinos_training_checkpoint_gives_the_teachers_backbone(tmp_path):
+    teacher = {f"backbone.{name}": value for name, value in small.dino_state().items()} | {
+        "head.mlp.0.weight": torch.zeros(3, 3)}
+    student = {f"module.{name}": value + 1 for name, value in teacher.items()}
+    path = golden.save_torch(tmp_path / "checkpoint.pth", {"student": student, "teacher": teacher, "epoch": 3})
+    assert same(loading.load_dino(path).net.state_dict(), small.dino_state())
+
+
 WANTED = {"MMFS": "mmfs", "DINO": "dino", "half": "mmfs", "a mapper": "mmfs"}
 
 
@@ -285,7 +375,7 @@ def test_broken_files_are_refused_with_the_reason(tmp_path, name):
         LOADERS[kind](path)
     assert str(caught.value).startswith("broken.pt: ")
     try:
-        slim = checkpoints.convert(path)
+        slim = loading.convert(path)
     except CheckpointError:
         assert [entry.name for entry in tmp_path.iterdir()] == ["broken.pt"], "nothing is left half-written"
     else:  # names and numbers are sound, what does not fit is noticed when the network is built

@@ -8,18 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
+from oneshot_atelier.cli import main, train_mmfs
+from oneshot_atelier.cli.options import changed
+from oneshot_atelier.evaluate.metrics import frechet_distance
+from oneshot_atelier.evaluate.mmfs import STAGE_STYLES, art_distance_measure, random_w
+from oneshot_atelier.models import loading
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.models.loading import load_mmfs, load_stylegan2, save_mmfs, save_stylegan2
-from oneshot_atelier.models.mmfs import MapperConfig
-from oneshot_atelier.models.stylegan2 import StyleGAN2Config, channel_table, mean_style
+from oneshot_atelier.models.mmfs import MapperConfig, clip_fingerprint
+from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, channel_table, mean_w
 from oneshot_atelier.tests import tiny, tiny_mmfs
 from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, clip, make, write_inputs
-from oneshot_atelier.train import cli, cli_mmfs, gan, mmfs_recipes, stages
+from oneshot_atelier.train import gan, plots, stages
 from oneshot_atelier.train.data import find_pictures, read_picture, to_unit
-from oneshot_atelier.train.gan import GanConfig
+from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.loop import Progress
-from oneshot_atelier.train.metrics import frechet_distance
-from oneshot_atelier.train.recipes import Folders
+from oneshot_atelier.train.recipes import mmfs
+from oneshot_atelier.train.recipes.config import Folders
 
 LOAD = {"stylegan2": load_stylegan2} | dict.fromkeys(STAGES[1:], load_mmfs)
 LOSSES = {"stylegan2": {"g", "d", "r1"}, "mmfs-stage1": {"pixel", "feature"},
@@ -38,7 +43,7 @@ def atelier(inputs, tmp_path, caplog):
         caplog.clear()
         path = tmp_path / f"{out or name}.safetensors"
         with caplog.at_level(logging.INFO):
-            status = cli.main(arguments(name, inputs, path, *further))
+            status = main.main(arguments(name, inputs, path, *further))
         assert (status == 1) == fails, caplog.text
         return caplog.text if fails else path
     return run
@@ -62,59 +67,61 @@ def left_out(args, option):
 
 
 # --- from pictures to a model ------------------------------------------------------------------------------------
-def test_from_photos_and_drawings_to_a_model_with_mapping(atelier, inputs, monkeypatch):
+def test_from_photos_and_drawings_to_a_model_with_mapping(atelier, inputs, tmp_path, monkeypatch):
     """Each stage from the file of the one before, the first from nothing."""
-    monkeypatch.setattr(mmfs_recipes, "small_stylegan2", lambda px: StyleGAN2Config((8,) * 5, style=16))
-    prior = inputs / "prior.safetensors"
-    assert cli.main(left_out(arguments("stylegan2", inputs, prior, "--size", "64"), "--source")) == 0
-    first = atelier("mmfs-stage1", "--source", str(prior))
-    second = atelier("mmfs-stage2", "--source", str(first), "--prior", str(prior))
+    monkeypatch.setattr(mmfs, "small_stylegan2", lambda px: StyleGAN2Config((8,) * 5, w_dim=16))
+    faces_file = tmp_path / "stylegan2.safetensors"
+    assert main.main(left_out(arguments("stylegan2", inputs, faces_file, "--size", "64"), "--source")) == 0
+    first = atelier("mmfs-stage1", "--source", str(faces_file))
+    second = atelier("mmfs-stage2", "--source", str(first), "--stylegan2", str(faces_file))
     third = atelier("mmfs-mapping", "--source", str(second))
     assert [store.peek(p).meta["phase"] for p in (first, second, third)] == [1, 2, 3]
-    assert [store.peek(p).meta["steps"] for p in (prior, first, second, third)] == [2] * 4
+    assert [store.peek(p).meta["steps"] for p in (faces_file, first, second, third)] == [2] * 4
     assert store.peek(third).meta["samples"] == 8
-    (g, d), (net, critic) = load_stylegan2(prior), load_mmfs(third)
-    assert g.config.resolution == net.config.resolution == critic.config.resolution == d.config.resolution == PX
-    assert net.config.mapper == mmfs_recipes.SMALL_MAPPER and load_mmfs(second)[0].mapper is None
+    assert [loading.mapper_clip(p) for p in (first, second)] == ["", ""]
+    assert loading.mapper_clip(third) == clip_fingerprint(loading.load_clip(inputs / "clip.safetensors"))
+    (g, d), (net, discriminator) = load_stylegan2(faces_file), load_mmfs(third)
+    assert g.config.resolution == net.config.resolution == discriminator.config.resolution == d.config.resolution == PX
+    assert net.config.mapper == mmfs.SMALL_MAPPER and load_mmfs(second)[0].mapper is None
     assert tiny.same(net.decoder.state_dict(), load_mmfs(second)[0].decoder.state_dict())
-    assert tiny.same(critic.state_dict(), load_mmfs(second)[1].state_dict())
+    assert tiny.same(discriminator.state_dict(), load_mmfs(second)[1].state_dict())
     with torch.no_grad():
-        drawn = net(torch.zeros(1, 3, PX, PX), net.styles_of(torch.ones(1, 16)))
-    assert torch.isfinite(drawn).all() and drawn.std() > 0
+        generated = net(torch.zeros(1, 3, PX, PX), net.styles_of(torch.ones(1, 16)))
+    assert torch.isfinite(generated).all() and generated.std() > 0
 
 
-def test_the_prior_of_the_least_size_is_trained_as_it_is(atelier, inputs, tmp_path):
+def test_the_stylegan2_of_the_least_size_is_trained_as_it_is(atelier, inputs, tmp_path):
     """Nothing made small: --size 64, one step."""
-    out = tmp_path / "prior.safetensors"
-    assert cli.main(["train", "stylegan2", "--photos", str(inputs / "photos"), "--out", str(out), "--size", "64",
+    out = tmp_path / "stylegan2.safetensors"
+    assert main.main(["train", "stylegan2", "--photos", str(inputs / "photos"), "--out", str(out), "--size", "64",
                      "--device", "cpu", "--precision", "float32", "--steps", "1", "--batch", "4",
-                     "--look-every", "0"]) == 0
+                     "--preview-every", "0"]) == 0
     g, d = load_stylegan2(out)
-    assert g.config == StyleGAN2Config(channel_table(64, 8192, 160), style=128) and d.config == g.config
-    assert mmfs_recipes.small_stylegan2().resolution == 128
-    assert torch.allclose(g.w_avg, mean_style(g.mapping), atol=0.01) and g.w_avg.abs().max() > 0
+    assert g.config == StyleGAN2Config(channel_table(64, 8192, 160), w_dim=128) and d.config == g.config
+    assert mmfs.small_stylegan2().resolution == 128
+    assert torch.allclose(g.w_avg, mean_w(g.mapping), atol=0.01) and g.w_avg.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_is_stored_is_the_moving_average_and_the_discriminator_in_16_bit(atelier, name):
     out = atelier(name, "--lr", "0.01")
-    net, critic = LOAD[name](out)
+    net, discriminator = LOAD[name](out)
     kept = store.load(out.with_suffix(".snapshot"), "snapshot").tensors
-    average, now, d = (half(under(kept, prefix)) for prefix in ("average/g/", "net/g/", "net/d/"))
+    average, now, d = (half(under(kept, prefix)) for prefix in ("ema/g/", "net/g/", "net/d/"))
     stored = half(net.state_dict())
     for state in (average, now, stored):
         state.pop("w_avg", None)  # of the stored average
     assert tiny.same(stored, average) and not tiny.same(stored, now)
     given = half(tiny_mmfs.faces()[1].state_dict())
-    assert tiny.same(half(critic.state_dict()), d or given) and bool(d) == (name in ("stylegan2", "mmfs-stage2"))
+    assert tiny.same(half(discriminator.state_dict()), d or given) and bool(d) == (name in ("stylegan2", "mmfs-stage2"))
     assert not d or not tiny.same(d, given)
     assert {t.dtype for t in store.load(out).tensors.values()} == {torch.float16}
 
 
 def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
     plain = contents(atelier("mmfs-stage2", out="plain"))
-    for i, further in enumerate((["--seed", "1"], ["--exclude", "a"], ["--lr", "0.01"], ["--set", "structure=5,r1=1"],
-                                 ["--set", "augment=colour,cutout;mixing=0"])):
+    for i, further in enumerate((["--seed", "1"], ["--exclude", "a"], ["--lr", "0.01"],
+                                 ["--set", "structure_weight=5,r1=1"], ["--set", "augment=colour,cutout;mixing=0"])):
         assert not tiny.same(contents(atelier("mmfs-stage2", *further, out=f"other{i}")), plain)
     assert tiny.same(contents(atelier("mmfs-stage2", out="again")), plain)
     config = store.peek(atelier("mmfs-stage2", "--set", "augment=colour,cutout;mixing=0", out="last")
@@ -123,43 +130,44 @@ def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
 
 
 def test_held_out_photos_are_not_trained_on(inputs, tmp_path, monkeypatch):
-    seen, real = [], mmfs_recipes.Stream
-    monkeypatch.setattr(mmfs_recipes, "Stream",
-                        lambda paths, *a, **k: seen.append((paths, k["weights"])) or real(paths, *a, **k))
-    assert cli.main(arguments("mmfs-stage2", inputs, tmp_path / "a.safetensors", "--exclude", "b")) == 0
+    seen, real = [], mmfs.ImageStream
+    monkeypatch.setattr(mmfs, "ImageStream",
+                        lambda paths, config, *a: seen.append((paths, config.weights)) or real(paths, config, *a))
+    assert main.main(arguments("mmfs-stage2", inputs, tmp_path / "a.safetensors", "--exclude", "b")) == 0
     (photos, alike), (art, even) = seen
     assert [p.stem for p in photos] == [f"{i:02}" for i in range(12) if i % 4 != 3]
     assert {p.parent.name for p in art} == {"a"} and [p.stem for p in art] == ["00", "01", "02", "04", "05"]
-    assert alike is None and even == [0.2] * 5  # photos alike, folders of art evenly
+    assert alike is None and even == (0.2,) * 5  # photos alike, folders of art evenly
 
 
 @pytest.mark.parametrize("holdout, expected", [(4, ["03", "07", "11"]), (0, ["00", "01", "02", "03"])])
 def test_previews_are_of_held_out_photos_if_there_are_any(inputs, holdout, expected):
-    shown = mmfs_recipes.held_photos(Folders(inputs / "photos", holdout=holdout), tiny_mmfs.mmfs())
+    shown = mmfs.held_photos(Folders(inputs / "photos", holdout=holdout), tiny_mmfs.mmfs())
     wanted = [read_picture(inputs / "photos" / f"{name}.png", PX) for name in expected]
     assert torch.equal(shown, to_unit(torch.stack(wanted)))
 
 
 def test_the_distance_is_of_all_art_to_every_photo_in_eight_styles(inputs):
-    t, judge, photos = make("mmfs-stage2"), clip(), tiny.pictures(3, 4, PX)
+    t, clip_net, photos = make("mmfs-stage2"), clip(), tiny.pictures(3, 4, PX)
     art = find_pictures(inputs / "art")
-    found = mmfs_recipes.art_distance(t.stage, judge, photos, art, PX)()
-    net, styles = t.stage.run.averages["g"], range(8)
+    found = art_distance_measure(clip_net)(t.stage, photos, art)
+    net, seed = t.stage.run.ema["g"], t.config.seed
     with torch.no_grad():
-        z = [torch.randn(3, 16, generator=torch.Generator().manual_seed(s)) for s in styles]
-        drawn = judge.embed(torch.cat([net(photos, net.styles(each)) for each in z]), "proper")
-        wanted = judge.embed(to_unit(torch.stack([read_picture(path, PX) for path in art])), "proper")
-    assert found == {"art_distance": pytest.approx(float(frechet_distance(drawn, wanted)), rel=1e-4)}
+        codes = [random_w(net, style, 3, seed) for style in range(8)]
+        generated = clip_net.embed(torch.cat([net(photos, each) for each in codes]), "openai")
+        wanted = clip_net.embed(to_unit(torch.stack([read_picture(path, PX) for path in art])), "openai")
+    assert STAGE_STYLES == 8
+    assert found == {"art_distance": pytest.approx(float(frechet_distance(generated, wanted)), rel=1e-4)}
 
 
 def test_stage_2_from_scratch_starts_from_new_networks(inputs, tmp_path):
     """The paper's comparison: no Stage I and a new discriminator."""
     out = tmp_path / "scratch.safetensors"
-    assert cli.main(left_out(arguments("mmfs-stage2", inputs, out, "--seed", "9"), "--source")) == 0
-    net, critic = load_mmfs(out)
+    assert main.main(left_out(arguments("mmfs-stage2", inputs, out, "--seed", "9"), "--source")) == 0
+    net, discriminator = load_mmfs(out)
     faces, d = load_stylegan2(inputs / "stylegan2.safetensors")
-    assert critic.config == d.config and net.config.decoder == (8, 8)
-    assert (critic.from_rgb.weight - d.from_rgb.weight).abs().max() > 0.5
+    assert discriminator.config == d.config and net.config.decoder == (8, 8)
+    assert (discriminator.from_rgb.weight - d.from_rgb.weight).abs().max() > 0.5
     assert (net.mapping.layers[0].weight - faces.mapping.layers[0].weight).abs().max() > 0.5
 
 
@@ -169,7 +177,7 @@ def test_a_mapping_goes_on_with_the_mapper_of_its_source(atelier, inputs):
     net = load_mmfs(atelier("mmfs-mapping", "--lr", "1e-6"))[0]
     assert net.config.mapper == CALM == start.config.mapper
     assert torch.allclose(net.mapper.position, start.mapper.position, atol=1e-3)
-    bare = inputs / "with_critic.safetensors"
+    bare = inputs / "with_discriminator.safetensors"
     save_mmfs(bare, tiny_mmfs.mmfs(0, None), tiny_mmfs.faces()[1], {"phase": 2})
     made = load_mmfs(atelier("mmfs-mapping", "--source", str(bare), out="new"))[0]
     assert made.config.mapper == MapperConfig(layers=4, hidden=384)
@@ -193,7 +201,8 @@ def test_a_snapshot_of_other_settings_networks_or_pictures_is_refused(atelier, i
     save_stylegan2(other, *tiny_mmfs.faces(7))
     shutil.copytree(inputs / "photos", photos)
     (photos / "00.png").unlink()
-    for further, said in ((["--lr", "1"], "lr was 0.001"), (["--prior", str(other)], "the discriminator was another"),
+    for further, said in ((["--lr", "1"], "lr was 0.001"),
+                          (["--stylegan2", str(other)], "the discriminator was another"),
                           (["--photos", str(photos)], "source faces was another"),
                           (["--exclude", "a"], "the artistic set was another")):
         assert said in atelier("mmfs-stage2", *further, fails=True)
@@ -206,7 +215,7 @@ def test_a_snapshot_of_other_settings_networks_or_pictures_is_refused(atelier, i
 def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
                                  reason="the extra `train` is not installed: pip install .[train]")
-    out = atelier(name, "--steps", "3", "--look-every", "2")
+    out = atelier(name, "--steps", "3", "--preview-every", "2")
     log = out.with_name(f"{name}_log")
     grids = sorted(path.name for path in log.glob("*.jpg"))
     assert grids == [f"{name}_000002.jpg", f"{name}_000003.jpg"]  # every other step, and the last
@@ -214,7 +223,7 @@ def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
         assert grid.width == 4 * PX and grid.height in (3 * PX, 4 * PX)
     found = events.EventAccumulator(str(log)).Reload()
     assert set(found.Tags()["scalars"]) == {f"{name}/{loss}" for loss in LOSSES[name]}
-    history = store.peek(out.with_suffix(".snapshot")).meta["history"]
+    history = store.peek(out.with_suffix(".snapshot")).meta["loss_history"]
     for loss in LOSSES[name] - {"r1", "art_distance"}:
         told = found.Scalars(f"{name}/{loss}")
         assert [e.step for e in told] == [1, 2, 3] and [e.value for e in told] == pytest.approx(history[loss])
@@ -222,11 +231,11 @@ def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
 
 
 def test_stage_2_measures_its_distance_to_the_art(atelier):
-    meta = store.peek(atelier("mmfs-stage2", "--steps", "3", "--look-every", "2")).meta
+    meta = store.peek(atelier("mmfs-stage2", "--steps", "3", "--preview-every", "2")).meta
     assert meta["measured_at"] == [2.0, 3.0] and len(meta["art_distance"]) == 2 and min(meta["art_distance"]) > 0
-    again = store.peek(atelier("mmfs-stage2", "--steps", "3", "--look-every", "2", out="b")).meta
+    again = store.peek(atelier("mmfs-stage2", "--steps", "3", "--preview-every", "2", out="b")).meta
     assert again["art_distance"] == meta["art_distance"]
-    assert store.peek(atelier("mmfs-stage2", "--look-every", "0", out="none")).meta["art_distance"] == []
+    assert store.peek(atelier("mmfs-stage2", "--preview-every", "0", out="none")).meta["art_distance"] == []
 
 
 def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path):
@@ -234,10 +243,10 @@ def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path)
                                  reason="the extra `train` is not installed: pip install .[train]")
     for first, last, value in ((1, 5, 1.0), (4, 6, 2.0)):  # killed at 5, goes on from 3
         t = make("mmfs-stage1")
-        tell = stages.reporter("x", t.stage, tmp_path)
+        report = stages.reporter("x", t.stage, tmp_path)
         for step in range(first, last + 1):
             t.stage.run.step = step
-            tell(Progress(step, 9, {"pixel": value}))
+            report(Progress(step, 9, {"pixel": value}))
     told = events.EventAccumulator(str(tmp_path)).Reload().Scalars("x/pixel")
     assert [(e.step, e.value) for e in told] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
 
@@ -251,7 +260,7 @@ def test_without_tensorboard_training_goes_on(atelier, monkeypatch, caplog):
 
 def test_a_grid_is_filled_row_by_row():
     pictures = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 2, 2)
-    grid = stages.picture_grid(pictures)
+    grid = plots.picture_grid(pictures)
     assert grid.size == (8, 4) and [grid.getpixel((x, 0))[0] for x in (0, 2, 4, 6)] == [0, 51, 102, 153]
     assert [grid.getpixel((x, 2))[0] for x in (0, 2, 4, 6)] == [204, 255, 255, 255]  # white where there is none
 
@@ -260,10 +269,10 @@ def test_a_grid_is_filled_row_by_row():
 @pytest.mark.parametrize("name, option, said", [
     ("mmfs-stage1", "--source", "name the StyleGAN2 file with --source"),
     ("mmfs-stage2", "--art", "name the folder of drawings with --art"),
-    ("mmfs-stage2", "--prior", "name the StyleGAN2 file with --prior"),
+    ("mmfs-stage2", "--stylegan2", "name the StyleGAN2 file with --stylegan2"),
     ("mmfs-mapping", "--source", "name the Stage II file with --source")])
 def test_what_is_not_named_is_asked_for(inputs, tmp_path, caplog, name, option, said):
-    assert cli.main(left_out(arguments(name, inputs, tmp_path / "a.safetensors"), option)) == 1
+    assert main.main(left_out(arguments(name, inputs, tmp_path / "a.safetensors"), option)) == 1
     assert f"atelier train: {said}" in caplog.text and not list(tmp_path.iterdir())
 
 
@@ -284,21 +293,22 @@ def test_settings_that_cannot_be(atelier, tmp_path, name, further, said):
 
 
 @pytest.mark.parametrize("name, option, file, said", [
-    ("mmfs-stage1", "--source", "no_critic.safetensors", "holds no discriminator, which this training needs"),
-    ("mmfs-stage2", "--prior", "no_critic.safetensors", "no_critic.safetensors holds no discriminator"),
+    ("mmfs-stage1", "--source", "no_d.safetensors", "holds no discriminator, which this training needs"),
+    ("mmfs-stage2", "--stylegan2", "no_d.safetensors", "no_d.safetensors holds no discriminator"),
     ("mmfs-mapping", "--source", "bare.safetensors", "bare.safetensors holds no discriminator"),
-    ("stylegan2", "--source", "no_critic.safetensors", "holds no discriminator"),
-    ("mmfs-stage2", "--prior", "larger.safetensors", "the discriminator looks at 128 px and this MMFS draws 64 px"),
+    ("stylegan2", "--source", "no_d.safetensors", "holds no discriminator"),
+    ("mmfs-stage2", "--stylegan2", "larger.safetensors",
+     "the discriminator takes 128 px and this MMFS generates 64 px"),
     ("mmfs-stage1", "--source", "mmfs.safetensors", "mmfs.safetensors"),
     ("mmfs-mapping", "--clip", "wide.safetensors", "the CLIP mapping needs embeddings as wide as the styles")])
 def test_files_that_do_not_do(atelier, inputs, tmp_path, name, option, file, said):
     path = inputs / file
-    if file == "no_critic.safetensors":
+    if file == "no_d.safetensors":
         save_stylegan2(path, tiny_mmfs.faces()[0], None)
     elif file == "larger.safetensors":
         with torch.random.fork_rng([]):
-            larger = StyleGAN2Config((8,) * 6, style=16, mapping_layers=2)
-            save_stylegan2(path, mmfs_recipes.StyleGAN2(larger), mmfs_recipes.Discriminator(larger))
+            larger = StyleGAN2Config((8,) * 6, w_dim=16, mapping_layers=2)
+            save_stylegan2(path, StyleGAN2(larger), Discriminator(larger))
     elif file == "wide.safetensors":
         tiny_clip = tiny.clip()
         store.save(path, tiny_clip.net.state_dict(), "clip", dataclasses.asdict(tiny_clip.config))
@@ -306,12 +316,12 @@ def test_files_that_do_not_do(atelier, inputs, tmp_path, name, option, file, sai
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_an_unreadable_picture_is_named(atelier, inputs, tmp_path):
+def test_an_unreadable_picture_is_named_and_left_out(atelier, inputs, tmp_path, caplog):
     photos = tmp_path / "photos"
     shutil.copytree(inputs / "photos", photos)
     (photos / "05.png").write_bytes(b"no picture")
-    said = atelier("mmfs-stage2", "--photos", str(photos), "--steps", "50", "--look-every", "0", fails=True)
-    assert "05.png cannot be read as a picture" in said
+    atelier("mmfs-stage2", "--photos", str(photos), "--steps", "1", "--preview-every", "0")
+    assert f"1 of 12 pictures under {photos} cannot be read and are left out: 05.png" in caplog.text
 
 
 def test_accelerate_that_is_not_installed_is_asked_for(atelier, monkeypatch):
@@ -321,19 +331,19 @@ def test_accelerate_that_is_not_installed_is_asked_for(atelier, monkeypatch):
 
 def test_the_help_tells_of_the_trainings(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
+        main.main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(name in text for name in STAGES) and "torchrun --nproc_per_node" in text
 
 
 def test_changes_on_top_of_settings():
-    config = cli_mmfs.changed(GanConfig(), "batch=16,lr=0.5,flip=yes")
+    config = changed(GANConfig(), "batch=16,lr=0.5,flip=yes")
     assert (config.batch, config.lr, config.flip) == (16, 0.5, True)
-    assert cli_mmfs.changed(gan.PRIOR, "augment=;flip=no") == dataclasses.replace(gan.PRIOR, augment="", flip=False)
-    assert cli_mmfs.changed(config, "") == config
+    assert changed(gan.STYLEGAN2, "augment=;flip=no") == dataclasses.replace(gan.STYLEGAN2, augment="", flip=False)
+    assert changed(config, "") == config
 
 
 def test_one_process_is_no_team(inputs, tmp_path):
-    options = cli.parser().parse_args(arguments("mmfs-stage1", inputs, tmp_path / "a"))
-    team, device = cli_mmfs.team_and_device(options)
-    assert team is cli_mmfs.SOLO and device == CPU
+    options = main.parser().parse_args(arguments("mmfs-stage1", inputs, tmp_path / "a"))
+    distributed, device = train_mmfs.distributed_and_device(options)
+    assert distributed is train_mmfs.SINGLE_PROCESS and device == CPU

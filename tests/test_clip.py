@@ -1,4 +1,4 @@
-"""CLIP: sizes read off a file, tokenizers, the two ways of preparing a picture, the small model's captions."""
+"""CLIP: sizes read off a file, tokenizers, the ways of preprocessing a picture, the small model's captions."""
 
 import json
 import socket
@@ -8,15 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oneshot_atelier.models import clip as clip_module
-from oneshot_atelier.models.clip import Clip, ClipConfig, WordTokenizer, build, detect
+from oneshot_atelier.models import ops
+from oneshot_atelier.models.features import clip as clip_module
+from oneshot_atelier.models.features import packages
+from oneshot_atelier.models.features.clip import Clip, ClipConfig, WordTokenizer, build, detect
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.train import clip as training
-from oneshot_atelier.train.data import Pool
+from oneshot_atelier.train import small_clip as training
+from oneshot_atelier.train.data import ImageDataset
 
-GOLDEN = ClipConfig(embed=96, image_size=224, patch=32, vision_width=128, vision_layers=5, context=77, vocabulary=49408,
-                    text_width=128, text_layers=2)
+TOLD = golden.load_case("osasis_train").config["clip"]
+GOLDEN = ClipConfig(*(TOLD[name] for name in (
+    "embed_dim", "image_resolution", "vision_patch_size", "vision_width", "vision_layers", "context_length",
+    "vocab_size", "transformer_width", "transformer_layers")))
 
 
 # --- configuration -----------------------------------------------------------------------------------------------
@@ -61,44 +65,88 @@ def test_the_activation_matters():
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
-def test_official_preparation_is_nearest_and_nothing_else():
+def test_the_osasis_preprocessing_is_nearest_and_nothing_else():
     net, x = tiny.clip(), tiny.pictures(2, px=48)
-    found = net.prepare(x)
+    found = net.preprocess(x)
     index = (torch.arange(32) * 48 / 32).long()
     assert torch.equal(found, x[:, :, index][:, :, :, index])
     assert set(found.flatten().tolist()) <= set(x.flatten().tolist())
-    assert torch.equal(net.prepare(found), found)
+    assert torch.equal(net.preprocess(found), found)
 
 
-def test_proper_preparation_smooths_and_normalises():
+def test_the_openai_preprocessing_smooths_and_normalises():
     net = tiny.clip()
     flat = torch.full((1, 3, 48, 48), 0.5)
-    assert torch.allclose(net.prepare(flat, "proper"), torch.full((1, 3, 32, 32), (0.75 - 0.5) / 0.25), atol=1e-5)
+    assert torch.allclose(net.preprocess(flat, "openai"), torch.full((1, 3, 32, 32), (0.75 - 0.5) / 0.25), atol=1e-5)
     board = (torch.arange(128)[:, None] + torch.arange(128)).remainder(2).float() * 2 - 1
-    small = net.prepare(board.expand(1, 3, 128, 128), "proper")[..., 2:-2, 2:-2]
-    assert small.abs().max() < 0.2 and net.prepare(board.expand(1, 3, 128, 128)).abs().min() == 1
+    small = net.preprocess(board.expand(1, 3, 128, 128), "openai")[..., 2:-2, 2:-2]
+    assert small.abs().max() < 0.2 and net.preprocess(board.expand(1, 3, 128, 128)).abs().min() == 1
     same = tiny.pictures(1)
-    assert torch.allclose(net.prepare(same, "proper"), ((same + 1) / 2 - 0.5) / 0.25, atol=1e-6)
+    assert torch.allclose(net.preprocess(same, "openai"), ((same + 1) / 2 - 0.5) / 0.25, atol=1e-6)
 
 
 def test_openai_statistics_are_the_default():
     net = Clip(replace(tiny.CLIP, mean=clip_module.OPENAI_MEAN, std=clip_module.OPENAI_STD))
     grey = torch.tensor(clip_module.OPENAI_MEAN)[:, None, None].expand(1, 3, 32, 32) * 2 - 1
-    assert net.prepare(grey, "proper").abs().max() < 1e-5
+    assert net.preprocess(grey, "openai").abs().max() < 1e-5
 
 
-def test_an_unknown_preparation_is_refused():
-    with pytest.raises(ValueError, match="'best' is no way of preparing.*official.*proper"):
-        tiny.clip().prepare(tiny.pictures(1), "best")
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("source", "target"), [
+    ((64, 64), (32, 32)), ((37, 53), (224, 224)), ((301, 199), (64, 31)), ((17, 200), (33, 41)), ((9, 7), (9, 7)),
+    ((5, 5), (1, 1)), ((1, 3), (4, 2))])
+def test_resizing_and_its_gradient_are_those_of_torch(mode, source, target):
+    """Of random pictures, smaller and larger, of odd sizes; down along one side and up along the other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 2, *source, generator=generator).requires_grad_(True)
+    found = ops.resize(x, target, mode)
+    expected = F.interpolate(x, target, mode=mode, antialias=True, align_corners=False)
+    assert found.shape == expected.shape and (found - expected).abs().max() <= 5e-6
+    weights = torch.randn(found.shape, generator=generator)
+    gradient, expected = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected))
+    assert (gradient - expected).abs().max() <= 5e-6 * max(1.0, float(expected.abs().max()))
 
 
-def test_embeddings_are_of_one_row_each_and_differ_by_preparation():
+# --- packages ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("package", packages.MINIMUM)
+def test_a_missing_package_is_named_with_the_version_that_is_needed(monkeypatch, package):
+    monkeypatch.setattr(packages, "installed_version", lambda name: None)
+    with pytest.raises(ImportError, match=f"{package} could not be imported .*pip install '{package}>=") as error:
+        packages.package_module("no_such_module", package)
+    assert f">={packages.MINIMUM[package]}'" in str(error.value)
+
+
+@pytest.mark.parametrize(("installed", "said"), [("2.31.9", "is too old"), ("2.4", "is too old"), ("2.32", ""),
+                                                 ("2.32.0.dev1", ""), ("2.100", ""), ("3", "")])
+def test_versions_are_compared_as_numbers(monkeypatch, installed, said):
+    monkeypatch.setattr(packages, "installed_version", lambda name: installed)
+    if not said:
+        assert packages.package_module("json", "open_clip_torch") is json
+        return
+    with pytest.raises(ImportError, match=f"open_clip_torch {installed} {said}. .* 2.32 or newer"):
+        packages.package_module("json", "open_clip_torch")
+
+
+def test_a_package_that_breaks_on_import_is_named(tmp_path, monkeypatch):
+    """As a torchvision that was built for another torch does."""
+    (tmp_path / "broken_vision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="lpips could not be imported .operator torchvision::nms .* fits your torch"):
+        packages.package_module("broken_vision", "lpips")
+
+
+def test_an_unknown_preprocessing_is_refused():
+    with pytest.raises(ValueError, match="CLIP preprocessing is 'best'; take one of osasis, openai, mmfs"):
+        tiny.clip().preprocess(tiny.pictures(1), "best")
+
+
+def test_embeddings_are_of_one_row_each_and_differ_by_preprocessing():
     net, x = tiny.clip(), tiny.pictures(3)
     with torch.no_grad():
         found = net.embed(x)
         assert found.shape == (3, 24) and torch.allclose(found[1:2], net.embed(x[1:2]), atol=1e-5)
         assert not torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-2)  # not normalised
-        assert not torch.allclose(found, net.embed(x, "proper"), atol=1e-2)
+        assert not torch.allclose(found, net.embed(x, "openai"), atol=1e-2)
 
 
 def test_gradients_pass_through_to_the_picture():
@@ -183,8 +231,8 @@ def test_the_contrast_has_its_closed_form_and_equal_keys_share_a_match():
 class Oracle:
     """Embeds a picture by its brightness, a text by its class."""
 
-    def embed(self, pictures, preparation):
-        assert preparation == "proper"
+    def embed(self, pictures, preprocessing):
+        assert preprocessing == "openai"
         return F.one_hot((pictures.mean((1, 2, 3)) > 0).long(), 2).float()
 
     def embed_text(self, texts):
@@ -194,6 +242,6 @@ class Oracle:
 def test_zero_shot_accuracy_counts_by_class_and_in_all():
     pictures = torch.tensor([0, 0, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 2, 2)
     labels = torch.tensor([0, 0, 1, 1])
-    pool = Pool(pictures, labels, torch.ones(4))
-    found = training.zero_shot_accuracy(Oracle(), pool, ("night", "day", "none"), batch=3)
+    dataset = ImageDataset(pictures, labels, torch.ones(4))
+    found = training.zero_shot_accuracy(Oracle(), dataset, ("night", "day", "none"), batch=3)
     assert found == {"night": 1.0, "day": 0.5, "all": 0.75}

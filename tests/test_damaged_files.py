@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from oneshot_atelier.models.checkpoints import CheckpointError, read
-from oneshot_atelier.models.checkpoints.records import TensorRef
-from oneshot_atelier.models.checkpoints.unpickle import read_torch
+from oneshot_atelier.models.checkpoints.safe_pickle.reader import read_torch
+from oneshot_atelier.models.checkpoints.safe_pickle.records import TensorRef
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests.hostile_files import one_tensor, torch_zip, write
 
@@ -135,7 +135,7 @@ FOREIGN = {
     "gzip": (gzip.compress(b"x" * 99), "gzip archive"), "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid",
                                                                     "git lfs pull"),
     "text": (b"hello, these are not weights", "no file that this pack knows"),
-    "plain pickle": (pickle.dumps({"state_dict": 1}), "not one of torch.save"),
+    "plain pickle": (pickle.dumps({"state": 1}), "no known model .it begins with state"),
     "safetensors cut": (struct.pack("<Q", 5000) + b'{"a":{"dtype"', "claims a header of 5000"),
 }
 

@@ -1,16 +1,27 @@
-"""Training pictures: reading of every sort of file, the split, pools, random views."""
+"""Training pictures: reading of every sort of file, the split, data sets, random augmentations."""
 
+import contextlib
+import os
+import signal
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import data
-from oneshot_atelier.train.data import Views, find_pictures, pool_of, random_views, read_picture, split, to_unit
+from oneshot_atelier.train.data import (
+    Augmentations,
+    find_pictures,
+    image_dataset,
+    random_augment,
+    read_picture,
+    split,
+    to_unit,
+)
 
 CPU = torch.device("cpu")
 
@@ -106,12 +117,122 @@ def test_pictures_are_found_below_a_folder_in_order_and_none_is_an_error(tmp_pat
         find_pictures(tmp_path / "nowhere")
 
 
+# --- what else lies in folders of pictures -----------------------------------------------------------------------
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_as_pil_does_it(tmp_path, orientation):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[data.ORIENTATION] = orientation
+    path = save(tmp_path / "a.png", picture, exif=exif)
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file)
+    plain = save(tmp_path / "upright.png", upright, exif=Image.Exif())
+    found, expected = read_picture(path, 24), read_picture(plain, 24)
+    assert torch.equal(found, expected) and (orientation == 1) == torch.equal(found, read_picture(
+        save(tmp_path / "b.png", picture), 24))
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"junk" * 20])
+def test_exif_data_that_cannot_be_read_turn_nothing(tmp_path, exif):
+    picture = gradient()
+    found = read_picture(save(tmp_path / "a.jpg", picture, exif=exif, quality=95), 20)
+    assert torch.equal(found, read_picture(save(tmp_path / "b.jpg", picture, quality=95), 20))
+
+
+def test_a_gradient_of_sixteen_bit_grey_keeps_all_its_levels(tmp_path):
+    levels = np.linspace(0, 65535, 64).astype(np.uint16)
+    found = read_picture(save(tmp_path / "a.png", Image.fromarray(np.tile(levels, (64, 1)))), 64)
+    assert found[0, 0].tolist() == (levels >> 8).tolist() and torch.equal(found[0], found[2])
+
+
+def test_what_systems_and_tools_leave_beside_pictures_is_passed_over_without_a_word(tmp_path, caplog):
+    for name in ("a.png", "._a.png", "__MACOSX/a.png", ".ipynb_checkpoints/a-checkpoint.png", "b/.thumbnails/a.png"):
+        save(tmp_path / name, gradient(4, 4), format="PNG")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"] and not caplog.text
+    assert find_pictures(save(tmp_path / ".mine" / "c.png", gradient(4, 4)).parent), "the folder itself may be hidden"
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    """What would wait for ever inside the block fails."""
+    def late(*_):
+        raise AssertionError(f"not done after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_pipes_dead_links_and_folders_are_left_out_and_named(tmp_path, caplog):
+    save(tmp_path / "a.png", gradient(4, 4))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    with at_most(seconds=10):
+        assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert all(name in caplog.text for name in ("3 of 4", "pipe.png", "link.png", "folder.png"))
+
+
+def test_postscript_that_calls_itself_a_png_is_left_out_and_never_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it was run"))
+    save(tmp_path / "a.png", gradient(4, 4))
+    path = save(tmp_path / "drawing.png", gradient(4, 4), format="EPS")
+    with Image.open(path) as file, pytest.raises(pytest.fail.Exception, match="it was run"):
+        file.load()  # PIL alone would
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"] and "drawing.png" in caplog.text
+    with pytest.raises(ValueError, match="drawing.png cannot be read as a picture"):
+        read_picture(path, 4)
+
+
+def cut_off(path):
+    """A JPEG whose header is whole, and nothing else."""
+    save(path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def test_a_cut_off_jpeg_is_left_out_and_named_and_it_takes_all_of_them_to_fail(tmp_path, caplog):
+    bad, good = cut_off(tmp_path / "cut.jpg"), save(tmp_path / "good.jpg", gradient())
+    assert find_pictures(tmp_path) == [bad, good]
+    assert torch.equal(data.read_pictures([bad, good], 8), read_picture(good, 8)[None])
+    assert "left out: " in caplog.text and "cut.jpg" in caplog.text and "good.jpg" not in caplog.text
+    with pytest.raises(ValueError, match="cut.jpg cannot be read as a picture"):
+        data.read_pictures([bad, bad], 8)
+
+
+def test_a_data_set_without_a_picture_that_cannot_be_read_keeps_labels_and_shares(tmp_path):
+    bad = cut_off(tmp_path / "0.jpg")
+    grey = [save(tmp_path / f"{level}.png", Image.new("L", (4, 4), level)) for level in (50, 100, 200)]
+    dataset = image_dataset([([bad, *grey[:2]], 0.5), (grey[2:], 0.5)], 4, CPU, lambda path: int(path.stem))
+    assert dataset.labels.tolist() == dataset.pictures[:, 0, 0, 0].tolist() == [50, 100, 200]
+    assert dataset.weights.tolist() == [0.25, 0.25, 0.5]
+
+
+def text_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "behind them"])
+def test_a_bomb_in_the_text_of_a_png_is_an_error_that_names_the_file(tmp_path, place):
+    path = save(tmp_path / "bomb.png", gradient(8, 8))
+    whole = path.read_bytes()
+    bomb = text_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 200_000_000, 9))
+    path.write_bytes(whole[:place] + bomb + whole[place:])
+    with pytest.raises(ValueError, match="bomb.png cannot be read as a picture: Decompressed data too large"):
+        read_picture(path, 8)
+
+
 # --- the split ---------------------------------------------------------------------------------------------------
 def paths(tmp_path, count, folder):
     return [tmp_path / folder / f"{i:02}.png" for i in range(count)]
 
 
-def test_every_so_many_th_picture_of_each_folder_is_held_out(tmp_path):
+def test_every_nth_picture_of_each_folder_is_held_out(tmp_path):
     both = paths(tmp_path, 7, "a") + paths(tmp_path, 4, "b")
     kept, held = split(both, 3)
     assert [f"{p.parent.name}{p.stem}" for p in held] == ["a02", "a05", "b02"]
@@ -124,52 +245,54 @@ def test_the_split_of_a_folder_does_not_depend_on_the_others(tmp_path):
     assert split(a + b, 4)[1] == split(a, 4)[1] + split(b, 4)[1]
 
 
-# --- pools -------------------------------------------------------------------------------------------------------
-def test_a_pool_draws_its_groups_with_their_shares_and_its_labels(tmp_path):
+# --- data sets ---------------------------------------------------------------------------------------------------
+def test_a_data_set_draws_its_groups_with_their_shares_and_its_labels(tmp_path):
     dark = [save(tmp_path / "dark" / f"{i}.png", Image.new("L", (4, 4), 0)) for i in range(9)]
     light = [save(tmp_path / "light" / "0.png", Image.new("L", (4, 4), 255))]
     groups = [(dark, 0.25), (light, 0.75), ([], 1.0), (dark, 0.0)]
-    pool = pool_of(groups, 4, CPU, lambda path: int(path.parent.name == "light"))
-    assert pool.pictures.shape == (10, 3, 4, 4) and pool.labels.tolist() == [0] * 9 + [1]
-    x, labels = pool.draw(4000, torch.Generator().manual_seed(0))
+    dataset = image_dataset(groups, 4, CPU, lambda path: int(path.parent.name == "light"))
+    assert dataset.pictures.shape == (10, 3, 4, 4) and dataset.labels.tolist() == [0] * 9 + [1]
+    x, labels = dataset.sample(4000, torch.Generator().manual_seed(0))
     assert abs(float(labels.float().mean()) - 0.75) < 0.03 and torch.equal(x.mean((1, 2, 3)), labels * 2.0 - 1)
-    again = pool.draw(4000, torch.Generator().manual_seed(0))[1]
-    assert torch.equal(labels, again) and not torch.equal(labels, pool.draw(4000, torch.Generator().manual_seed(1))[1])
+    again = dataset.sample(4000, torch.Generator().manual_seed(0))[1]
+    other = dataset.sample(4000, torch.Generator().manual_seed(1))[1]
+    assert torch.equal(labels, again) and not torch.equal(labels, other)
 
 
-# --- views -------------------------------------------------------------------------------------------------------
-def views_of(x, views, seed=0):
-    return random_views(x, views, torch.Generator().manual_seed(seed))
+# --- augmentations ----------------------------------------------------------------------------------------------------
+def augmented(x, augmentations, seed=0):
+    return random_augment(x, augmentations, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("views", [Views(), Views(colour=0.5), Views(20, 0.3, 0.2, 1.0, False)])
-def test_views_are_a_function_of_the_seed_and_leave_their_input_alone(views):
+@pytest.mark.parametrize("augmentations", [Augmentations(), Augmentations(colour=0.5),
+                                           Augmentations(20, 0.3, 0.2, 1.0, False)])
+def test_augmentations_are_a_function_of_the_seed_and_leave_their_input_alone(augmentations):
     x = tiny.pictures(6)
     kept = x.clone()
-    first = views_of(x, views)
-    assert torch.equal(first, views_of(x, views)) and not torch.equal(first, views_of(x, views, 1))
+    first = augmented(x, augmentations)
+    assert torch.equal(first, augmented(x, augmentations)) and not torch.equal(first, augmented(x, augmentations, 1))
     assert torch.equal(x, kept) and first.shape == x.shape and first.abs().max() <= 1 + 1e-5
-    assert len({v.numpy().tobytes() for v in views_of(x[:1].expand(6, -1, -1, -1), views)}) == 6
+    assert len({v.numpy().tobytes() for v in augmented(x[:1].expand(6, -1, -1, -1), augmentations)}) == 6
 
 
-def test_no_view_is_the_picture_or_its_mirror_image():
+def test_without_augmentation_a_picture_comes_as_it_is_or_mirrored():
     x = tiny.pictures(16)
-    found = views_of(x, Views(0, 0, 0))
+    found = augmented(x, Augmentations(0, 0, 0))
     mirrored = [torch.allclose(f, p.flip(2), atol=1e-4) for f, p in zip(found, x)]
     assert all(m or torch.allclose(f, p, atol=1e-4) for m, f, p in zip(mirrored, found, x)) and 2 < sum(mirrored) < 14
-    assert torch.allclose(views_of(x, Views(0, 0, 0, flip=False)), x, atol=1e-4)
+    assert torch.allclose(augmented(x, Augmentations(0, 0, 0, flip=False)), x, atol=1e-4)
 
 
-def test_a_rotated_view_keeps_the_middle_and_moves_the_rim():
+def test_a_rotated_picture_keeps_the_middle_and_moves_the_rim():
     x = torch.zeros(1, 3, 33, 33)
     x[..., 16, 16], x[..., 16, 32] = 1, 1
-    found = views_of(x, Views(45, 0, 0, flip=False), 3)
+    found = augmented(x, Augmentations(45, 0, 0, flip=False), 3)
     assert found[0, 0, 16, 16] > 0.9 and found[0, 0, 16, 32] < 0.5
 
 
 def test_the_share_of_recoloured_pictures_and_their_bounds():
     x = tiny.pictures(1).expand(400, -1, -1, -1) * 0.3
-    changed = (views_of(x, Views(0, 0, 0, 0.25, False)) - x).abs().amax((1, 2, 3)) > 1e-3
+    changed = (augmented(x, Augmentations(0, 0, 0, 0.25, False)) - x).abs().amax((1, 2, 3)) > 1e-3
     assert abs(float(changed.float().mean()) - 0.25) < 0.07
     uniform = torch.ones
     grey = torch.zeros(1, 3, 2, 2)

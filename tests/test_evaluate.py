@@ -6,24 +6,27 @@ import pytest
 import torch
 from PIL import Image
 
+from oneshot_atelier.cli import main
+from oneshot_atelier.evaluate import osasis, report, tables
+from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
+from oneshot_atelier.evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
 from oneshot_atelier.models.diffae import mix_codes
-from oneshot_atelier.models.perceptual import EncoderDistance
+from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny, tiny_models
-from oneshot_atelier.train import cli, evaluate, evaluate_osasis, report
-from oneshot_atelier.train.osasis import OsasisConfig
+from oneshot_atelier.train.osasis import OSASISConfig
 
-CONFIG = OsasisConfig(iterations=1, batch=2, bank=2, forward_steps=4, reverse_steps=4, latent_steps=2,
+CONFIG = OSASISConfig(iterations=1, batch=2, cached_content=2, forward_steps=4, reverse_steps=4, latent_steps=2,
                       generate_steps=2, lr=1e-3)
-SETTINGS = evaluate_osasis.Settings(CONFIG, candidates=3, twin_steps=4, encode_steps=4, decode_steps=4, change_point=32)
-TINY = "iterations=1,batch=2,bank=2,forward_steps=4,reverse_steps=4,latent_steps=2,generate_steps=2"
+SETTINGS = osasis.Settings(CONFIG, candidates=3, twin_steps=4, encode_steps=4, decode_steps=4, change_point=32)
+TINY = "iterations=1,batch=2,cached_content=2,forward_steps=4,reverse_steps=4,latent_steps=2,generate_steps=2"
 
 
 @pytest.fixture
 def models():
     diffae = tiny.diffae()
     ddpm = tiny.filled(UNet(tiny.DDPM), 1).eval().requires_grad_(False)
-    return evaluate_osasis.Models(ddpm, evaluate.Judge(tiny.clip(), diffae, EncoderDistance(diffae.encoder)))
+    return osasis.Models(ddpm, Evaluator(tiny.clip(), diffae, EncoderDistance(diffae.encoder)))
 
 
 def save_pictures(folder, count, seed=0):
@@ -36,22 +39,23 @@ def save_pictures(folder, count, seed=0):
 
 def test_every_style_gets_every_variant_and_every_figure(models, tmp_path):
     styles = sorted(save_pictures(tmp_path / "styles", 2, seed=5).iterdir())
-    results = evaluate_osasis.evaluate(models, tiny.pictures(2), styles, SETTINGS, tmp_path / "out", lambda text: None)
+    results = osasis.evaluate(models, tiny.pictures(2), styles, SETTINGS, tmp_path / "out")
     assert len(results["styles"]) == 2 and len(list((tmp_path / "out").glob("*.png"))) == 2
     for rows in [*results["styles"].values(), results["mean"]]:
-        assert set(rows) == {"photos", *evaluate_osasis.VARIANTS}
+        assert set(rows) == {"photos", *osasis.VARIANTS}
         assert all(torch.isfinite(torch.tensor(list(values.values()))).all() for values in rows.values())
-        assert rows["photos"]["edges"] == pytest.approx(1) and rows["photos"]["structure"] == pytest.approx(0, abs=1e-6)
+        assert rows["photos"]["edge_agreement"] == pytest.approx(1)
+        assert rows["photos"]["structure_distance"] == pytest.approx(0, abs=1e-6)
     one, two = results["styles"].values()
-    name = "codes swapped, SPN"
-    assert results["mean"][name]["colour"] == pytest.approx((one[name]["colour"] + two[name]["colour"]) / 2)
+    mean, one, two = (r["codes swapped, SPN"]["colour_distance"] for r in (results["mean"], one, two))
+    assert mean == pytest.approx((one + two) / 2)
 
 
 def test_the_variants_are_really_different(models):
     photos = tiny.pictures(2)
     style = tiny.pictures(1, seed=7)
-    rows, pictures = evaluate_osasis.evaluate_style(models, photos, style, SETTINGS, tell=lambda text: None)
-    shown = dict(zip(evaluate_osasis.VARIANTS, pictures[1:]))
+    rows, pictures = osasis.evaluate_style(models, photos, style, SETTINGS)
+    shown = dict(zip(osasis.VARIANTS, pictures[1:]))
     for a in shown:
         for b in shown:
             assert a == b or not torch.equal(shown[a][1:], shown[b][1:]), (a, b)
@@ -61,7 +65,7 @@ def test_the_codes_of_a_variant_are_what_its_name_says():
     model, content, style = tiny.diffae(), torch.zeros(2, tiny.WIDTH), torch.ones(1, tiny.WIDTH)
 
     def levels(how):
-        return [float(code.mean()) for code in evaluate_osasis.codes_for(how, model, content, style, change_point=32)]
+        return [float(code.mean()) for code in osasis.codes_for(how, model, content, style, change_point=32)]
     assert levels("mix") == [1, 0, 0] and levels("swap") == [0, 1, 1]
     assert levels("content") == [0, 0, 0] and levels("style") == [1, 1, 1]
     assert len(mix_codes(content, style, (1, 0, 0))) == 3
@@ -69,20 +73,19 @@ def test_the_codes_of_a_variant_are_what_its_name_says():
 
 def test_the_twin_is_the_best_of_the_candidates(models):
     style = tiny.pictures(1, seed=7)
-    with torch.no_grad():
-        twin, scores = evaluate_osasis.twin_of(models, style, SETTINGS)
-    best = 10 * (twin - style).abs().mean() + models.judge.perceptual(twin, style)[0]
+    twin, scores = osasis.best_twin(models, style, SETTINGS)
+    best = 10 * (twin - style).abs().mean() + models.evaluator.perceptual(twin, style)[0]
     assert scores.tolist() == sorted(scores.tolist()) and float(scores[0]) == pytest.approx(float(best), rel=1e-5)
 
 
 def test_one_style_is_taken_of_each_class_folder(tmp_path):
     paths = [tmp_path / "oil" / "a.png", tmp_path / "oil" / "b.png", tmp_path / "ink" / "c.png"]
-    assert evaluate.first_of_each(tmp_path, paths) == [paths[0], paths[2]]
+    assert tables.first_of_each(tmp_path, paths) == [paths[0], paths[2]]
     flat = [tmp_path / "a.png", tmp_path / "b.png"]
-    assert evaluate.first_of_each(tmp_path, flat) == flat
+    assert tables.first_of_each(tmp_path, flat) == flat
 
 
-def test_z_against_noise_counts_who_decides(models):
+def test_the_ablation_of_z_and_x_T_counts_which_of_them_decides(models):
     """A decoder that shows the code alone gives z everything; one that shows the noise alone gives it nothing."""
     class ByCode:
         image_size = tiny.PX
@@ -98,66 +101,96 @@ def test_z_against_noise_counts_who_decides(models):
             return noise
 
     x = torch.rand(4, 3, tiny.PX, tiny.PX) * torch.linspace(0.1, 1, 4)[:, None, None, None]
-    numbers, _ = report.who_decides(ByCode(), x, seeds=3)
+    numbers, _ = report.z_vs_xT_ablation(ByCode(), x, seeds=3)
     assert numbers["right z"] == 1 and numbers["same z, other x_T"] < 1e-6 < numbers["other z, same x_T"]
-    numbers, _ = report.who_decides(ByNoise(), x, seeds=3)
+    numbers, _ = report.z_vs_xT_ablation(ByNoise(), x, seeds=3)
     assert numbers["right x_T"] == 1 and numbers["other z, same x_T"] < 1e-6 < numbers["same z, other x_T"]
 
 
 # --- what both methods are measured by ------------------------------------------------------------------------------
+def preservation(evaluator, photos, results):
+    return means(Comparison.of(evaluator, photos, results), CONTENT_PRESERVATION)
+
+
+def similarity(evaluator, photos, results, style, start):
+    return means(Comparison.of(evaluator, photos, results, style, start), STYLE_SIMILARITY)
+
+
 def test_a_photo_keeps_all_of_itself_and_the_style_picture_has_all_of_its_style(models):
-    photos, judge = tiny.pictures(3), models.judge
-    kept = evaluate.kept(judge, photos, photos)
-    assert kept == pytest.approx({"edges": 1, "structure": 0, "identity": 0, "recognised": 1}, abs=1e-5)
-    assert evaluate.kept(judge, photos, photos.flip(0))["recognised"] == pytest.approx(1 / 3)  # the middle one
-    style, source = photos[:1], judge.embed(photos[2:])
-    found = evaluate.taken_over(judge, photos[1:2], style, style, source)
-    perfect = {"likeness": 1, "colour": 0, "texture": 0, "patches": 1, "nearest": 1}
+    photos, evaluator = tiny.pictures(3), models.evaluator
+    assert preservation(evaluator, photos, photos) == pytest.approx(
+        {"edge_agreement": 1, "structure_distance": 0, "identity_distance": 0, "retrieval_accuracy": 1}, abs=1e-5)
+    turned = preservation(evaluator, photos, photos.flip(0))
+    assert turned["retrieval_accuracy"] == pytest.approx(1 / 3)  # the middle one
+    style, start = photos[:1], evaluator.embed(photos[2:])
+    found = similarity(evaluator, photos[1:2], style, style, start)
+    perfect = {"clip_similarity": 1, "colour_distance": 0, "texture_distance": 0, "patch_projection": 1,
+               "patch_similarity": 1}
     assert found == pytest.approx(found | perfect, abs=1e-5)
-    other = evaluate.taken_over(judge, photos[1:2], photos[1:2], style, source)
-    assert other["direction"] == 0 and other["patches"] < 0.99 and other["nearest"] < 0.99 and other["colour"] > 0.01
+    other = similarity(evaluator, photos[1:2], photos[1:2], style, start)
+    assert other["clip_direction"] == 0 and other["patch_projection"] < 0.99 and other["patch_similarity"] < 0.99
+    assert other["colour_distance"] > 0.01
 
 
 def test_the_direction_begins_where_it_is_said_to(models):
-    photo, style, start = tiny.pictures(3).split(1)
-    found = evaluate.taken_over(models.judge, start, style, style, models.judge.embed(start))
-    assert found["direction"] == pytest.approx(1, abs=1e-5)
-    assert evaluate.taken_over(models.judge, photo, style, style, models.judge.embed(start))["direction"] < 0.99
+    (photo, style, start), evaluator = tiny.pictures(3).split(1), models.evaluator
+    found = similarity(evaluator, start, style, style, evaluator.embed(start))
+    assert found["clip_direction"] == pytest.approx(1, abs=1e-5)
+    assert similarity(evaluator, photo, style, style, evaluator.embed(start))["clip_direction"] < 0.99
 
 
 def test_pictures_of_any_size_are_compared_at_one(models):
     seen = []
-    judge = evaluate.Judge(models.judge.clip, models.diffae, lambda a, b: seen.append((a.shape, b.shape)))
-    judge.differ(tiny.pictures(2, px=128), tiny.pictures(2, px=64))
+    evaluator = Evaluator(models.evaluator.clip, models.diffae, lambda a, b: seen.append((a.shape, b.shape)))
+    evaluator.perceptual_distance(tiny.pictures(2, px=128), tiny.pictures(2, px=64))
     assert seen == [((2, 3, tiny.PX, tiny.PX),) * 2]
     large = tiny.pictures(2, px=128)
-    assert evaluate.kept(judge, large, judge.sized(large))["edges"] == pytest.approx(1, abs=1e-5)
+    assert preservation(evaluator, large, evaluator.sized(large))["edge_agreement"] == pytest.approx(1, abs=1e-5)
 
 
-def test_dino_tells_the_structure_where_there_is_one(models):
-    class Dino(torch.nn.Module):
+def test_the_structure_network_tells_the_structure_where_there_is_one(models):
+    class Keys(torch.nn.Module):
         def keys(self, x):  # the left half alone
             return x[..., :tiny.PX // 2].flatten(2).transpose(1, 2)
 
     photos, changed = tiny.pictures(2), tiny.pictures(2)
     changed[..., tiny.PX // 2:] = tiny.pictures(2, seed=3)[..., tiny.PX // 2:]
-    plain = models.judge
-    sees = evaluate.Judge(plain.clip, plain.diffae, plain.perceptual, Dino())
-    assert evaluate.kept(plain, photos, changed)["structure"] > 1e-4
-    assert evaluate.kept(sees, photos, changed)["structure"] == 0
-    assert evaluate.kept(sees, photos, changed.flip(3))["structure"] > 1e-4
+    plain = models.evaluator
+    half = Evaluator(plain.clip, plain.diffae, plain.perceptual, Keys())
+    assert preservation(plain, photos, changed)["structure_distance"] > 1e-4
+    assert preservation(half, photos, changed)["structure_distance"] == 0
+    assert preservation(half, photos, changed.flip(3))["structure_distance"] > 1e-4
+
+
+def test_features_are_computed_once_in_chunks_and_of_8_bit_pictures_too(models, monkeypatch):
+    calls, real = [], models.evaluator.clip.embed
+    monkeypatch.setattr(models.evaluator.clip, "embed", lambda x, how: calls.append(len(x)) or real(x, how))
+    photos = tiny.pictures(70)
+    seen = PictureFeatures(models.evaluator, photos)
+    first = Comparison(seen, seen, PictureFeatures(models.evaluator, photos[:1]), torch.zeros(1, 24))
+    for _ in range(2):
+        means(first, ("clip_direction", "clip_similarity"))
+    assert sorted(calls) == [1, 6, 64]
+    stored = PictureFeatures(models.evaluator, ((photos + 1) * 127.5).round().byte())
+    assert torch.allclose(stored.embeddings, seen.embeddings, atol=0.05) and stored.sized.dtype == torch.float32
+
+
+def test_unequal_batches_are_no_comparison(models):
+    with pytest.raises(ValueError, match="3 photos but 2 results"):
+        Comparison.of(models.evaluator, tiny.pictures(3), tiny.pictures(2))
 
 
 def test_a_table_leaves_out_what_a_row_does_not_have():
-    rows = {"photos": {"edges": 1.0}, "result": {"edges": 0.5, "diversity": 0.25}}
-    assert evaluate.table(rows).splitlines() == ["| | edges | diversity |", "|---|---|---|", "| photos | 1.000 |  |",
-                                                 "| result | 0.500 | 0.250 |"]
+    rows = {"photos": {"edge_agreement": 1.0}, "result": {"edge_agreement": 0.5, "diversity": 0.25}}
+    assert tables.table(rows).splitlines() == [
+        "| | edge agreement | diversity |", "|---|---|---|", "| photos | 1.000 |  |", "| result | 0.500 | 0.250 |"]
 
 
 def test_both_methods_stand_in_one_table():
-    osasis, mmfs = ({"photos": {"edges": e}, "made": {"edges": e}} for e in (0.25, 0.5))
-    assert evaluate.beside(osasis, mmfs) == {"photos": {"edges": 0.5}, "OSASIS: made": {"edges": 0.25},
-                                             "MMFS: made": {"edges": 0.5}}
+    osasis, mmfs = ({"photos": {"edge_agreement": e}, "made": {"edge_agreement": e}} for e in (0.25, 0.5))
+    assert tables.beside(osasis, mmfs) == {
+        "photos": {"edge_agreement": 0.5}, "OSASIS: made": {"edge_agreement": 0.25},
+        "MMFS: made": {"edge_agreement": 0.5}}
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -165,7 +198,7 @@ def test_evaluate_from_the_command_line(tmp_path, capsys):
     files = tiny_models.write(tmp_path)
     photos, styles = save_pictures(tmp_path / "photos", 2), save_pictures(tmp_path / "styles" / "oil", 3, 4).parent
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
-    status = cli.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
+    status = main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
                        f"--out={tmp_path / 'out'}", *models, "--device=cpu", "--candidates=2", "--encode-steps=4",
                        "--decode-steps=4", f"--set={TINY}"])
     out = capsys.readouterr().out
@@ -181,7 +214,7 @@ def test_evaluate_from_the_command_line(tmp_path, capsys):
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, caplog, arguments, said):
     files, folder = tiny_models.write(tmp_path), save_pictures(tmp_path / "photos", 1)
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
-    status = cli.main(["evaluate", "--method=osasis", f"--photos={folder}", f"--styles={folder}", *models,
+    status = main.main(["evaluate", "--method=osasis", f"--photos={folder}", f"--styles={folder}", *models,
                        "--device=cpu", *arguments])
     assert status == 1 and said in caplog.text and "Traceback" not in caplog.text
 
@@ -191,6 +224,6 @@ def test_training_from_the_command_line_goes_on_where_it_stopped(tmp_path, caplo
     photos, out = save_pictures(tmp_path / "photos" / "set", 4).parent, tmp_path / "ddpm.safetensors"
     arguments = ["train", "ddpm", f"--photos={photos}", f"--out={out}", "--size=64", "--batch=1", "--device=cpu",
                  "--precision=float32", "--log-every=1"]
-    assert cli.main([*arguments, "--steps=1"]) == 0 and out.exists()
-    assert cli.main([*arguments, "--steps=2"]) == 0
-    assert "goes on from step 1" in caplog.text
+    assert main.main([*arguments, "--steps=1"]) == 0 and out.exists()
+    assert main.main([*arguments, "--steps=2"]) == 0
+    assert "resumes at step 1" in caplog.text

@@ -8,23 +8,22 @@ import torch
 from PIL import Image
 from torch import nn
 
+from oneshot_atelier.cli import main
+from oneshot_atelier.evaluate import mmfs as E
+from oneshot_atelier.evaluate.evaluator import Evaluator
+from oneshot_atelier.evaluate.registry import METRICS
+from oneshot_atelier.models.features.encoder import EncoderDistance, EncoderKeys
 from oneshot_atelier.models.loading import load_clip, load_diffae, save_mmfs
-from oneshot_atelier.models.perceptual import EncoderDistance, EncoderKeys
+from oneshot_atelier.models.mmfs import clip_fingerprint
 from oneshot_atelier.tests import tiny, tiny_mmfs, tiny_models
 from oneshot_atelier.tests.test_evaluate import TINY, save_pictures
-from oneshot_atelier.train import cli, evaluate
-from oneshot_atelier.train import evaluate_mmfs as E
-from oneshot_atelier.train.data import to_bytes
+from oneshot_atelier.train.data import read_pictures, to_bytes
 from oneshot_atelier.train.fewshot import FewShotConfig
 
 PX = tiny_mmfs.PX
-CONFIG = FewShotConfig(iterations=2, batch=2, lr=1e-2, average=0.0)
+CONFIG = FewShotConfig(iterations=2, batch=2, lr=1e-2, ema_decay=0.0)
 SETTINGS = E.Settings(CONFIG, styles=4, batch=2)
 FINE_TUNED = (E.WITHOUT, E.AFTER)
-
-
-def silent(text):
-    """Tells nobody."""
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +32,16 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(files):
+def evaluator(files):
     diffae = load_diffae(files / "diffae.safetensors")
-    return evaluate.Judge(load_clip(files / "clip.safetensors"), diffae, EncoderDistance(diffae.encoder))
+    return Evaluator(load_clip(files / "clip.safetensors"), diffae, EncoderDistance(diffae.encoder))
 
 
 @pytest.fixture
-def models(judge):
+def models(evaluator):
     net = tiny_mmfs.mmfs().eval().requires_grad_(False)
-    return E.Models(net, EncoderKeys(judge.diffae.encoder, tiny_models.PX), to_bytes(tiny.pictures(4, 9, PX)), judge)
+    structure_net = EncoderKeys(evaluator.diffae.encoder, tiny_models.PX)
+    return E.Models(net, structure_net, to_bytes(tiny.pictures(4, 9, PX)), evaluator)
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def styles(tmp_path):
 photos = tiny.pictures(3, px=PX)
 
 
-def lesson(models, **given):
-    """The first of the lessons of `styles` or `prompts`."""
-    lessons = E.read_lessons(models, photos, given.get("styles", ()), given.get("prompts", ()), CONFIG)
-    return (lessons["one_shot"] + lessons["zero_shot"])[0]
+def task(models, **given):
+    """The first of the tasks of `styles` or `prompts`."""
+    tasks = E.read_tasks(models, photos, given.get("styles", ()), given.get("prompts", ()), CONFIG)
+    return (tasks["one_shot"] + tasks["zero_shot"])[0]
 
 
 # --- random styles -------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_random_styles_are_of_the_seed_and_one_a_picture(models):
 
 
 def test_batches_make_no_difference(models):
-    codes = models.net.styles(torch.randn(3, models.net.config.style))
+    codes = models.net.styles(torch.randn(3, models.net.config.w_dim))
     whole = E.stylize(models.net, photos, codes, replace(SETTINGS, batch=8))
     assert torch.allclose(E.stylize(models.net, photos, codes, replace(SETTINGS, batch=1)), whole, atol=1e-5)
 
@@ -89,20 +89,19 @@ def test_styles_that_make_no_difference_are_not_diverse(models):
 def test_the_art_is_nearer_to_itself_than_photos_are(models, tmp_path):
     art = sorted(save_pictures(tmp_path / "art", 40, seed=3).iterdir())
     rows = E.evaluate_random(models, tiny.pictures(20, 8, PX), art, SETTINGS)[0]
-    found = {name: values["art distance"] for name, values in rows.items()}
+    found = {name: values["art_distance"] for name, values in rows.items()}
     assert set(found) == {"photos", E.RANDOM, E.HALVES} and 0 < found[E.HALVES] < min(found["photos"], found[E.RANDOM])
-    embedded = E.embed_art(models.judge, art, PX)
-    same = [tiny.pictures(40, 3)]
-    assert E.art_distances(models.judge, {"same": same}, embedded)["same"] < 0.05 * found["photos"]
+    same = E.art_distances(models.evaluator, {"same": tiny.pictures(40, 3)}, read_pictures(art, PX))["same"]
+    assert same["art_distance"] < 0.05 * found["photos"]
 
 
 # --- styles that are learned ---------------------------------------------------------------------------------------
 def test_before_fine_tuning_the_mapping_alone_draws(models, styles):
-    net, first = models.net, lesson(models, styles=styles)
+    net, first = models.net, task(models, styles=styles)
     pictures = []
-    E.evaluate_lesson(models, photos, replace(first, measure=lambda x: pictures.append(x) or {}), SETTINGS, silent)
-    seen = models.judge.clip.prepare_file(first.target.pictures[0])
-    w = net.styles_of(models.judge.clip.look(seen)[0])
+    E.evaluate_task(models, photos, replace(first, measure=lambda x: pictures.append(x) or {}), SETTINGS)
+    seen = models.evaluator.clip.preprocess_file(first.reference.pictures[0])
+    w = net.styles_of(models.evaluator.clip.encode_with_tokens(seen)[0])
     assert torch.allclose(pictures[1], E.stylize(net, photos, w, SETTINGS), atol=1e-6)
     assert torch.equal(pictures[0], photos)
     for a in range(4):
@@ -112,35 +111,36 @@ def test_before_fine_tuning_the_mapping_alone_draws(models, styles):
 
 def test_the_model_stays_as_it_is(models, styles):
     before = tiny.copy_of(models.net)
-    E.evaluate_lesson(models, photos, lesson(models, styles=styles), SETTINGS, silent)
+    E.evaluate_task(models, photos, task(models, styles=styles), SETTINGS)
     assert tiny.same(before, models.net.state_dict())
 
 
 def test_projection_is_left_out_where_it_means_nothing(models, styles):
-    pictures, words = lesson(models, styles=styles), lesson(models, prompts=["drawing"])
-    assert [w.projection for w in E.ways_of(pictures, CONFIG).values()] == [0, 100]
-    assert list(E.ways_of(words, CONFIG)) == [E.AFTER]
-    assert list(E.ways_of(pictures, replace(CONFIG, projection=0.0))) == [E.AFTER]
+    pictures, words = task(models, styles=styles), task(models, prompts=["drawing"])
+    assert [c.projection_weight for c in E.configs_of(pictures, CONFIG).values()] == [0, 100]
+    assert list(E.configs_of(words, CONFIG)) == [E.AFTER]
+    assert list(E.configs_of(pictures, replace(CONFIG, projection_weight=0.0))) == [E.AFTER]
 
 
-def test_a_picture_called_by_its_prompt_is_named(models, monkeypatch):
-    """With embeddings of pictures and words given, every figure of words is known."""
+def test_a_picture_whose_nearest_text_is_its_prompt_counts(models, monkeypatch):
+    """With embeddings of pictures and texts given, every figure of texts is known."""
     words = {"drawing": [1.0, 0.0], "face": [0.0, 1.0], "photo": [-1.0, 0.0]}
     results = torch.zeros(2, 3, PX, PX)
-    monkeypatch.setattr(models.judge.clip, "embed_text", lambda texts: torch.tensor([words[t] for t in texts]) * 3)
-    first = E.word_lessons(models, photos[:2], ["drawing", "face"], "photo")[0]
+    monkeypatch.setattr(models.evaluator.clip, "embed_text", lambda texts: torch.tensor([words[t] for t in texts]) * 3)
+    first = E.text_tasks(models, photos[:2], ["drawing", "face"], "photo")[0]
     given = {photos[:2].data_ptr(): [[-2.0, 0.0], [-2.0, 0.0]], results.data_ptr(): [[3.0, 0.0], [0.0, 5.0]]}
-    monkeypatch.setattr(models.judge.clip, "embed", lambda x, how: torch.tensor(given[x.data_ptr()]))
-    monkeypatch.setattr(evaluate.Judge, "sized", lambda self, x: x)
-    monkeypatch.setattr(E, "kept", lambda *a: {})
+    monkeypatch.setattr(models.evaluator.clip, "embed", lambda x, how: torch.tensor(given[x.data_ptr()]))
+    monkeypatch.setattr(Evaluator, "sized", lambda self, x: x)
+    monkeypatch.setattr(E, "CONTENT_PRESERVATION", ())
     assert first.measure(results) == pytest.approx(
-        {"direction": (1 + 0.5 ** 0.5) / 2, "agreement": 0.5, "named": 0.5}, abs=1e-6)
+        {"clip_direction": (1 + 0.5 ** 0.5) / 2, "prompt_similarity": 0.5, "prompt_accuracy": 0.5}, abs=1e-6)
 
 
-def test_everything_is_measured_and_written(models, styles, tmp_path):
-    told, out = [], tmp_path / "out"
-    lessons = E.read_lessons(models, photos, styles, ["drawing", "face drawing"], CONFIG)
-    report = E.evaluate(models, photos, lessons, styles * 2, SETTINGS, out, told.append)
+def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    tasks = E.read_tasks(models, photos, styles, ["drawing", "face drawing"], CONFIG)
+    report = E.evaluate(models, photos, tasks, styles * 2, SETTINGS, out)
     assert json.loads((out / "mmfs.json").read_text()) == json.loads(json.dumps(report))
     assert {p.name for p in out.glob("*.png")} == {
         "mmfs_random.png", "mmfs_styles_00.png", "mmfs_styles_01.png", "mmfs_drawing.png", "mmfs_face_drawing.png"}
@@ -149,15 +149,23 @@ def test_everything_is_measured_and_written(models, styles, tmp_path):
     assert set(report["one_shot"]) == {"styles_00", "styles_01"} and set(report["zero_shot"]) == {"drawing",
                                                                                                    "face drawing"}
     for rows in (*report["one_shot"].values(), report["one_shot_mean"]):
-        assert list(rows) == ["photos", E.BEFORE, *FINE_TUNED] and rows["photos"]["recognised"] == 1
+        assert list(rows) == ["photos", E.BEFORE, *FINE_TUNED] and rows["photos"]["retrieval_accuracy"] == 1
     for rows in (*report["zero_shot"].values(), report["zero_shot_mean"]):
         assert list(rows) == ["photos", E.BEFORE, E.AFTER]
     tables = [report["random"], report["one_shot_mean"], report["zero_shot_mean"]]
     figures = [value for rows in tables for values in rows.values() for value in values.values()]
     assert torch.isfinite(torch.tensor(figures)).all()
-    assert {f for rows in tables for values in rows.values() for f in values} == set(evaluate.LEGEND)
-    assert sum(text.startswith("fine-tuned, projection") for text in told) == 4
-    assert sum(text.startswith("fine-tuned: loss") for text in told) == 2
+    assert {f for rows in tables for values in rows.values() for f in values} == set(METRICS) - {"psnr", "ssim"}
+    assert sum(text.startswith("fine-tuned, projection_weight") for text in caplog.messages) == 4
+    assert sum(text.startswith("fine-tuned: loss") for text in caplog.messages) == 2
+
+
+def test_a_seed_and_a_photo_decide_a_random_style(models):
+    """Photo i of three has the w+ code of photo i of one more; styles, photos and seeds never share one."""
+    three, four = (E.random_w(models.net, 1, count, seed=5) for count in (3, 4))
+    assert torch.allclose(three, four[:3], atol=1e-5)
+    codes = torch.cat([E.random_w(models.net, style, 3, seed) for style in (0, 1) for seed in (5, 6)])[:, 0]
+    assert len(torch.unique(codes, dim=0)) == 12
 
 
 def test_two_random_styles_are_needed():
@@ -172,7 +180,7 @@ def arguments(files, tmp_path, *more):
     styles = save_pictures(tmp_path / "styles" / "oil", 2, 4).parent
     networks = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip", "mmfs", "stylegan2")]
     return ["evaluate", f"--photos={photo_folder}", f"--styles={styles}", f"--out={tmp_path / 'out'}", *networks,
-            "--device=cpu", "--mmfs-set=iterations=1,batch=2,bank=2", "--prompts=drawing, face,drawing,",
+            "--device=cpu", "--mmfs-set=iterations=1,batch=2,cached_content=2", "--prompts=drawing, face,drawing,",
             "--random-styles=2", "--candidates=2", "--encode-steps=4", "--decode-steps=4", f"--set={TINY}", *more]
 
 
@@ -180,7 +188,7 @@ def test_both_methods_from_the_command_line(files, tmp_path, capsys):
     save_pictures(tmp_path / "art" / "ink", 5)
     save_pictures(tmp_path / "art" / "vector_a", 2)
     given = arguments(files, tmp_path, f"--art={tmp_path / 'art'}", "--exclude=vector_*,none")
-    assert cli.main(given) == 0
+    assert main.main(given) == 0
     out = capsys.readouterr().out
     beside = out[out.index("== OSASIS beside MMFS"):]
     assert "| OSASIS: mixed codes, SPN |" in beside and f"| MMFS: {E.AFTER} |" in beside and "(no LPIPS)" in beside
@@ -192,10 +200,19 @@ def test_both_methods_from_the_command_line(files, tmp_path, capsys):
 def test_mmfs_alone_on_given_faces_and_without_words(files, tmp_path, capsys):
     given = arguments(files, tmp_path, "--method=mmfs", f"--faces={tmp_path / 'photos'}", "--prompts=",
                       "--stylegan2=/nowhere", "--ddpm=/nowhere")
-    assert cli.main(given) == 0
+    assert main.main(given) == 0
     out = capsys.readouterr().out
     assert "OSASIS beside" not in out and "zero-shot" not in out and "art distance |" not in out
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("known", ["", "its own", "of another CLIP"])
+def test_a_mapping_of_another_clip_is_told(files, tmp_path, caplog, known):
+    clip = clip_fingerprint(load_clip(files / "clip.safetensors")) if known == "its own" else known
+    save_mmfs(tmp_path / "mapped.safetensors", tiny_mmfs.mmfs(), None, {"phase": 3, "clip": clip})
+    given = arguments(files, tmp_path, "--method=mmfs", f"--mmfs={tmp_path / 'mapped.safetensors'}")
+    assert main.main([*given, "--faces=/nowhere"]) == 1 and "no picture" in caplog.text  # ends it early
+    assert ("trained with another CLIP" in caplog.text) == (known == "of another CLIP")
 
 
 @pytest.mark.parametrize("more, said", [
@@ -206,16 +223,16 @@ def test_mmfs_alone_on_given_faces_and_without_words(files, tmp_path, capsys):
     (["--set=spn=some"], "spn is 'some'")])  # OSASIS comes second, and its mistakes are found first all the same
 def test_mistakes_are_found_before_anything_long(files, tmp_path, caplog, monkeypatch, more, said):
     monkeypatch.setattr(E, "random_styles", None)
-    assert cli.main(arguments(files, tmp_path, *more)) == 1
+    assert main.main(arguments(files, tmp_path, *more)) == 1
     assert said in caplog.text and "Traceback" not in caplog.text and not (tmp_path / "out").exists()
 
 
 def test_models_and_pictures_that_will_not_do(files, tmp_path, caplog):
     save_mmfs(tmp_path / "bare.safetensors", tiny_mmfs.mmfs(mapper=None), None, {"phase": 2})
     given = arguments(files, tmp_path, "--method=mmfs")
-    assert cli.main([*given, f"--mmfs={tmp_path / 'bare.safetensors'}"]) == 1 and "no CLIP mapping" in caplog.text
+    assert main.main([*given, f"--mmfs={tmp_path / 'bare.safetensors'}"]) == 1 and "no CLIP mapping" in caplog.text
     Image.new("RGB", (PX, PX), "teal").save(tmp_path / "styles" / "oil" / "00.png")
-    assert cli.main(given) == 1 and "one flat colour" in caplog.text
+    assert main.main(given) == 1 and "one flat colour" in caplog.text
     given = [*given, "--only=01", f"--art={tmp_path / 'styles'}"]
-    assert cli.main(given) == 1 and "2 photos and 4 drawings; there are 2 and 2" in caplog.text
-    assert cli.main([*given, "--exclude=o*"]) == 1 and "leaves no drawing" in caplog.text
+    assert main.main(given) == 1 and "2 photos and 4 drawings; there are 2 and 2" in caplog.text
+    assert main.main([*given, "--exclude=o*"]) == 1 and "leaves no drawing" in caplog.text

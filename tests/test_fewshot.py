@@ -1,4 +1,4 @@
-"""Few-shot fine-tuning of MMFS: what is trained, determinism, exact resume, cancel, targets, source faces, sessions."""
+"""Few-shot fine-tuning of MMFS: what is trained, exact resume, cancel, references, source faces, sessions."""
 
 import json
 from dataclasses import asdict, replace
@@ -8,36 +8,38 @@ import torch
 import torch.nn.functional as F
 
 from oneshot_atelier.models.checkpoints import CheckpointError
+from oneshot_atelier.models.features.encoder import EncoderKeys
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
-from oneshot_atelier.models.mmfs_style import fingerprint, styled
-from oneshot_atelier.models.perceptual import EncoderKeys
+from oneshot_atelier.models.rng import seeded
+from oneshot_atelier.models.style import fingerprint, styled
 from oneshot_atelier.models.stylegan2 import StyleGAN2, StyleGAN2Config
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.train import fewshot, guidance, source_faces
-from oneshot_atelier.train.fewshot import FewShotConfig, Samples, Target, tune_mmfs
-from oneshot_atelier.train.loop import seeded, snapshot
-from oneshot_atelier.train.source_faces import Source
+from oneshot_atelier.train import fewshot, losses, source_faces
+from oneshot_atelier.train.fewshot import FewShotConfig, Reference, tune_mmfs
+from oneshot_atelier.train.loop import Checkpointing, Hooks, snapshot
+from oneshot_atelier.train.presets import MMFS_PRESETS
+from oneshot_atelier.train.source_faces import FaceNetworks, Samples, Source
 
-MODEL = MMFSConfig((8, 16, 24), (24, 16, 8), style=tiny.CLIP.embed, mapping_layers=2, mapper=MapperConfig(2, 32))
+MODEL = MMFSConfig((8, 16, 24), (24, 16, 8), w_dim=tiny.CLIP.embed, mapping_layers=2, mapper=MapperConfig(2, 32))
 CONFIG = FewShotConfig(iterations=4, batch=4, lr=1e-2, seed=3)
-WORDS = Target("red cartoon")
+TEXT = Reference("red cartoon")
 
 
 class Stop(Exception):
-    """Raised by a callback, as a cancelled prompt does."""
+    """Raised by a hook, as a cancelled prompt does."""
 
 
 def mmfs(seed=0, config=MODEL):
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, "weights"):
         return MMFS(config).eval().requires_grad_(False)
 
 
 def stylegan2():
-    with seeded(5, torch.device("cpu")):
+    with seeded(5, "weights"):
         return StyleGAN2(StyleGAN2Config((8, 8, 8, 8), 16, 2)).eval().requires_grad_(False)
 
 
-def structure():
+def structure_net():
     return EncoderKeys(tiny.diffae().encoder, image_size=32)
 
 
@@ -46,14 +48,18 @@ def reference(seed=2):
 
 
 def by_picture(*seeds):
-    return Target(pictures=[reference(s) for s in seeds or (2,)])
+    return Reference(pictures=[reference(s) for s in seeds or (2,)])
 
 
-def tuned(target=None, config=CONFIG, photos=None, net=None, **options):
+def networks(net=None):
+    net = net or mmfs()
+    return FaceNetworks(net, tiny.clip(), structure_net(), fingerprint(net))
+
+
+def tuned(target=None, config=CONFIG, photos=None, net=None, checkpointing=Checkpointing(), **hooks):
     """(style, run); everything is built anew."""
-    net, photos = net or mmfs(), tiny.pictures(6, 5) if photos is None else photos
-    return tune_mmfs(net, tiny.clip(), structure(), target or by_picture(), photos, config,
-                     fingerprint=fingerprint(net), **options)
+    photos = tiny.pictures(6, 5) if photos is None else photos
+    return tune_mmfs(networks(net), target or by_picture(), photos, config, checkpointing, Hooks(**hooks))
 
 
 def state(run):
@@ -61,26 +67,24 @@ def state(run):
 
 
 def trainer(target=None, config=CONFIG, photos=None):
-    net, clip = mmfs(), tiny.clip()
-    target = target or by_picture()
-    source = Source(net, clip, structure(), tiny.pictures(6, 5) if photos is None else photos, batch=config.batch,
-                    bank=config.bank, seed=config.seed)
-    guide = fewshot.read_target(net, clip, target, config)
-    return fewshot.Trainer(net, clip, structure(), guide, source, config, target)
+    nets, target = networks(), target or by_picture()
+    source = Source(nets, tiny.pictures(6, 5) if photos is None else photos, config)
+    features = fewshot.read_reference(nets.mmfs, nets.clip, target, config)
+    return fewshot.Trainer(nets, features, source, config, target)
 
 
 # --- what is trained -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("target", [by_picture(), WORDS])
+@pytest.mark.parametrize("target", [by_picture(), TEXT])
 def test_gradient_reaches_every_weight_of_the_decoder_and_nothing_else(target):
     t = trainer(target)
-    run = fewshot.start(t.net, CONFIG)
-    frozen = (t.net, t.clip, t.structure, t.mapper)
+    run = fewshot.start(t.nets.mmfs, CONFIG)
+    frozen = (t.nets.mmfs, t.nets.clip, t.nets.structure_net, t.mapper)
     before = [tiny.copy_of(net) for net in frozen]
     fewshot.update(t, run, 0)
     decoder = run.nets["decoder"]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in decoder.parameters())
     assert all(p.grad.abs().sum() > 0 for p in decoder.parameters())
-    assert all(not torch.equal(a, b) for a, b in zip(decoder.parameters(), t.net.decoder.parameters()))
+    assert all(not torch.equal(a, b) for a, b in zip(decoder.parameters(), t.nets.mmfs.decoder.parameters()))
     assert all(tiny.same(b, net.state_dict()) for b, net in zip(before, frozen))
     assert all(p.grad is None for net in frozen for p in net.parameters())
     assert {id(p) for group in run.optimizers["decoder"].param_groups for p in group["params"]} == {
@@ -98,55 +102,58 @@ def test_the_networks_and_inputs_are_left_alone():
 
 def test_official_defaults():
     c = FewShotConfig()
-    assert (c.iterations, c.batch, c.lr, c.beta1, c.beta2, c.average) == (200, 8, 2e-4, 0.9, 0.999, 0.99)
-    assert (c.structure, c.clip, c.projection, c.structure_norm, c.token_block) == (0.5, 1.0, 100.0, "mse", 3)
-    assert (c.mapper_dropout, c.anchor, c.mean, c.bank) == (True, "photo", "batch", 0)
+    assert (c.iterations, c.batch, c.lr, c.beta1, c.beta2, c.ema_decay) == (200, 8, 2e-4, 0.9, 0.999, 0.99)
+    assert (c.structure_weight, c.clip_weight, c.projection_weight) == (0.5, 1.0, 100.0)
+    assert (c.structure_norm, c.token_block) == ("mse", 3)
+    assert (c.mapper_dropout, c.anchor, c.mean, c.cached_content) == (True, "photo", "batch", 0)
     group = fewshot.start(mmfs(), c).optimizers["decoder"].param_groups[0]
     assert group["lr"] == 2e-4 and group["betas"] == (0.9, 0.999)
 
 
 def test_presets_are_settings():
-    made = {name: FewShotConfig(**fields) for name, fields in fewshot.MMFS_PRESETS.items()}
+    made = {name: FewShotConfig(**fields) for name, fields in MMFS_PRESETS.items()}
     assert made["official"] == FewShotConfig()
     assert (made["paper"].beta1, made["paper"].structure_norm) == (0.99, "frobenius")
 
 
-@pytest.mark.parametrize(("changes", "words"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"structure_norm": "x"}, "structure_norm is 'x'; take one of mse"), ({"mean": "x"}, "mean is 'x'"),
     ({"precision": "int8"}, "precision is 'int8'"), ({"iterations": 0}, "at least 1"), ({"batch": 0}, "at least 1"),
-    ({"bank": -1}, "at least 0"), ({"beta1": 1.0}, "below 1"), ({"average": 1.0}, "below 1"),
-    ({"clip": -1.0}, "negative"), ({"clip": 0.0, "structure": 0.0, "projection": 0.0}, "all be 0")])
-def test_settings_that_cannot_work_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    ({"cached_content": -1}, "at least 0"), ({"beta1": 1.0}, "below 1"), ({"ema_decay": 1.0}, "below 1"),
+    ({"clip_weight": -1.0}, "at least 0"),
+    ({"clip_weight": 0.0, "structure_weight": 0.0, "projection_weight": 0.0}, "all be 0")])
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
-def test_the_losses_are_those_of_the_pictures_that_were_drawn():
+def test_the_losses_are_those_of_the_generated_pictures():
     config = replace(CONFIG, mapper_dropout=False)
     t = trainer(config=config)
-    values, pictures = fewshot.update(t, fewshot.start(t.net, config), 0)
+    values, pictures = fewshot.update(t, fewshot.start(t.nets.mmfs, config), 0)
     faces = t.source.faces(0)
     with torch.no_grad():
-        embeddings, tokens = t.clip.look(t.clip.prepare(pictures, "bilinear"), config.token_block)
+        inputs = t.nets.clip.preprocess(pictures, "mmfs")
+        embeddings, tokens = t.nets.clip.encode_with_tokens(inputs, config.token_block)
         expected = {
-            "structure": 0.5 * guidance.structure_loss(t.structure.keys(pictures), faces.keys),
-            "clip": guidance.clip_loss(faces.embeddings, F.normalize(embeddings, dim=1),
-                                       faces.embeddings.mean(0, keepdim=True), t.guide.embedding),
-            "projection": 100 * guidance.projection_loss(t.guide.projection, tokens)}
+            "structure": 0.5 * losses.structure_loss(t.nets.structure_net.keys(pictures), faces.keys),
+            "clip": losses.clip_loss(faces.embeddings, F.normalize(embeddings, dim=1),
+                                       faces.embeddings.mean(0, keepdim=True), t.features.embedding),
+            "projection": 100 * losses.projection_loss(t.features.projection, tokens)}
     assert set(values) == {*expected, "loss"}
     assert all(float(values[name]) == pytest.approx(float(v), rel=1e-4) for name, v in expected.items())
     assert float(values["loss"]) == pytest.approx(sum(map(float, expected.values())), rel=1e-4)
     assert pictures.shape == (4, 3, 32, 32) and pictures.abs().max() <= 1 and not pictures.requires_grad
 
 
-def test_words_have_no_projection_and_start_at_the_anchor_s_words():
-    t = trainer(WORDS)
-    values, _ = fewshot.update(t, fewshot.start(t.net, CONFIG), 0)
+def test_text_has_no_projection_and_starts_at_the_anchor_s_text():
+    t = trainer(TEXT)
+    values, _ = fewshot.update(t, fewshot.start(t.nets.mmfs, CONFIG), 0)
     assert set(values) == {"structure", "clip", "loss"}
-    words = F.normalize(t.clip.embed_text(["red cartoon", "photo"]), dim=1)
-    assert torch.equal(t.guide.embedding, words[:1]) and torch.equal(t.anchor(t.source.faces(0)), words[1:])
-    assert torch.allclose(t.guide.w, t.net.styles_of(words[:1]))
+    texts = F.normalize(t.nets.clip.embed_text(["red cartoon", "photo"]), dim=1)
+    assert torch.equal(t.features.embedding, texts[:1]) and torch.equal(t.anchor(t.source.faces(0)), texts[1:])
+    assert torch.allclose(t.features.w_plus, t.nets.mmfs.styles_of(texts[:1]))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9])
@@ -156,7 +163,7 @@ def test_micro_batches_change_memory_and_nothing_else(rows):
     for micro in (0, rows):
         t.config = replace(CONFIG, mapper_dropout=False, micro_batch=micro)
         t.mapper.train(False)
-        runs.append(fewshot.start(t.net, t.config))
+        runs.append(fewshot.start(t.nets.mmfs, t.config))
         found.append(fewshot.update(t, runs[-1], 0))
     (values, pictures), (values_too, pictures_too) = found
     assert all(torch.allclose(values[k], values_too[k], rtol=1e-4, atol=1e-6) for k in values)
@@ -168,16 +175,16 @@ def test_micro_batches_change_memory_and_nothing_else(rows):
 
 def test_dropout_jitters_the_style_code_of_every_row_and_can_be_off():
     t = trainer()
-    with seeded(0, torch.device("cpu")):
+    with seeded(0, "dropout"):
         codes = t.codes()
-    assert codes.shape == (4, 6, 24) and not torch.allclose(codes[0], codes[1]) and not t.net.mapper.training
+    assert codes.shape == (4, 6, 24) and not torch.allclose(codes[0], codes[1]) and not t.nets.mmfs.mapper.training
     off = trainer(config=replace(CONFIG, mapper_dropout=False)).codes()
-    assert torch.allclose(off, t.guide.w.expand(4, -1, -1), atol=1e-6)
+    assert torch.allclose(off, t.features.w_plus.expand(4, -1, -1), atol=1e-6)
 
 
 def test_a_small_batch_takes_the_mean_of_all_faces():
     t = trainer(config=replace(CONFIG, batch=2))
-    every = F.normalize(t.clip.embed(tiny.pictures(6, 5), "bilinear"), dim=1).mean(0, keepdim=True)
+    every = F.normalize(t.nets.clip.embed(tiny.pictures(6, 5), "mmfs"), dim=1).mean(0, keepdim=True)
     assert torch.allclose(t.anchor(t.source.faces(0)), every, atol=1e-6)
     large = trainer()
     faces = large.source.faces(0)
@@ -188,22 +195,22 @@ def test_a_small_batch_takes_the_mean_of_all_faces():
 
 def test_training_lowers_the_loss_and_the_average_is_what_comes_out():
     style, run = tuned(config=replace(CONFIG, iterations=25, mapper_dropout=False))
-    history = run.history["loss"]
+    history = run.loss_history["loss"]
     assert len(history) == 25 and sum(history[-3:]) < 0.8 * sum(history[:3])
-    average = run.averages["decoder"].state_dict()
+    average = run.ema["decoder"].state_dict()
     assert all(torch.equal(style.decoder[name], value.half()) for name, value in average.items())
     assert any(not torch.equal(average[name], value) for name, value in run.nets["decoder"].state_dict().items())
 
 
 # --- determinism and resume ------------------------------------------------------------------------------------------
 def test_a_seed_gives_the_same_weights_again_whatever_the_global_generator_does():
-    first, net = tuned()[1], mmfs()
-    others = tiny.clip(), structure(), by_picture(), tiny.pictures(6, 5), CONFIG
+    first, nets = tuned()[1], networks()
+    others = by_picture(), tiny.pictures(6, 5), CONFIG
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = tune_mmfs(net, *others, fingerprint=fingerprint(net))[1]
+    second = tune_mmfs(nets, *others)[1]
     assert torch.equal(before, torch.get_rng_state())
-    assert tiny.same(state(first), state(second)) and first.history == second.history
+    assert tiny.same(state(first), state(second)) and first.loss_history == second.loss_history
     assert not tiny.same(state(first), state(tuned(config=replace(CONFIG, seed=4))[1]))
 
 
@@ -213,31 +220,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, photos
     whole_style, whole = tuned(photos=photos)
     path = tmp_path / "a.snapshot"
 
-    def killed(progress):
+    def stop(progress):
         if progress.step == 3:
             raise Stop
 
     with pytest.raises(Stop):
-        tuned(photos=photos, snapshot_path=path, save_every=2, callback=killed)
+        tuned(photos=photos, checkpointing=Checkpointing(path, 2), on_iteration=stop)
     torch.manual_seed(99)
     seen = []
-    style, run = tuned(photos=photos, snapshot_path=path, save_every=2, begun=lambda r: seen.append(r.step))
-    assert seen == [2] and run.step == 4 and tiny.same(state(run), state(whole)) and run.history == whole.history
+    style, run = tuned(photos=photos, checkpointing=Checkpointing(path, 2), on_start=lambda r: seen.append(r.step))
+    assert seen == [3] and run.step == 4 and tiny.same(state(run), state(whole))
+    assert run.loss_history == whole.loss_history
     assert tiny.same(dict(style.decoder), dict(whole_style.decoder)) and style.settings == whole_style.settings
 
 
 def test_cancelling_takes_effect_within_one_step():
-    calls, ticks = [], []
+    calls, told = [], []
 
     def check():
-        calls.append(len(ticks))
-        if len(ticks) == 2:
+        calls.append(len(told))
+        if len(told) == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        tuned(check=check, tick=ticks.append)
-    assert len(ticks) == 2 and calls[-1] == 2
-    assert ticks[0].predictions.shape == (4, 3, 32, 32) and "loss" in ticks[0].losses
+        tuned(check_interrupt=check, on_step=told.append)
+    assert len(told) == 2 and calls[-1] == 2
+    assert told[0].predictions.shape == (4, 3, 32, 32) and "loss" in told[0].losses
 
 
 def test_cancelling_takes_effect_while_faces_are_prepared():
@@ -249,41 +257,43 @@ def test_cancelling_takes_effect_while_faces_are_prepared():
 
     for photos in (None, Samples(stylegan2())):
         with pytest.raises(Stop):
-            tuned(photos=photos, config=replace(CONFIG, bank=8), check=check)
+            tuned(photos=photos, config=replace(CONFIG, cached_content=8), check_interrupt=check)
     assert len(calls) == 2
 
 
-def test_more_iterations_go_on_where_fewer_ended(tmp_path):
+def test_more_iterations_resume_where_fewer_ended(tmp_path):
     path = tmp_path / "a.snapshot"
-    tuned(config=replace(CONFIG, iterations=2), snapshot_path=path, save_every=5)
-    style, run = tuned(snapshot_path=path, save_every=5)
+    tuned(config=replace(CONFIG, iterations=2), checkpointing=Checkpointing(path, 5))
+    style, run = tuned(checkpointing=Checkpointing(path, 5))
     assert run.step == 4 and tiny.same(state(run), state(tuned()[1])) and style.settings["iterations"] == 4
 
 
 def test_a_finished_run_is_shown_once_and_nothing_is_done(tmp_path):
-    path, ticks = tmp_path / "a.snapshot", []
-    _, run = tuned(snapshot_path=path, save_every=3)
-    style, again = tuned(snapshot_path=path, save_every=3, tick=ticks.append)
-    assert len(ticks) == 1 and ticks[0].iteration == 3 and ticks[0].predictions.shape == (4, 3, 32, 32)
+    path, told = tmp_path / "a.snapshot", []
+    _, run = tuned(checkpointing=Checkpointing(path, 3))
+    style, again = tuned(checkpointing=Checkpointing(path, 3), on_step=told.append)
+    assert len(told) == 1 and told[0].iteration == 3 and told[0].predictions.shape == (4, 3, 32, 32)
     assert again.step == 4 and tiny.same(state(run), state(again)) and style.settings["iterations"] == 4
 
 
-@pytest.mark.parametrize(("changes", "words"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"config": replace(CONFIG, lr=2e-2)}, "lr was 0.01 and is 0.02"),
-    ({"config": replace(CONFIG, clip=2.0)}, "clip was 1.0 and is 2.0"), ({"target": by_picture(4)}, "learned from"),
-    ({"target": by_picture(2, 4)}, "learned from"), ({"target": WORDS}, "prompt was ''"),
+    ({"config": replace(CONFIG, clip_weight=2.0)}, "clip_weight was 1.0 and is 2.0"),
+    ({"target": by_picture(4)}, "learned from"),
+    ({"target": by_picture(2, 4)}, "learned from"), ({"target": TEXT}, "prompt was ''"),
     ({"photos": tiny.pictures(6, 6)}, "source faces"), ({"net": mmfs(1)}, "model it starts from")])
-def test_a_snapshot_of_another_session_is_refused(tmp_path, changes, words):
+def test_a_snapshot_of_another_session_is_refused(tmp_path, changes, message):
     path = tmp_path / "a.snapshot"
-    tuned(config=replace(CONFIG, iterations=1), snapshot_path=path, save_every=1)
-    with pytest.raises(CheckpointError, match=words):
-        tuned(**{"snapshot_path": path, "save_every": 1} | changes)
-    assert tuned(config=replace(CONFIG, iterations=1, lr=2e-2), snapshot_path=path, resume=False)[1].step == 1
+    tuned(config=replace(CONFIG, iterations=1), checkpointing=Checkpointing(path, 1))
+    with pytest.raises(CheckpointError, match=message):
+        tuned(checkpointing=Checkpointing(path, 1), **changes)
+    again = tuned(config=replace(CONFIG, iterations=1, lr=2e-2), checkpointing=Checkpointing(path, resume=False))
+    assert again[1].step == 1
 
 
-# --- targets ---------------------------------------------------------------------------------------------------------
+# --- references ------------------------------------------------------------------------------------------------------
 def test_several_references_are_averaged_and_projected_together():
-    one, two, both = (trainer(by_picture(*seeds)).guide for seeds in ((2,), (4,), (2, 4)))
+    one, two, both = (trainer(by_picture(*seeds)).features for seeds in ((2,), (4,), (2, 4)))
     assert torch.allclose(both.embedding, (one.embedding + two.embedding) / 2, atol=1e-6)
     ranks = [round(float(g.projection.trace())) for g in (one, two, both)]
     assert ranks[0] == ranks[1] == 16 and ranks[2] == 32 and both.projection.shape == (64, 64)
@@ -291,30 +301,30 @@ def test_several_references_are_averaged_and_projected_together():
 
 def test_pictures_may_be_floats_of_any_size():
     exact = ((tiny.pictures(1, 2, 40)[0] + 1) * 127.5).round().byte()
-    a, b = (trainer(Target(pictures=[p])).guide for p in (exact, exact.float() / 127.5 - 1))
+    a, b = (trainer(Reference(pictures=[p])).features for p in (exact, exact.float() / 127.5 - 1))
     assert torch.equal(a.embedding, b.embedding)
     wide = torch.randint(0, 255, (3, 33, 90), generator=torch.Generator().manual_seed(0)).byte()
-    assert torch.isfinite(trainer(Target(pictures=[wide])).guide.embedding).all()
+    assert torch.isfinite(trainer(Reference(pictures=[wide])).features.embedding).all()
 
 
-@pytest.mark.parametrize(("target", "words"), [
-    (Target(""), "prompt is empty"), (Target("  "), "prompt is empty"), (Target("zzz"), "knows no word"),
-    (Target("red " * 7), "9 tokens and this CLIP reads at most 8"),
-    (Target("red", [reference()]), "not both"),
-    (Target(pictures=[torch.full((3, 20, 20), 90, dtype=torch.uint8)]), "reference 1 is one flat colour"),
-    (Target(pictures=[reference(), torch.full((3, 20, 20), 0.5)]), "reference 2 is one flat colour"),
-    (Target("red", w=torch.zeros(2, 6, 24)), "one code only")])
-def test_a_target_that_cannot_be_used_is_refused_before_any_work(target, words):
+@pytest.mark.parametrize(("target", "message"), [
+    (Reference(""), "prompt is empty"), (Reference("  "), "prompt is empty"), (Reference("zzz"), "knows no word"),
+    (Reference("red " * 7), "9 tokens and this CLIP reads at most 8"),
+    (Reference("red", [reference()]), "not both"),
+    (Reference(pictures=[torch.full((3, 20, 20), 90, dtype=torch.uint8)]), "reference 1 is one flat colour"),
+    (Reference(pictures=[reference(), torch.full((3, 20, 20), 0.5)]), "reference 2 is one flat colour"),
+    (Reference("red", w_plus=torch.zeros(2, 6, 24)), "one code only")])
+def test_a_target_that_cannot_be_used_is_refused_before_any_work(target, message):
     net, calls = mmfs(), []
-    with pytest.raises(ValueError, match=words):
-        tuned(target, net=net, check=lambda: calls.append(1), begun=calls.append)
+    with pytest.raises(ValueError, match=message):
+        tuned(target, net=net, check_interrupt=lambda: calls.append(1), on_start=calls.append)
     assert not calls
 
 
-def test_an_anchor_that_clip_does_not_know_is_refused_for_words_only():
+def test_an_anchor_that_clip_does_not_know_is_refused_for_text_only():
     config = replace(CONFIG, iterations=1, anchor="zzz")
     with pytest.raises(ValueError, match="knows no word of 'zzz'"):
-        tuned(WORDS, config)
+        tuned(TEXT, config)
     tuned(config=config)
 
 
@@ -323,26 +333,26 @@ def test_a_model_without_mapping_needs_a_style_code():
     with pytest.raises(ValueError, match="no CLIP mapping"):
         tuned(net=net)
     w = net.styles(torch.randn(1, 24, generator=torch.Generator().manual_seed(0)))
-    style, run = tuned(replace(by_picture(), w=w), net=net)
-    assert torch.equal(style.w, w) and run.step == 4
+    style, run = tuned(replace(by_picture(), w_plus=w), net=net)
+    assert torch.equal(style.w_plus, w) and run.step == 4
 
 
 def test_a_clip_of_another_width_is_refused():
-    net = mmfs(config=replace(MODEL, style=32))
+    net = mmfs(config=replace(MODEL, w_dim=32))
     with pytest.raises(ValueError, match="CLIP gives 24 numbers"):
         tuned(net=net)
 
 
 # --- source faces ----------------------------------------------------------------------------------------------------
 def source(photos, net=None, **options):
-    return Source(net or mmfs(), tiny.clip(), structure(), photos, **{"batch": 4, "seed": 3} | options)
+    return Source(networks(net), photos, replace(CONFIG, **options))
 
 
 def same_faces(a, b):
     return all(torch.allclose(getattr(a, n), getattr(b, n), atol=1e-5) for n in ("features", "embeddings", "keys"))
 
 
-def test_photos_are_looked_at_once_or_in_every_step_with_the_same_result(monkeypatch):
+def test_photos_are_encoded_once_or_in_every_step_with_the_same_result(monkeypatch):
     photos = tiny.pictures(6, 5)
     kept = source(photos)
     monkeypatch.setattr(source_faces, "CACHE_BYTES", 1)
@@ -356,7 +366,7 @@ def test_photos_may_be_bytes():
     assert same_faces(source(photos).faces(1), source(photos.float() / 127.5 - 1).faces(1))
 
 
-def test_a_draw_depends_on_seed_and_step_alone_and_repeats_nobody_before_all_had_a_turn():
+def test_the_faces_of_a_step_depend_on_seed_and_step_alone_and_repeat_nobody_before_all_had_a_turn():
     faces = source(tiny.pictures(6, 5))
     first = faces.faces(0)
     faces.faces(7)
@@ -367,46 +377,46 @@ def test_a_draw_depends_on_seed_and_step_alone_and_repeats_nobody_before_all_had
     assert len(few.embeddings) == 4 and len({row.numpy().tobytes() for row in few.embeddings}) == 3
 
 
-def test_samples_of_a_stylegan2_are_new_in_every_step_or_drawn_once():
+def test_samples_of_a_stylegan2_are_new_in_every_step_or_generated_once():
     samples = Samples(stylegan2())
     net = mmfs(config=replace(MODEL, encoder=(8, 24), decoder=(24, 8)))
-    drawn = source(samples, net)
-    assert drawn.cached is None and drawn.faces(0).features.shape == (4, 24, 32, 32)  # 32 px samples, a model of 64
-    assert not torch.equal(drawn.faces(0).features, drawn.faces(1).features)
-    assert torch.equal(drawn.faces(0).features, source(samples, net).faces(0).features)
-    bank = source(samples, net, bank=6)
-    assert bank.photos.shape == (6, 3, 64, 64) and bank.photos.dtype == torch.uint8 and bank.cached is not None
-    assert drawn.mean.shape == (1, 24) and torch.equal(drawn.mean, drawn.mean)
+    fresh = source(samples, net)
+    assert fresh.cached is None and fresh.faces(0).features.shape == (4, 24, 32, 32)  # 32 px samples, a model of 64
+    assert not torch.equal(fresh.faces(0).features, fresh.faces(1).features)
+    assert torch.equal(fresh.faces(0).features, source(samples, net).faces(0).features)
+    cached = source(samples, net, cached_content=6)
+    assert cached.photos.shape == (6, 3, 64, 64) and cached.photos.dtype == torch.uint8 and cached.cached is not None
+    assert fresh.mean.shape == (1, 24) and torch.equal(fresh.mean, fresh.mean)
 
 
-def test_a_bank_adds_views_to_few_photos_and_leaves_many_alone():
+def test_cached_content_adds_augmentations_to_few_photos_and_leaves_many_alone():
     photos = tiny.pictures(2, 5)
-    bank = source(photos, bank=7).photos
-    assert bank.shape == (7, 3, 32, 32) and len({p.numpy().tobytes() for p in bank}) == 7
-    assert torch.equal(bank[:2], ((photos + 1) * 127.5).round().byte())
-    assert len(source(tiny.pictures(9, 5), bank=7).photos) == 9
+    cached = source(photos, cached_content=7).photos
+    assert cached.shape == (7, 3, 32, 32) and len({p.numpy().tobytes() for p in cached}) == 7
+    assert torch.equal(cached[:2], ((photos + 1) * 127.5).round().byte())
+    assert len(source(tiny.pictures(9, 5), cached_content=7).photos) == 9
 
 
-@pytest.mark.parametrize(("photos", "words"), [
+@pytest.mark.parametrize(("photos", "message"), [
     (torch.zeros(0, 3, 32, 32), "one picture at least"), (torch.zeros(2, 1, 32, 32), r"must be \(N, 3, H, W\)"),
     (torch.zeros(2, 3, 30, 32), "multiples of 4 px, best 128 x 128")])
-def test_photos_that_cannot_be_used_are_refused(photos, words):
-    with pytest.raises(ValueError, match=words):
+def test_photos_that_cannot_be_used_are_refused(photos, message):
+    with pytest.raises(ValueError, match=message):
         tuned(photos=photos)
 
 
 # --- the style that comes out ----------------------------------------------------------------------------------------
 def test_the_style_holds_all_that_is_needed_to_use_it_and_to_tell_how_it_was_made():
     net = mmfs()
-    style, run = tuned(Target(pictures=[torch.randint(0, 255, (3, 300, 600)).byte()]), net=net)
+    style, run = tuned(Reference(pictures=[torch.randint(0, 255, (3, 300, 600)).byte()]), net=net)
     assert style.config == MODEL and style.model == fingerprint(net) and style.prompt == ""
-    assert style.picture.shape == (3, 300, 600) and style.w.shape == (1, 6, 24)
+    assert style.style_image.shape == (3, 300, 600) and style.w_plus.shape == (1, 6, 24)
     assert all(value.dtype == torch.float16 for value in style.decoder.values())
     assert json.loads(json.dumps(style.settings)) == style.settings
     assert style.settings["source"] == "6 photos" and asdict(CONFIG).items() <= style.settings.items()
     x = tiny.pictures(1, 7)
     with torch.no_grad():
-        average = F.hardtanh(run.averages["decoder"](net.encode(x), style.w))
-        assert torch.allclose(styled(net, style)(x, style.w), average, atol=2e-2)
-    words = tuned(Target("red face"), photos=Samples(stylegan2()), config=replace(CONFIG, iterations=1))[0]
-    assert words.prompt == "red face" and words.picture is None and "StyleGAN2" in words.settings["source"]
+        average = F.hardtanh(run.ema["decoder"](net.encode(x), style.w_plus))
+        assert torch.allclose(styled(net, style)(x, style.w_plus), average, atol=2e-2)
+    text = tuned(Reference("red face"), photos=Samples(stylegan2()), config=replace(CONFIG, iterations=1))[0]
+    assert text.prompt == "red face" and text.style_image is None and "StyleGAN2" in text.settings["source"]

@@ -7,36 +7,38 @@ import pytest
 import torch
 
 from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.models.diffusion import stride_table
+from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.loading import load_style, save_style
-from oneshot_atelier.models.osasis import check_style, fingerprint
-from oneshot_atelier.models.perceptual import EncoderDistance
+from oneshot_atelier.models.style import check_osasis_style, fingerprint
 from oneshot_atelier.tests import tiny
+from oneshot_atelier.train import content as content_module
 from oneshot_atelier.train import losses, osasis
-from oneshot_atelier.train.loop import restore, snapshot
-from oneshot_atelier.train.osasis import OsasisConfig
+from oneshot_atelier.train.content import content_source, prepare_content
+from oneshot_atelier.train.data import to_bytes
+from oneshot_atelier.train.loop import Hooks, restore, snapshot
+from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig
 
-CONFIG = OsasisConfig(iterations=4, batch=2, lr=1e-3, lr_spn=1e-3, forward_steps=4, reverse_steps=4, latent_steps=2,
+CONFIG = OSASISConfig(iterations=4, batch=2, lr=1e-3, lr_spn=1e-3, forward_steps=4, reverse_steps=4, latent_steps=2,
                       generate_steps=2, seed=3)
 UPDATES = 2  # optimiser steps an iteration: half of reverse_steps
 
 
 class Stop(Exception):
-    """Raised by a callback, as a cancelled prompt does."""
+    """Raised by a hook, as a cancelled prompt does."""
 
 
 def trainer(config=CONFIG, photos=None, content=None):
     """Everything frozen, built anew: two calls share nothing."""
     frozen = tiny.diffae()
-    twin, style = tiny.pictures(1, 1), tiny.pictures(1, 2)
-    content = content or osasis.content_source(frozen, config, photos)
-    return osasis.Trainer(frozen, osasis.prepare_content(frozen, twin, config), style, tiny.clip(),
-                          EncoderDistance(frozen.encoder), config, content)
+    twin, style_image = tiny.pictures(1, 1), tiny.pictures(1, 2)
+    content = content or content_source(frozen, config, photos)
+    nets = FrozenNetworks(frozen, tiny.clip(), EncoderDistance(frozen.encoder), fingerprint(frozen))
+    return osasis.Trainer(nets, prepare_content(frozen, twin, config), style_image, config, content)
 
 
 def tuned(config=CONFIG, photos=None, **options):
     t = trainer(config, photos)
-    return osasis.fine_tune(t, osasis.start(t.frozen, config), **options)
+    return osasis.fine_tune(t, osasis.start(t.nets.diffae, config), **options)
 
 
 def state(run):
@@ -50,9 +52,9 @@ def test_a_seed_gives_the_same_weights_again_whatever_the_global_generator_does(
     first, t = tuned(config), trainer(config)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = osasis.fine_tune(t, osasis.start(t.frozen, config))
+    second = osasis.fine_tune(t, osasis.start(t.nets.diffae, config))
     assert torch.equal(before, torch.get_rng_state())
-    assert tiny.same(state(first), state(second)) and first.history == second.history
+    assert tiny.same(state(first), state(second)) and first.loss_history == second.loss_history
     other = tuned(replace(config, iterations=1, seed=4))
     assert not torch.equal(other.nets["unet"].out[2].weight, first.nets["unet"].out[2].weight)
     assert not torch.equal(other.nets["spn"].out_layer[0].weight, first.nets["spn"].out_layer[0].weight)
@@ -68,7 +70,7 @@ def test_dropout_is_what_makes_the_seed_matter_to_the_weights():
 
 @pytest.mark.parametrize("spn", osasis.SPNS)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, spn):
-    config = replace(CONFIG, spn=spn, bank=3, iterations=3)
+    config = replace(CONFIG, spn=spn, cached_content=3, iterations=3)
     path = tmp_path / "a.snapshot"
     whole = tuned(config)
 
@@ -76,20 +78,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, spn):
         tensors, meta = snapshot(run)
         store.save(path, tensors, "snapshot", asdict(config), meta, dtype=None)
 
-    def killed_in_the_third_iteration(update):
-        if update.iteration == 2:
+    def stop_in_the_third_iteration(result):
+        if result.iteration == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        tuned(config, save_every=1, save=save, tick=killed_in_the_third_iteration)
+        tuned(config, save_every=1, save=save, hooks=Hooks(on_step=stop_in_the_third_iteration))
     torch.manual_seed(99)
     t = trainer(config)
-    run = osasis.start(t.frozen, config)
+    run = osasis.start(t.nets.diffae, config)
     stored = store.load(path, "snapshot")
     restore(run, stored.tensors, stored.meta)
-    assert run.step == 2 and stored.config == asdict(config) and len(run.history["loss"]) == 2
+    assert run.step == 2 and int(run.partial["done"]) == 1
+    assert stored.config == asdict(config) and len(run.loss_history["loss"]) == 2
     osasis.fine_tune(t, run)
-    assert tiny.same(state(run), state(whole)) and run.history == whole.history and run.step == 3
+    assert tiny.same(state(run), state(whole)) and run.loss_history == whole.loss_history and run.step == 3
     assert set(run.nets) == ({"unet"} if spn == "none" else {"unet", "spn"})
 
 
@@ -99,11 +102,11 @@ def test_a_snapshot_of_another_run_does_not_fit():
         restore(osasis.start(tiny.diffae(), replace(CONFIG, spn="untimed")), tensors, meta)
 
 
-def test_a_run_can_go_on_from_a_style():
+def test_a_run_can_start_from_a_style():
     t = trainer(replace(CONFIG, iterations=1))
-    run = osasis.fine_tune(t, osasis.start(t.frozen, CONFIG))
-    style = osasis.finish(t, run, torch.zeros(3, 32, 32, dtype=torch.uint8), "", {})
-    again = osasis.start(t.frozen, CONFIG, style)
+    run = osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
+    style = osasis.finish(t.nets, run, t.style_image, {})
+    again = osasis.start(t.nets.diffae, CONFIG, style)
     for name, weights in (("unet", style.unet), ("spn", style.spn)):
         assert tiny.same({k: v.half() for k, v in again.nets[name].state_dict().items()}, dict(weights))
     assert again.nets["unet"].out[2].weight.requires_grad
@@ -114,14 +117,14 @@ def test_frozen_networks_and_inputs_are_left_alone():
     photos = tiny.pictures(3, 5)
     kept = photos.clone()
     t = trainer(replace(CONFIG, iterations=1), photos)
-    nets = (t.frozen, t.clip, t.perceptual)
+    nets = (t.nets.diffae, t.nets.clip, t.perceptual)
     before = [tiny.copy_of(net) for net in nets]
-    pictures = t.style.clone(), t.twin.picture.clone(), t.twin.z.clone(), t.twin.x.clone()
-    osasis.fine_tune(t, osasis.start(t.frozen, CONFIG))
+    pictures = t.style_image.clone(), t.twin.picture.clone(), t.twin.z.clone(), t.twin.x.clone()
+    osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
     assert all(tiny.same(b, net.state_dict()) for b, net in zip(before, nets))
     assert all(p.grad is None and not p.requires_grad for net in nets for p in net.parameters())
-    assert not t.frozen.training and torch.equal(photos, kept)
-    assert all(torch.equal(a, b) for a, b in zip(pictures, (t.style, t.twin.picture, t.twin.z, t.twin.x)))
+    assert not t.nets.diffae.training and torch.equal(photos, kept)
+    assert all(torch.equal(a, b) for a, b in zip(pictures, (t.style_image, t.twin.picture, t.twin.z, t.twin.x)))
 
 
 @pytest.mark.parametrize("spn", osasis.SPNS)
@@ -148,23 +151,23 @@ def test_b_starts_as_a_copy_of_a_and_shares_no_memory():
 
 
 def test_official_defaults():
-    c = OsasisConfig()
+    c = OSASISConfig()
     assert (c.iterations, c.batch, c.lr, c.lr_spn) == (200, 8, 5e-6, 1e-4)
-    assert (c.cross, c.inner, c.clip, c.l1, c.perceptual) == (1, 0.5, 30, 10, 10)
+    assert (c.cross_weight, c.in_domain_weight, c.clip_weight, c.l1_weight, c.perceptual_weight) == (1, 0.5, 30, 10, 10)
     assert (c.forward_steps, c.reverse_steps, c.latent_steps, c.generate_steps, c.t0) == (50, 20, 200, 20, 0.5)
     assert (c.spn, c.spn_weight, c.style_spn_weight) == ("timed", 0.1, 1.0)
     assert (c.spn_time, c.noise_level) == ("index", "official")
-    assert (c.clamp, c.clip_preparation, c.dropout, c.bank) == ("hard", "official", True, 0)
+    assert (c.clamp, c.clip_preprocessing, c.dropout, c.cached_content) == ("hard", "osasis", True, 0)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"spn": "yes"}, "spn is 'yes'; take one of timed"), ({"clamp": "soft"}, "clamp is 'soft'"),
-    ({"noise_level": "x"}, "noise_level"), ({"spn_time": "x"}, "spn_time"), ({"clip_preparation": "x"}, "clip_prep"),
+    ({"noise_level": "x"}, "noise_level"), ({"spn_time": "x"}, "spn_time"), ({"clip_preprocessing": "x"}, "clip_prep"),
     ({"precision": "int8"}, "precision is 'int8'"), ({"iterations": 0}, "at least 1"), ({"batch": 0}, "at least 1"),
-    ({"t0": 0.0}, "t0 in"), ({"t0": 1.5}, "t0 in"), ({"forward_steps": 300}, "300 steps cannot be spaced"),
-    ({"reverse_steps": 1}, "leaves no step of 1")])
-def test_settings_that_cannot_work_are_refused_before_anything_starts(changes, words):
-    with pytest.raises(ValueError, match=words):
+    ({"t0": 0.0}, "t0 above 0"), ({"t0": 1.5}, "t0 above 0"), ({"forward_steps": 300}, "300 steps cannot be spaced"),
+    ({"reverse_steps": 1}, "t0 x reverse_steps < 1 .*increase t0 or steps")])
+def test_settings_that_cannot_work_are_refused_before_anything_starts(changes, message):
+    with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
 
 
@@ -172,11 +175,11 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(changes, w
 def one_update(config, scale=1.0):
     """(trainer, run, losses) after one optimiser step from the start; scale: of the noisy pictures."""
     t = trainer(config, tiny.pictures(config.batch, 5))
-    run = osasis.start(t.frozen, config)
+    run = osasis.start(t.nets.diffae, config)
     content = t.content(0)
     streams = osasis.Streams.of(t.twin, content, t.embed(content.picture), config)
     streams = replace(streams, x=streams.x * scale)
-    values, predictions, further = osasis.update(t, run, streams, stride_table(config.reverse_steps), 1)
+    values, predictions, further = osasis.update(t, run, streams, 1)
     return t, run, values, predictions, further
 
 
@@ -202,13 +205,13 @@ def test_the_total_is_the_sum_of_the_weighted_terms():
     assert set(values) == {"cross", "in", "clip", "l1", "perceptual", "loss"}
     assert float(values["loss"]) == pytest.approx(sum(float(v) for k, v in values.items() if k != "loss"), rel=1e-5)
     x0, embedded = predictions[:1], t.embed(predictions)
-    assert float(values["l1"]) == pytest.approx(10 * float((x0 - t.style).abs().mean()), rel=1e-4)
-    assert float(values["perceptual"]) == pytest.approx(10 * float(t.perceptual(x0, t.style)), rel=1e-4)
+    assert float(values["l1"]) == pytest.approx(10 * float((x0 - t.style_image).abs().mean()), rel=1e-4)
+    assert float(values["perceptual"]) == pytest.approx(10 * float(t.perceptual(x0, t.style_image)), rel=1e-4)
     style_a, style_b = t.direction
     content = t.embed(t.content(0).picture)
     cross = losses.cross_domain_loss(style_a, style_b, content, embedded[1:]).mean()
     assert float(values["cross"]) == pytest.approx(float(cross), rel=1e-3)
-    doubled = one_update(replace(config, cross=2.0, inner=0.0))[2]
+    doubled = one_update(replace(config, cross_weight=2.0, in_domain_weight=0.0))[2]
     assert float(doubled["cross"]) == pytest.approx(2 * float(values["cross"]), rel=1e-4) and float(doubled["in"]) == 0
 
 
@@ -234,13 +237,13 @@ def test_both_clamps_agree_where_nothing_is_clamped():
     gradients = []
     for clamp in osasis.CLAMPS:
         t = trainer(replace(CONFIG, dropout=False, clamp=clamp), tiny.pictures(2, 5))
-        run = osasis.start(t.frozen, t.config)
+        run = osasis.start(t.nets.diffae, t.config)
         content = t.content(0)
         streams = osasis.Streams.of(t.twin, content, t.embed(content.picture), t.config)
         part = replace(streams, x=streams.x * 0.05)
         for p in run.nets["unet"].out[2].parameters():
             p.data.zero_()
-        x0, _ = osasis.predict(t, run.nets, replace(part, spn_weight=part.spn_weight * 0), stride_table(4), 1)
+        x0, _ = osasis.predict(t, run.nets, replace(part, spn_weight=part.spn_weight * 0), 1)
         assert x0.abs().max() < 1
         x0.sum().backward()
         gradients.append(run.nets["unet"].out[2].weight.grad)
@@ -252,68 +255,68 @@ def test_both_clamps_agree_where_nothing_is_clamped():
     ({"spn_time": "timestep"}, [1, 0], [250, 0])])
 def test_an_iteration_walks_the_chain_once_with_a_step_at_every_index(changes, indices, times, monkeypatch):
     config = replace(CONFIG, iterations=1, **changes)
-    t, seen, ticks = trainer(config, tiny.pictures(2, 5)), [], []
-    run = osasis.start(t.frozen, config)
+    t, seen, told = trainer(config, tiny.pictures(2, 5)), [], []
+    run = osasis.start(t.nets.diffae, config)
     spn = run.nets["spn"]
     plain = spn.forward
     monkeypatch.setattr(spn, "forward", lambda picture, time: seen.append(time) or plain(picture, time))
-    osasis.fine_tune(t, run, tick=ticks.append)
-    assert [u.index for u in ticks] == indices and seen == times
+    osasis.fine_tune(t, run, hooks=Hooks(on_step=told.append))
+    assert [u.index for u in told] == indices and seen == times
     assert {int(s["step"]) for s in run.optimizers["unet"].state.values()} == {len(indices)}
-    assert ticks[0].predictions.shape == (3, 3, 32, 32) and not ticks[0].predictions.requires_grad
-    mean = sum(float(u.losses["loss"]) for u in ticks) / len(ticks)
-    assert run.history["loss"] == pytest.approx([mean], rel=1e-5)
+    assert told[0].predictions.shape == (3, 3, 32, 32) and not told[0].predictions.requires_grad
+    mean = sum(float(u.losses["loss"]) for u in told) / len(told)
+    assert run.loss_history["loss"] == pytest.approx([mean], rel=1e-5)
 
 
-def test_a_tick_that_raises_stops_within_one_optimiser_step():
+def test_an_on_step_that_raises_stops_within_one_optimiser_step():
     t = trainer()
-    run = osasis.start(t.frozen, CONFIG)
-    weights, ticks = [], []
+    run = osasis.start(t.nets.diffae, CONFIG)
+    weights, told = [], []
 
     def cancel(update):
-        ticks.append(update)
-        if len(ticks) == 3:
+        told.append(update)
+        if len(told) == 3:
             weights.append(tiny.copy_of(run.nets["unet"]))
             raise Stop
 
     with pytest.raises(Stop):
-        osasis.fine_tune(t, run, tick=cancel)
-    assert len(ticks) == 3 and run.step == 1 and tiny.same(weights[0], run.nets["unet"].state_dict())
+        osasis.fine_tune(t, run, hooks=Hooks(on_step=cancel))
+    assert len(told) == 3 and run.step == 1 and tiny.same(weights[0], run.nets["unet"].state_dict())
     assert {int(s["step"]) for s in run.optimizers["unet"].state.values()} == {3}
 
 
 def test_training_lowers_the_loss():
     photos = tiny.pictures(2, 5)
     run = tuned(replace(CONFIG, iterations=8, dropout=False, lr=2e-3), photos)
-    history = run.history["loss"]
+    history = run.loss_history["loss"]
     assert len(history) == 8 and sum(history[-2:]) < 0.85 * sum(history[:2])
 
 
 # --- content -----------------------------------------------------------------------------------------------------
-def test_drawn_content_is_new_in_every_iteration_and_a_function_of_seed_and_iteration():
+def test_generated_content_is_new_in_every_iteration_and_a_function_of_seed_and_iteration():
     frozen = tiny.diffae()
-    source, again = (osasis.content_source(frozen, CONFIG) for _ in range(2))
+    source, again = (content_source(frozen, CONFIG) for _ in range(2))
     first = source(0)
     assert first.picture.shape == (2, 3, 32, 32) and first.z.shape == (2, 32) and first.x.shape == first.picture.shape
     again(5)
     assert torch.equal(first.x, again(0).x) and not torch.equal(first.x, source(1).x)
-    assert not torch.equal(first.x, osasis.content_source(frozen, replace(CONFIG, seed=4))(0).x)
-    assert torch.allclose(first.z, frozen.encode(first.picture)), "z is that of the drawn picture"
+    assert not torch.equal(first.x, content_source(frozen, replace(CONFIG, seed=4))(0).x)
+    assert torch.allclose(first.z, frozen.encode(first.picture)), "z is that of the generated picture"
 
 
-def rows_in(bank, picture):
-    return [next(i for i, row in enumerate(bank) if torch.equal(row, p)) for p in picture]
+def rows_in(pictures, picture):
+    return [next(i for i, row in enumerate(pictures) if torch.equal(row, p)) for p in picture]
 
 
-def test_photos_as_content_are_drawn_without_repetition_in_a_batch():
-    photos, ticks = tiny.pictures(5, 9), []
+def test_photos_as_content_come_without_repetition_in_a_batch():
+    photos, told = tiny.pictures(5, 9), []
     frozen = tiny.diffae()
-    source = osasis.content_source(frozen, CONFIG, photos, tick=lambda: ticks.append(1))
-    again = osasis.content_source(frozen, CONFIG, photos)
-    drawn = [rows_in(photos, source(k).picture) for k in range(30)]
-    assert all(len(set(rows)) == 2 for rows in drawn) and {i for rows in drawn for i in rows} == set(range(5))
-    assert drawn == [rows_in(photos, again(k).picture) for k in range(30)]
-    assert len(ticks) == 3
+    source = content_source(frozen, CONFIG, photos, Hooks(check_interrupt=lambda: told.append(1)))
+    again = content_source(frozen, CONFIG, photos)
+    chosen = [rows_in(photos, source(k).picture) for k in range(30)]
+    assert all(len(set(rows)) == 2 for rows in chosen) and {i for rows in chosen for i in rows} == set(range(5))
+    assert chosen == [rows_in(photos, again(k).picture) for k in range(30)]
+    assert len(told) == 3 * 2  # batches, steps of each
     content = source(0)
     assert torch.allclose(content.z, frozen.encode(content.picture), atol=1e-5)
     assert torch.allclose(content.x, frozen.structural_code(content.picture, content.z, 4, 0.5), atol=1e-3)
@@ -321,21 +324,21 @@ def test_photos_as_content_are_drawn_without_repetition_in_a_batch():
 
 def test_fewer_photos_than_the_batch_are_repeated():
     photos = tiny.pictures(2, 9)
-    source = osasis.content_source(tiny.diffae(), replace(CONFIG, batch=5), photos)
+    source = content_source(tiny.diffae(), replace(CONFIG, batch=5), photos)
     rows = rows_in(photos, source(0).picture)
     assert len(rows) == 5 and {rows.count(0), rows.count(1)} == {2, 3}
 
 
-def test_a_bank_is_drawn_once_and_used_again(monkeypatch):
+def test_cached_content_is_generated_once_and_used_again(monkeypatch):
     frozen, calls = tiny.diffae(), []
-    plain = osasis.generate_pictures
+    plain = content_module.generate_pictures
 
     def counted(*arguments):
-        calls.append(arguments[1])
+        calls.append(len(arguments[1]))
         return plain(*arguments)
 
-    monkeypatch.setattr(osasis, "generate_pictures", counted)
-    source = osasis.content_source(frozen, replace(CONFIG, bank=5))
+    monkeypatch.setattr(content_module, "generate_pictures", counted)
+    source = content_source(frozen, replace(CONFIG, cached_content=5))
     pictures = torch.cat([source(k).picture for k in range(20)])
     assert calls == [2, 2, 1] and len({p.numpy().tobytes() for p in pictures}) == 5
 
@@ -371,15 +374,15 @@ def test_reconstruction_losses():
 def test_a_style_is_saved_and_loaded_whole(tmp_path, spn):
     config = replace(CONFIG, iterations=1, spn=spn)
     t = trainer(config)
-    run = osasis.fine_tune(t, osasis.start(t.frozen, config))
-    picture = torch.arange(3 * 32 * 32).reshape(3, 32, 32).remainder(256).to(torch.uint8)
-    style = osasis.finish(t, run, picture, fingerprint(t.frozen), {"config": asdict(config), "twin": "seed 3"})
+    run = osasis.fine_tune(t, osasis.start(t.nets.diffae, config))
+    style = osasis.finish(t.nets, run, t.style_image, asdict(config) | {"twin": "seed 3"})
     found = load_style(save_style(tmp_path / "my style.safetensors", style))
     assert tiny.same(dict(found.unet), dict(style.unet)) and (found.config, found.model) == (style.config, style.model)
     assert (found.spn is None) == (spn == "none") and tiny.same(dict(found.spn or {}), dict(style.spn or {}))
-    assert found.settings["config"]["spn"] == spn and torch.equal(found.picture, picture)
-    assert torch.allclose(found.z.float(), t.frozen.encode(t.style), atol=2e-3)
-    check_style(found, t.frozen.config.unet, fingerprint(t.frozen))
+    assert found.settings["spn"] == spn
+    assert torch.equal(found.style_image, to_bytes(t.style_image[0]))
+    assert torch.allclose(found.z_style.float(), t.nets.diffae.encode(t.style_image), atol=2e-3)
+    check_osasis_style(found, t.nets.diffae.config.unet, fingerprint(t.nets.diffae))
     unet, net = found.networks()
     assert not unet.training and not any(p.requires_grad for p in unet.parameters())
     assert (net is None) == (spn == "none")

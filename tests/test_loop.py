@@ -2,14 +2,16 @@
 
 import copy
 import itertools
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.models.checkpoints import CheckpointError, store
+from oneshot_atelier.models.rng import seeded
 from oneshot_atelier.train import loop
-from oneshot_atelier.train.loop import LoopConfig, Run, average_of, restore, seeded, snapshot, step_seed, train
+from oneshot_atelier.train.loop import Hooks, LoopConfig, Run, ema_copy, restore, snapshot, train
 
 CPU = torch.device("cpu")
 
@@ -19,13 +21,13 @@ def a_run(average=True):
     with torch.no_grad():
         for i, p in enumerate(net.parameters()):
             p.copy_(torch.linspace(-1, 1, p.numel()).reshape(p.shape) + i)
-    averages = {"net": average_of(net)} if average else {}
-    return Run({"net": net}, {"net": torch.optim.AdamW(net.parameters(), 0.05)}, averages)
+    ema = {"net": ema_copy(net)} if average else {}
+    return Run({"net": net}, {"net": torch.optim.AdamW(net.parameters(), 0.05)}, ema)
 
 
 def stepper(run):
     """A step whose data, dropout and learning all depend on random numbers."""
-    def step(k):
+    def step(k, hooks):
         loss = (run.nets["net"](torch.randn(3, 4)) - 1).square().mean()
         run.optimizers["net"].zero_grad()
         loss.backward()
@@ -43,28 +45,12 @@ def same(a, b):
 
 
 # --- seeds -------------------------------------------------------------------------------------------------------
-def test_step_seeds_are_all_different_and_usable():
-    given = itertools.product((*range(30), 2 ** 63, 2 ** 64 - 1), range(-50, 500))
-    seeds = {step_seed(seed, step) for seed, step in given}
-    assert len(seeds) == 32 * 550 and all(0 <= s < 2 ** 63 for s in seeds)
-
-
-def test_neighbouring_steps_draw_unrelated_numbers():
-    rows = []
-    for seed, step in itertools.product(range(4), range(64)):
-        rows.append(torch.randn(256, generator=torch.Generator().manual_seed(step_seed(seed, step))))
-    correlation = torch.corrcoef(torch.stack(rows)) - torch.eye(256)
-    assert correlation.abs().max() < 0.35  # 5.6 standard deviations
-    bits = torch.tensor([[step_seed(s, k) >> b & 1 for b in range(63)] for s in range(8) for k in range(64)]).float()
-    assert (bits.mean(0) - 0.5).abs().max() < 0.15
-
-
 def test_seeded_blocks_fix_the_numbers_inside_and_restore_the_outside_even_on_error():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     drawn = []
     for _ in range(2):
-        with pytest.raises(KeyError), seeded(5, CPU):
+        with pytest.raises(KeyError), seeded(5, "x"):
             drawn.append(torch.rand(3))
             raise KeyError
     assert torch.equal(*drawn) and torch.equal(before, torch.get_rng_state())
@@ -75,7 +61,7 @@ def test_the_numbers_of_a_step_depend_on_the_seed_and_the_step_alone():
         run, seen = a_run(average=False), {}
         run.step = first
 
-        def step(k):
+        def step(k, hooks):
             seen[k] = torch.rand(2)
             return {}
 
@@ -94,30 +80,30 @@ def test_the_moving_average_has_its_closed_form():
     weight = run.nets["net"][0].weight
     expected, start = weight.detach().clone(), weight.detach().clone()
 
-    def step(k):
+    def step(k, hooks):
         with torch.no_grad():
             weight.copy_(start + k + 1)
         return {}
 
-    train(run, step, LoopConfig(30, average=0.9), CPU)
+    train(run, step, LoopConfig(30, ema_decay=0.9), CPU)
     for k in range(30):
         decay = min(0.9, (1 + k) / (10 + k))
         expected = decay * expected + (1 - decay) * (start + k + 1)
-    average = run.averages["net"]
+    average = run.ema["net"]
     assert torch.allclose(average[0].weight, expected, atol=1e-4)
     assert not average.training and not any(p.requires_grad for p in average.parameters())
     assert torch.equal(weight, start + 30)
 
 
 def test_a_run_without_averages_has_none():
-    run = train(a_run(average=False), lambda k: {}, LoopConfig(2, average=0.9), CPU)
-    assert run.averages == {} and run.step == 2
+    run = train(a_run(average=False), lambda k, hooks: {}, LoopConfig(2, ema_decay=0.9), CPU)
+    assert run.ema == {} and run.step == 2
 
 
 # --- saving, telling, stopping -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(("every", "start", "expected"), [(3, 0, [3, 6, 9]), (5, 0, [5, 10]), (0, 0, []), (20, 0, []),
-                                                          (4, 6, [8])])
-def test_saves_come_every_so_many_steps(every, start, expected):
+@pytest.mark.parametrize(("every", "start", "expected"), [(3, 0, [3, 6, 9, 10]), (5, 0, [5, 10]), (0, 0, [10]),
+                                                          (20, 0, [10]), (4, 6, [8, 10]), (0, 10, [])])
+def test_saves_come_every_n_steps_and_at_the_end(every, start, expected):
     saved, run = [], a_run()
     run.step = start
     train(run, stepper(run), LoopConfig(10, save_every=every), CPU, save=lambda r: saved.append(r.step))
@@ -126,10 +112,11 @@ def test_saves_come_every_so_many_steps(every, start, expected):
 
 def test_losses_are_logged_at_their_cadence_and_at_the_end():
     told, run = [], a_run()
-    train(run, stepper(run), LoopConfig(7, log_every=3), CPU, callback=told.append)
+    train(run, stepper(run), LoopConfig(7, log_every=3), CPU, hooks=Hooks(on_iteration=told.append))
     assert [p.step for p in told] == list(range(1, 8)) and {p.steps for p in told} == {7}
     assert [bool(p.losses) for p in told] == [False, False, True, False, False, True, True]
-    assert run.history["loss"] == [p.losses["loss"] for p in told if p.losses] and len(run.history["double"]) == 3
+    assert run.loss_history["loss"] == [p.losses["loss"] for p in told if p.losses]
+    assert len(run.loss_history["double"]) == 3
 
 
 def test_a_callback_that_raises_stops_after_its_step():
@@ -140,11 +127,11 @@ def test_a_callback_that_raises_stops_after_its_step():
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(run, stepper(run), LoopConfig(10), CPU, callback=stop)
-    assert run.step == 3 and len(run.history["loss"]) == 3
+        train(run, stepper(run), LoopConfig(10), CPU, hooks=Hooks(on_iteration=stop))
+    assert run.step == 3 and len(run.loss_history["loss"]) == 3
 
 
-def test_a_time_limit_saves_and_stops_and_the_run_goes_on_later(monkeypatch):
+def test_a_time_limit_saves_and_stops_and_the_run_resumes_later(monkeypatch):
     clock = itertools.count(0, 30)  # half a minute a look
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     saved, run = [], a_run()
@@ -158,22 +145,91 @@ def test_a_finished_run_does_nothing():
     run = a_run()
     run.step = 5
     before = state(run)
-    train(run, lambda k: pytest.fail("no step is left"), LoopConfig(5), CPU)
+    train(run, lambda k, hooks: pytest.fail("no step is left"), LoopConfig(5), CPU)
     assert same(before, state(run))
+
+
+# --- saves that fail ---------------------------------------------------------------------------------------------
+def failing(saved, *at, error=None):
+    """A save that fails at these steps."""
+    def save(run):
+        if run.step in at:
+            raise error or CheckpointError("a.snapshot could not be written to /out (No space left on device)")
+        saved.append(run.step)
+    return save
+
+
+@pytest.mark.parametrize("error", [None, OSError("disk full"), ValueError("no number")])
+def test_a_save_that_fails_is_warned_of_and_the_training_continues_to_the_next_one(error):
+    run, saved, said = a_run(), [], []
+    train(run, stepper(run), LoopConfig(7, save_every=2), CPU, Hooks(warn=said.append),
+          failing(saved, 4, error=error))
+    assert saved == [2, 6, 7] and run.step == 7 and len(said) == 1
+    assert "could not be saved at step 4: " in said[0] and "the next save tries again" in said[0]
+
+
+@pytest.mark.parametrize("error", [None, OSError("disk full")])
+def test_a_last_save_that_fails_is_told_and_leaves_the_result_to_the_caller(error):
+    run, saved, said = a_run(), [], []
+    found = train(run, stepper(run), LoopConfig(5, save_every=2), CPU, Hooks(warn=said.append),
+                  failing(saved, 5, error=error))
+    assert found.step == 5 and saved == [2, 4] and len(said) == 1
+    assert re.search("at step 5: .*(No space|disk full).*its result can be used and saved elsewhere", said[0])
+
+
+def test_a_save_that_fails_at_the_time_limit_is_the_last_one_too(monkeypatch):
+    clock = itertools.count(0, 30)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    run, said = a_run(), []
+    train(run, stepper(run), LoopConfig(100, minutes=2), CPU, Hooks(warn=said.append), failing([], 5))
+    assert run.step == 5 and "could not be saved at step 5" in said[0] and "elsewhere" in said[0]
+
+
+def test_what_a_failed_save_left_open_is_saved_when_the_run_is_stopped():
+    run, saved, failures = a_run(), [], [1]
+
+    def save(run):
+        if failures:
+            failures.pop()
+            raise OSError("disk full")
+        saved.append(run.step)
+
+    def stop(progress):
+        if progress.step == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(run, stepper(run), LoopConfig(9, save_every=2), CPU, Hooks(on_iteration=stop, warn=[].append), save)
+    assert saved == [2]
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError, RuntimeError, KeyboardInterrupt])
+def test_an_error_of_a_step_is_raised_as_it_is_and_what_was_reached_before_it_is_saved(error):
+    run, saved = a_run(), []
+    plain = stepper(run)
+
+    def step(k, hooks):
+        if k == 3:
+            raise error("of the step")
+        return plain(k, hooks)
+
+    with pytest.raises(error, match="of the step"):
+        train(run, step, LoopConfig(9), CPU, save=lambda r: saved.append(r.step))
+    assert saved == [3]
 
 
 # --- snapshots ---------------------------------------------------------------------------------------------------
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    config = LoopConfig(9, seed=4, average=0.9)
+    config = LoopConfig(9, seed=4, ema_decay=0.9)
     whole = train((r := a_run()), stepper(r), config, CPU)
-    part = train((r := a_run()), stepper(r), LoopConfig(4, seed=4, average=0.9), CPU)
+    part = train((r := a_run()), stepper(r), LoopConfig(4, seed=4, ema_decay=0.9), CPU)
     tensors, meta = snapshot(part)
     path = store.save(tmp_path / "a.snapshot", tensors, "snapshot", {}, meta, dtype=None)
     torch.manual_seed(77)
     again, stored = a_run(), store.load(path, "snapshot")
     restore(again, stored.tensors, stored.meta)
     train(again, stepper(again), config, CPU)
-    assert same(state(again), state(whole)) and again.history == whole.history
+    assert same(state(again), state(whole)) and again.loss_history == whole.loss_history
     assert not same(state(again), state(part))
 
 

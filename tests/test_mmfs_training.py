@@ -1,33 +1,38 @@
 """The trainings of StyleGAN2 and MMFS: what learns, the losses, the order, what is stored, exact resume."""
 import copy
-import math
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from oneshot_atelier.models import precision, rng
 from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.models.checkpoints.names import to_ours
-from oneshot_atelier.models.checkpoints.rosinality import discriminator_rows
+from oneshot_atelier.models.checkpoints.formats.names import to_ours
+from oneshot_atelier.models.checkpoints.formats.rosinality import discriminator_rows
 from oneshot_atelier.models.mmfs import from_stylegan2
 from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2Config
 from oneshot_atelier.tests import golden_cases, tiny, tiny_mmfs
 from oneshot_atelier.tests.tiny_stages import CALM, CPU, DEFAULTS, PX, STAGES, make, run_steps, settings
-from oneshot_atelier.train import gan, metrics, mmfs
-from oneshot_atelier.train.gan import GanConfig
-from oneshot_atelier.train.loop import snapshot, step_seed
-from oneshot_atelier.train.stages import carry_out, decisive
-from oneshot_atelier.train.team import Draws
+from oneshot_atelier.train import gan, mmfs
+from oneshot_atelier.train.distributed import Draws
+from oneshot_atelier.train.gan import GANConfig
+from oneshot_atelier.train.loop import Checkpointing, Hooks, snapshot
+from oneshot_atelier.train.stages import RunConfig, decisive, run_stage
 
 
 class Stop(Exception):
-    """Raised by a callback, as a cancelled prompt does."""
+    """Raised by a hook, as a cancelled prompt does."""
+
+
+def run(stage, path=None, about=None, every=0, resume=True, **hooks):
+    """All steps of a stage, on the CPU."""
+    return run_stage(stage, about or {}, RunConfig(CPU, Checkpointing(path, every, resume)), Hooks(**hooks))
 
 
 def drawn(config, k):
     """The step's generator, as documented: the numbers come in the order in which they are used."""
-    return torch.Generator().manual_seed(step_seed(config.seed + 1, k))
+    return rng.generator(config.seed, "draws", k)
 
 
 def normals(generator, *shape):
@@ -57,6 +62,10 @@ def check_gradients(net, loss):
         assert torch.allclose(p.grad, g, rtol=1e-3, atol=1e-5 * largest), name
 
 
+def feature_distance(d, a, b):
+    return sum((x - y).abs().mean() for x, y in zip(d.features(a), d.features(b), strict=True))
+
+
 # --- what is trained ---------------------------------------------------------------------------------------------
 LEARNING = {
     "stylegan2": lambda name: True,
@@ -84,8 +93,8 @@ def test_gradient_reaches_exactly_what_the_paper_trains(name):
 def test_what_is_frozen_stays_the_same_in_the_average_too(name):
     t = make(name, steps=2)
     before = tiny.copy_of(t.net)
-    carry_out(t.stage, {}, None, CPU)
-    average = t.stage.run.averages["g"].state_dict()
+    run(t.stage)
+    average = t.stage.run.ema["g"].state_dict()
     parameters = {key for key, _ in t.net.named_parameters()}
     for key, value in average.items():
         learning = key in parameters and LEARNING[name](key)
@@ -97,9 +106,9 @@ def test_what_is_frozen_stays_the_same_in_the_average_too(name):
 def test_generator_discriminator_and_penalty_each_make_their_own_step_in_this_order(name, monkeypatch):
     t = make(name)
     order = []
-    for kind, net in (("g", t.net), ("d", t.critic)):
+    for kind, net in (("g", t.net), ("d", t.discriminator)):
         optimizer = t.stage.run.optimizers[kind]
-        plain, other = optimizer.step, t.critic if kind == "g" else t.net
+        plain, other = optimizer.step, t.discriminator if kind == "g" else t.net
 
         def noted(kind=kind, net=net, other=other, plain=plain):
             before, untouched = tiny.copy_of(net), tiny.copy_of(other)
@@ -114,19 +123,19 @@ def test_generator_discriminator_and_penalty_each_make_their_own_step_in_this_or
     assert order == ["g", "d", "d", "g", "d", "g", "d", "d", "g", "d"]  # r1_every is 2
     assert penalised == [2, 7]  # after D's own step
     assert [set(losses) & {"g", "d", "r1"} for losses in found] == [{"g", "d", "r1"}, {"g", "d"}] * 2
-    assert all(p.grad is not None for p in t.critic.parameters())
+    assert all(p.grad is not None for p in t.discriminator.parameters())
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_official_settings_are_the_defaults(name):
-    """Spec B.2, B.3, B.5 (mapping: beta1 of the paper); the prior's are StyleGAN2's with a small set's augmentation."""
+    """docs/mmfs.md B.2, B.3, B.5 (mapping: beta1 of the paper); StyleGAN2's own, with augmentation for a small set."""
     c = DEFAULTS[name]
     wanted = {"mmfs-stage1": (200_000, 1e-3, 0.1, 0.0), "mmfs-stage2": (90_000, 1e-3, 0.1, 0.5),
               "mmfs-mapping": (10_000, 2e-4, 0.99, 0.5), "stylegan2": (25_000, 2e-3, 0.0, 0.9)}[name]
-    assert (c.steps, c.lr, c.beta1, c.mixing) == wanted and c.average == 0.999
+    assert (c.steps, c.lr, c.beta1, c.mixing) == wanted and c.ema_decay == 0.999
     if name != "stylegan2":
         assert (c.batch, c.beta2, c.augment, c.flip) == (8, 0.999, "", False)
-        assert (c.pixel, c.feature, c.structure, c.structure_norm) == (1.0, 4.0, 0.5, "mse")
+        assert (c.pixel_weight, c.feature_weight, c.structure_weight, c.structure_norm) == (1.0, 4.0, 0.5, "mse")
         assert (c.r1, c.r1_every, c.d_weight) == (10.0, 16, 0.5)
 
 
@@ -136,13 +145,13 @@ def test_stage1_is_l1_and_the_discriminators_features_on_the_teachers_pictures()
     t = make("mmfs-stage1", lr=0.0)
     losses, = run_steps(t.stage, 1)
     generator, teacher = drawn(t.config, 0), t.teacher
-    z = normals(generator, 4, teacher.config.style)
+    z = normals(generator, 4, teacher.config.w_dim)
     with torch.no_grad():
         wanted = teacher(teacher.styles(z), noise(generator, 4, teacher.synthesis.noise_shapes(4, 4))).clamp(-1, 1)
     result = t.net(wanted, t.net.mapping(z)[:, None].repeat(1, t.net.config.n_styles, 1),
                    noise(generator, 4, t.net.noise_shapes(PX, PX)))
     pixel = (result - wanted).abs().mean()
-    feature = sum((a - b).abs().mean() for a, b in zip(t.critic.features(result), t.critic.features(wanted)))
+    feature = feature_distance(t.discriminator, result, wanted)
     check_losses(losses, pixel=pixel, feature=4 * feature)
     check_gradients(t.net, pixel + 4 * feature)
 
@@ -150,7 +159,7 @@ def test_stage1_is_l1_and_the_discriminators_features_on_the_teachers_pictures()
 def stage2_fake(t, k=0):
     """The pictures of a step, with gradient, when no styles are mixed."""
     generator, photo = drawn(t.config, k), t.photos(k)
-    w = t.net.styles(normals(generator, 4, t.net.config.style))
+    w = t.net.styles(normals(generator, 4, t.net.config.w_dim))
     return t.net(photo, w, noise(generator, 4, t.net.noise_shapes(PX, PX)))
 
 
@@ -159,9 +168,9 @@ def test_stage2_of_the_generator_is_the_logistic_loss_and_structure_summed_over_
     t = make("mmfs-stage2", lr=0.0, mixing=0.0, structure_norm=norm)
     losses, = run_steps(t.stage, 1)
     fake, photo = stage2_fake(t), t.photos(0)
-    adversarial = F.softplus(-t.critic(fake)).mean()
+    adversarial = F.softplus(-t.discriminator(fake)).mean()
     similarity = [F.normalize(k, dim=2) @ F.normalize(k, dim=2).mT
-                  for k in (t.structure.keys(fake), t.structure.keys(photo))]
+                  for k in (t.structure_net.keys(fake), t.structure_net.keys(photo))]
     squares = [(a - b).square().mean() for a, b in zip(*similarity)]
     structure = sum(s.sqrt() if norm == "frobenius" else s for s in squares)
     check_losses({name: losses[name] for name in ("g", "structure")}, g=adversarial, structure=0.5 * structure)
@@ -169,10 +178,10 @@ def test_stage2_of_the_generator_is_the_logistic_loss_and_structure_summed_over_
 
 
 def test_without_structure_only_the_discriminator_teaches():
-    t = make("mmfs-stage2", lr=0.0, mixing=0.0, structure=0.0)
-    t.structure.keys = lambda pictures: pytest.fail("not needed")
+    t = make("mmfs-stage2", lr=0.0, mixing=0.0, structure_weight=0.0)
+    t.structure_net.keys = lambda pictures: pytest.fail("not needed")
     assert set(run_steps(t.stage, 1)[0]) == {"g", "d", "r1"}
-    check_gradients(t.net, F.softplus(-t.critic(stage2_fake(t))).mean())
+    check_gradients(t.net, F.softplus(-t.discriminator(stage2_fake(t))).mean())
 
 
 @pytest.mark.parametrize("name, weight", [("mmfs-stage2", 0.5), ("stylegan2", 1.0)])
@@ -182,24 +191,24 @@ def test_the_discriminators_loss_is_logistic_and_halved_in_mmfs(name, weight):
     losses = run_steps(t.stage, 2)[1]
     if name == "stylegan2":
         generator, real = drawn(t.config, 1), tiny.pictures(4, 101, PX)
-        w = t.net.styles(normals(generator, 4, t.net.config.style))
+        w = t.net.styles(normals(generator, 4, t.net.config.w_dim))
         fake = t.net(w, noise(generator, 4, t.net.synthesis.noise_shapes(4, 4)))
     else:
         fake, real = stage2_fake(t, 1), t.art(1)
-    loss = F.softplus(t.critic(fake.detach())).mean() + F.softplus(-t.critic(real)).mean()
+    loss = F.softplus(t.discriminator(fake.detach())).mean() + F.softplus(-t.discriminator(real)).mean()
     assert "r1" not in losses
     check_losses({"d": losses["d"]}, d=loss)
-    check_gradients(t.critic, weight * loss)
+    check_gradients(t.discriminator, weight * loss)
 
 
 def test_the_penalty_is_lazy_r1_on_the_real_pictures():
     t = make("mmfs-stage2", lr=0.0, mixing=0.0, r1_every=4)
     losses, = run_steps(t.stage, 1)
     real = t.art(0).requires_grad_(True)
-    gradient, = torch.autograd.grad(t.critic(real).sum(), real, create_graph=True)
+    gradient, = torch.autograd.grad(t.discriminator(real).sum(), real, create_graph=True)
     r1 = gradient.square().sum() / len(real)
     check_losses({"r1": losses["r1"]}, r1=r1)
-    check_gradients(t.critic, 10 / 2 * 4 * r1)
+    check_gradients(t.discriminator, 10 / 2 * 4 * r1)
 
 
 def test_the_penalty_has_the_golden_value_and_gradient():
@@ -219,19 +228,19 @@ def test_the_mapping_gives_a_style_back_from_the_embedding_of_its_picture():
     generator, photo = drawn(t.config, 0), t.photos(0)
     shapes = t.net.noise_shapes(PX, PX)
     with torch.no_grad():
-        w = t.net.styles(normals(generator, 4, t.net.config.style))
+        w = t.net.styles(normals(generator, 4, t.net.config.w_dim))
         wanted = t.net(photo, w, noise(generator, 4, shapes))
-        embedding = F.normalize(t.clip.embed(wanted, "bilinear"), dim=1)
+        embedding = F.normalize(t.clip.embed(wanted, "mmfs"), dim=1)
     result = t.net(photo, t.net.mapper(embedding), noise(generator, 4, shapes))
     pixel = (result - wanted).abs().mean()
-    feature = sum((a - b).abs().mean() for a, b in zip(t.critic.features(result), t.critic.features(wanted)))
+    feature = feature_distance(t.discriminator, result, wanted)
     check_losses(losses, pixel=pixel, feature=4 * feature)
     check_gradients(t.net, pixel + 4 * feature)
 
 
 def test_weights_of_the_losses_are_settings():
     plain, = run_steps(make("mmfs-stage1", lr=0.0).stage, 1)
-    other, = run_steps(make("mmfs-stage1", lr=0.0, pixel=3.0, feature=0.5).stage, 1)
+    other, = run_steps(make("mmfs-stage1", lr=0.0, pixel_weight=3.0, feature_weight=0.5).stage, 1)
     assert float(other["pixel"]) == pytest.approx(3 * float(plain["pixel"]), rel=1e-5)
     assert float(other["feature"]) == pytest.approx(float(plain["feature"]) / 8, rel=1e-5)
 
@@ -250,19 +259,19 @@ def test_only_the_discriminator_sees_augmented_pictures():
 def test_scores_side_by_side_are_those_of_two_calls(batch, group):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        d = Discriminator(replace(tiny_mmfs.FACES, group=group)).requires_grad_(False)
+        d = Discriminator(replace(tiny_mmfs.FACES, mbstd_group_size=group)).requires_grad_(False)
     fake, real = tiny.pictures(batch, 1, PX), 0.3 * tiny.pictures(batch, 2, PX)
     found = gan.scores(d, fake, real)
     for scores, pictures in zip(found, (fake, real), strict=True):
         assert scores.shape == (batch, 1) and torch.allclose(scores, d(pictures), atol=1e-5)
     if batch > 1:
         both = d(torch.cat([fake, real])[:2 * batch - 2 * batch % min(group, 2 * batch)])
-        assert not torch.allclose(both[:batch], found[0], atol=1e-5)  # real and drawn ones in one group
+        assert not torch.allclose(both[:batch], found[0], atol=1e-5)  # real and generated ones in one group
 
 
 # --- optimisers and styles ---------------------------------------------------------------------------------------
 def test_adam_has_the_rates_of_lazy_regularisation():
-    config = GanConfig(lr=1e-3, beta1=0.1, beta2=0.999)
+    config = GANConfig(lr=1e-3, beta1=0.1, beta2=0.999)
     weight = [torch.nn.Parameter(torch.zeros(1))]
     plain, lazy = (gan.adam(weight, config, every).param_groups[0] for every in (0, 16))
     assert (plain["lr"], plain["betas"], plain["weight_decay"]) == (1e-3, (0.1, 0.999), 0)
@@ -279,9 +288,9 @@ def mixed(share, steps, seed=0):
         return z[:, None].repeat(1, 10, 1)
     found = []
     for k in range(steps):
-        draws = Draws(torch.Generator().manual_seed(step_seed(seed, k)), 4, torch.arange(4))
+        draws = Draws(rng.generator(seed, "draws", k), 4, torch.arange(4))
         w = gan.mixed_styles(styles, draws, 8, share)
-        first = torch.randn(4, 8, generator=torch.Generator().manual_seed(step_seed(seed, k)))
+        first = torch.randn(4, 8, generator=rng.generator(seed, "draws", k))
         assert torch.equal(w[:, 0], first)
         changes = (w[:, 1:] != w[:, :-1]).any(2)
         assert torch.equal(changes[0], changes[3]) and int(changes[0].sum()) <= 1  # one cut, the same for the batch
@@ -297,14 +306,14 @@ def test_half_of_the_steps_mix_two_styles_at_every_place():
     assert {cut for cut, _ in mixed(0.0, 50)} == {None} and None not in {cut for cut, _ in mixed(1.0, 50)}
 
 
-def test_whether_styles_are_mixed_does_not_hang_on_what_is_drawn():
+def test_whether_styles_are_mixed_does_not_depend_on_z():
     found = mixed(0.5, 1200)
     table = torch.tensor([[float(cut is not None), z, abs(z)] for cut, z in found])
     assert torch.corrcoef(table.t())[0, 1:].abs().max() < 0.14  # 5 standard deviations
 
 
 def test_a_step_draws_the_same_whether_or_not_it_mixes():
-    """So that the noise of a step does not hang on its mixing; only a share of 0 saves the second z."""
+    """So that the noise of a step does not depend on its mixing; only a share of 0 saves the second z."""
     draws = [Draws(torch.Generator().manual_seed(7), 2, torch.arange(2)) for _ in range(2)]
     for d, share in zip(draws, (1e-9, 1.0)):
         gan.mixed_styles(lambda z: z[:, None].repeat(1, 4, 1), d, 3, share)
@@ -313,11 +322,11 @@ def test_a_step_draws_the_same_whether_or_not_it_mixes():
 
 def test_steps_draw_other_numbers():
     config = settings("mmfs-stage2")
-    seen = [gan.draws_of(k, replace(config, seed=s), gan.SOLO, CPU).normal(3) for s in (0, 1) for k in (0, 1)]
+    seen = [gan.draws_of(k, replace(config, seed=s), gan.SINGLE_PROCESS, CPU).normal(3) for s in (0, 1) for k in (0, 1)]
     assert len({tuple(x.flatten().tolist()) for x in seen}) == 4
 
 
-# --- going on ----------------------------------------------------------------------------------------------------
+# --- resuming ----------------------------------------------------------------------------------------------------
 def state(stage):
     return snapshot(stage.run)[0]
 
@@ -325,71 +334,71 @@ def state(stage):
 @pytest.mark.parametrize("name", STAGES)
 def test_two_and_two_steps_are_four(name, tmp_path):
     whole, first, second = make(name), make(name, steps=2), make(name)
-    carry_out(whole.stage, {}, None, CPU)
-    carry_out(first.stage, {}, tmp_path / "a.snapshot", CPU)
+    run(whole.stage)
+    run(first.stage, tmp_path / "a.snapshot")
     torch.manual_seed(99)
-    carry_out(second.stage, {}, tmp_path / "a.snapshot", CPU)
-    assert second.stage.run.step == 4 and second.stage.run.history == whole.stage.run.history
+    run(second.stage, tmp_path / "a.snapshot")
+    assert second.stage.run.step == 4 and second.stage.run.loss_history == whole.stage.run.loss_history
     assert tiny.same(state(second.stage), state(whole.stage)) and not tiny.same(state(first.stage), state(whole.stage))
 
 
-def test_a_run_that_is_stopped_loses_what_came_after_the_last_save(tmp_path):
+def test_a_run_that_is_stopped_is_saved_and_resumed_where_it_was(tmp_path):
     path, t, seen = tmp_path / "a.snapshot", make("mmfs-stage2", steps=6), []
 
-    def killed(progress):
+    def stop(progress):
         if progress.step == 5:
             raise Stop
 
     with pytest.raises(Stop):
-        carry_out(t.stage, {}, path, CPU, save_every=2, callback=killed)
-    assert t.stage.run.step == 5 and store.peek(path).meta["step"] == 4
+        run(t.stage, path, every=2, on_iteration=stop)
+    assert t.stage.run.step == 5 and store.peek(path).meta["step"] == 5
     again, whole = make("mmfs-stage2", steps=6), make("mmfs-stage2", steps=6)
-    carry_out(again.stage, {}, path, CPU, save_every=2, begun=lambda run: seen.append(run.step))
-    carry_out(whole.stage, {}, None, CPU)
-    assert seen == [4] and tiny.same(state(again.stage), state(whole.stage))
-    assert again.stage.run.history == whole.stage.run.history and store.peek(path).meta["step"] == 6
+    run(again.stage, path, every=2, on_start=lambda r: seen.append(r.step))
+    run(whole.stage)
+    assert seen == [5] and tiny.same(state(again.stage), state(whole.stage))
+    assert again.stage.run.loss_history == whole.stage.run.loss_history and store.peek(path).meta["step"] == 6
 
 
-def test_a_finished_training_does_nothing_and_more_steps_go_on(tmp_path):
+def test_a_finished_training_does_nothing_and_more_steps_resume_it(tmp_path):
     path = tmp_path / "a.snapshot"
-    carry_out(make("mmfs-stage1", steps=1).stage, {}, path, CPU)
+    run(make("mmfs-stage1", steps=1).stage, path)
     written = path.stat().st_mtime_ns
-    done = carry_out(make("mmfs-stage1", steps=1).stage, {}, path, CPU, callback=lambda p: pytest.fail("no step left"))
+    done = run(make("mmfs-stage1", steps=1).stage, path, on_iteration=lambda p: pytest.fail("no step left"))
     assert done.step == 1 and path.stat().st_mtime_ns == written
-    assert carry_out(make("mmfs-stage1", steps=2).stage, {}, path, CPU).step == 2
+    assert run(make("mmfs-stage1", steps=2).stage, path).step == 2
 
 
 @pytest.mark.parametrize("changes, about, said", [
-    ({"lr": 0.5}, {}, "lr was 0.001 and is 0.5 now"), ({"structure": 2.0}, {}, "structure was 0.5"),
+    ({"lr": 0.5}, {}, "lr was 0.001 and is 0.5 now"), ({"structure_weight": 2.0}, {}, "structure_weight was 0.5"),
     ({"augment": "cutout"}, {}, "augment was ''"), ({"batch": 8}, {}, "batch was 4"),
     ({}, {"art": "b"}, "the artistic set was another one"), ({}, {"model": "b"}, "model it starts from")])
 def test_a_snapshot_of_other_settings_is_refused_and_stays(tmp_path, changes, about, said):
     path, known = tmp_path / "a.snapshot", {"art": "a", "model": "a"}
-    carry_out(make("mmfs-stage2", steps=1).stage, known, path, CPU)
+    run(make("mmfs-stage2", steps=1).stage, path, known)
     before = path.read_bytes()
     t = make("mmfs-stage2", **changes)
     start = state(t.stage)
     with pytest.raises(ValueError, match=said):
-        carry_out(t.stage, known | about, path, CPU)
+        run(t.stage, path, known | about)
     assert path.read_bytes() == before and tiny.same(start, state(t.stage))
-    carry_out(t.stage, known | about, path, CPU, resume=False, save_every=1)
+    run(t.stage, path, known | about, every=1, resume=False)
     assert path.read_bytes() != before
 
 
 def test_a_snapshot_of_another_stage_is_refused(tmp_path):
-    carry_out(make("mmfs-stage1", steps=1).stage, {}, tmp_path / "a.snapshot", CPU)
+    run(make("mmfs-stage1", steps=1).stage, tmp_path / "a.snapshot")
     with pytest.raises(ValueError, match="mixing was 0.0 and is 0.5 now"):
-        carry_out(make("mmfs-stage2").stage, {}, tmp_path / "a.snapshot", CPU)
+        run(make("mmfs-stage2").stage, tmp_path / "a.snapshot")
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_seed_decides_and_nothing_else(name):
     torch.manual_seed(1)
     first, again, other = make(name, steps=1), make(name, steps=1), make(name, steps=1, seed=6)
-    carry_out(first.stage, {}, None, CPU)
+    run(first.stage)
     torch.manual_seed(2)
     for t in (again, other):
-        carry_out(t.stage, {}, None, CPU)
+        run(t.stage)
     assert tiny.same(state(first.stage), state(again.stage))
     assert not tiny.same(state(first.stage), state(other.stage))
 
@@ -406,7 +415,7 @@ def test_a_preview_is_of_the_average_the_same_again_and_changes_nothing(name, co
     assert tiny.same(before, state(t.stage)) and torch.equal(generator, torch.get_rng_state())
     run_steps(t.stage, 1)
     assert torch.equal(shown, t.stage.preview())  # the average has not moved yet
-    t.stage.run.averages["g"].load_state_dict(t.net.state_dict())
+    t.stage.run.ema["g"].load_state_dict(t.net.state_dict())
     assert not torch.equal(shown, t.stage.preview())
 
 
@@ -417,7 +426,8 @@ def test_stage1_may_be_shown_without_photos():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_bfloat16_trains_the_same_losses_roughly(name):
+def test_bfloat16_trains_the_same_losses_roughly(name, monkeypatch):
+    monkeypatch.setattr(precision, "NO_HALF", ())  # a CPU is slow with it, but can do it
     exact, = run_steps(make(name, lr=0.0, mapper=CALM).stage, 1)
     t = make(name, lr=0.0, mapper=CALM, precision="bfloat16")
     rough, = run_steps(t.stage, 1)
@@ -432,7 +442,7 @@ def test_bfloat16_trains_the_same_losses_roughly(name):
 def test_training_lowers_the_loss(name):
     """On the pictures, styles and noise of one step."""
     t = make(name, lr=5e-3, mapper=CALM)
-    totals = [float(sum(t.stage.step(0).values())) for _ in range(15)]
+    totals = [float(sum(t.stage.step(0, Hooks()).values())) for _ in range(15)]
     assert totals[-1] < 0.9 * totals[0]
 
 
@@ -442,7 +452,7 @@ def test_training_lowers_the_loss(name):
     ({"steps": 0}, "at least 1"), ({"batch": 0}, "at least 1"), ({"r1_every": 0}, "at least 1")])
 def test_settings_that_cannot_work_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        GanConfig(**changes)
+        GANConfig(**changes)
 
 
 def test_a_batch_that_does_not_fill_the_discriminators_groups_is_refused():
@@ -457,46 +467,10 @@ def test_a_mapping_needs_a_mapper_and_a_clip_as_wide_as_the_styles():
     wide = copy.deepcopy(t.clip)
     wide.config = replace(wide.config, embed=24)
     with pytest.raises(ValueError, match="this CLIP gives 24, the model has 16"):
-        mmfs.mapping(t.net, wide, t.critic, t.photos, torch.zeros(1, 3, PX, PX), t.config)
+        mmfs.mapping(t.net, wide, t.discriminator, t.photos, torch.zeros(1, 3, PX, PX), t.config)
 
 
 def test_everything_in_the_settings_decides_and_is_remembered():
     config = settings("mmfs-stage2")
     found = decisive(config)
     assert found["iterations"] == config.steps and found.keys() == asdict(config).keys() - {"steps"} | {"iterations"}
-
-
-# --- the distance that stages are measured by --------------------------------------------------------------------
-def with_moments(mean, covariance, count=200, seed=0):
-    """Samples whose mean and covariance are exactly these."""
-    x = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x = x - x.mean(0)
-    white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.t()))).t()
-    return white @ torch.linalg.cholesky(covariance).t() + mean
-
-
-def test_the_frechet_distance_of_gaussians_with_common_axes():
-    a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 4.0, 0.25]).double()
-    mean_a, mean_b = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([3.0, 1.0, -2.0]).double()
-    found = metrics.frechet_distance(with_moments(mean_a, a.diag()), with_moments(mean_b, b.diag(), 90, 1))
-    assert float(found) == pytest.approx(25 + float((a.sqrt() - b.sqrt()).square().sum()), rel=1e-9)
-
-
-def test_the_frechet_distance_of_any_gaussians():
-    """tr (A B)^1/2 is the sum of the roots of the eigenvalues of A B, which is not symmetric."""
-    factors = [torch.randn(5, 5, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2)]
-    a, b = (f @ f.t() + 0.1 * torch.eye(5) for f in factors)
-    mean = torch.zeros(5).double()
-    found = metrics.frechet_distance(with_moments(mean, a), with_moments(mean + 1, b, seed=3))
-    cross = torch.linalg.eigvals(a @ b).real.sqrt().sum()
-    assert float(found) == pytest.approx(float(5 + a.trace() + b.trace() - 2 * cross), rel=1e-8)
-    assert float(metrics.frechet_distance(with_moments(mean + 1, b), with_moments(mean, a))) == pytest.approx(
-        float(found), rel=1e-8)
-
-
-def test_the_frechet_distance_with_fewer_samples_than_numbers():
-    """16 embeddings of 128 numbers: covariances without full rank, in float32."""
-    x = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
-    assert abs(float(metrics.frechet_distance(x, x))) < 1e-6 * float(x.square().sum())
-    assert float(metrics.frechet_distance(x, x + 2)) == pytest.approx(128 * 4, rel=1e-4)
-    assert math.isfinite(float(metrics.frechet_distance(x, torch.ones(16, 128))))

@@ -8,20 +8,25 @@ import torch
 
 from oneshot_atelier.models import diffae, spn, unet
 from oneshot_atelier.models.diffae import CONFIGS, DiffAE, DiffAEConfig, change_point_weights, mix_codes
-from oneshot_atelier.models.diffusion import linear_alpha_bar, predict_x0
-from oneshot_atelier.models.osasis import Style, check_style, fingerprint
+from oneshot_atelier.models.diffusion import denoiser, linear_alpha_bar, predict_x0
 from oneshot_atelier.models.spn import SPN, SPNConfig
+from oneshot_atelier.models.style import OSASISStyle, check_osasis_style, fingerprint
 from oneshot_atelier.models.unet import UNet, UNetConfig
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.train import recipes
+from oneshot_atelier.train.recipes import diffusion
 
 P2 = UNetConfig(256, 128, (1, 1, 2, 2, 4, 4), blocks=1, cond=0, out_channels=6, head_channels=64, dropout=0.0)
 PLAIN_128 = replace(CONFIGS["ffhq128"].unet, cond=0, dropout=0.0)
-# unet, encoder, latent network (spec A.1)
+# unet, encoder, latent network (docs/osasis.md A.1)
 SIZES = {"ffhq256": (138_341_891, 30_150_400, 54_109_696), "ffhq128": (103_871_619, 24_673_536, 54_109_696),
          "celeba64": (71_518_723, 19_320_512, 54_109_696), "horse128": (103_871_619, 24_673_536, 117_106_176)}
 SAME = {"afhq256-dog": "ffhq256", "afhq256-cat": "ffhq256", "church256": "ffhq256", "ffhq64": "celeba64",
         "bedroom128": "horse128"}
+
+
+def run(net, x, t, z=None):
+    """The UNet's output at times t (B,)."""
+    return net(x, net.modulation(t, z))
 
 
 def on_meta(make):
@@ -82,9 +87,10 @@ def test_every_public_configuration_is_detected_from_its_shapes(public, name):
     assert diffae.detect(without) == replace(CONFIGS[name], latent=None)
 
 
-@pytest.mark.parametrize("config", [P2, PLAIN_128, recipes.small_ddpm(128), recipes.small_ddpm(64), tiny.DDPM])
+@pytest.mark.parametrize("config", [P2, PLAIN_128, diffusion.small_ddpm(128), diffusion.small_ddpm(64), tiny.DDPM])
 def test_unets_without_code_are_detected_from_their_shapes(config):
-    assert unet.detect(on_meta(lambda: UNet(config)).state_dict()) == config
+    found = unet.detect(on_meta(lambda: UNet(config)).state_dict())
+    assert replace(found, prediction=config.prediction) == config  # which no shape says
 
 
 def test_what_the_shapes_do_not_say_can_be_given():
@@ -97,22 +103,22 @@ def test_what_the_shapes_do_not_say_can_be_given():
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), replace(CONFIGS["ffhq128"], latent=None),
-                                    recipes.small_diffae(128), recipes.small_diffae(64), tiny.DIFFAE])
+                                    diffusion.small_diffae(128), diffusion.small_diffae(64), tiny.DIFFAE])
 def test_configurations_survive_json(config):
     assert DiffAEConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
     assert UNetConfig(**json.loads(json.dumps(asdict(config.unet)))) == config.unet
 
 
 @pytest.mark.parametrize("px", [128, 64])
-def test_the_demo_configurations_are_detected_but_for_their_dropout(px):
-    config = recipes.small_diffae(px)
+def test_the_demo_configurations_are_detected_but_for_dropout_and_prediction(px):
+    config = diffusion.small_diffae(px)
     found = diffae.detect(on_meta(lambda: DiffAE(config)).state_dict())
-    assert replace(found, unet=replace(found.unet, dropout=config.unet.dropout)) == config
-    assert found.unet.prediction == "v"
+    assert config.unet.prediction == "v"
+    assert replace(found, unet=replace(found.unet, dropout=config.unet.dropout, prediction="v")) == config
 
 
 def test_foreign_state_dicts_are_no_diffae():
-    with pytest.raises(ValueError, match="lacks unet.input_blocks.0.0.weight"):
+    with pytest.raises(ValueError, match="lacks input_blocks.0.0.weight"):
         diffae.detect({"fc.weight": torch.zeros(1)})
     plain = {f"unet.{key}": value for key, value in on_meta(lambda: UNet(tiny.DDPM)).state_dict().items()}
     with pytest.raises(ValueError, match="no semantic encoder.*Load DDPM"):
@@ -133,10 +139,10 @@ def test_impossible_configurations_are_refused():
 
 def test_a_fresh_unet_predicts_nothing():
     net = UNet(tiny.UNET).eval()
-    assert not net(tiny.pictures(1), torch.tensor([3]), torch.zeros(1, tiny.WIDTH)).any()
+    assert not run(net, tiny.pictures(1), torch.tensor([3]), torch.zeros(1, tiny.WIDTH)).any()
 
 
-def test_a_diffae_without_latent_dpm_says_what_to_load():
+def test_a_diffae_without_latent_ddim_says_what_to_load():
     with pytest.raises(ValueError, match="autoenc_latent"):
         DiffAE(replace(tiny.DIFFAE, latent=None)).sample_z(torch.zeros(1, tiny.WIDTH))
 
@@ -154,8 +160,8 @@ def test_rows_of_a_batch_do_not_touch_each_other():
     net, x, t = tiny.diffae(), tiny.pictures(3), torch.tensor([10, 500, 900])
     with torch.no_grad():
         z = net.encode(x)
-        whole = net.unet(x, t, z)
-        rows = torch.cat([net.unet(x[i:i + 1], t[i:i + 1], z[i:i + 1]) for i in range(3)])
+        whole = run(net.unet, x, t, z)
+        rows = torch.cat([run(net.unet, x[i:i + 1], t[i:i + 1], z[i:i + 1]) for i in range(3)])
         alone = torch.cat([net.encode(x[i:i + 1]) for i in range(3)])
     assert torch.allclose(whole, rows, atol=1e-4) and torch.allclose(z, alone, atol=1e-5)
 
@@ -163,9 +169,9 @@ def test_rows_of_a_batch_do_not_touch_each_other():
 def test_autocast_stays_close_to_float32():
     net, x, t = tiny.diffae(), tiny.pictures(1), torch.tensor([300])
     with torch.no_grad():
-        exact = net.unet(x, t, net.encode(x))
+        exact = run(net.unet, x, t, net.encode(x))
         with torch.autocast("cpu", torch.bfloat16):
-            rough = net.unet(x, t, net.encode(x))
+            rough = run(net.unet, x, t, net.encode(x))
     assert 0 < (rough.float() - exact).abs().mean() < 0.03 * exact.abs().mean() + 0.01
 
 
@@ -188,10 +194,11 @@ def test_thirty_two_gives_the_blocks_of_the_paper(public):
     handles = [module.register_forward_pre_hook(lambda m, args, name=name: taken.__setitem__(name, args[0] is style))
                for name, module in net.named_modules() if name.endswith("cond_emb_layers")]
     with torch.no_grad():
-        net(torch.empty(1, 3, 256, 256, device="meta"), torch.zeros(1, dtype=torch.long, device="meta"), codes)
+        net.modulation(torch.zeros(1, dtype=torch.long, device="meta"), codes)
     for handle in handles:
         handle.remove()
-    for half, styled in (("input_blocks", range(1, 12)), ("output_blocks", range(6, 18)), ("middle_block", range(0))):
+    halves = (("input_blocks", range(1, 12)), ("output_blocks", range(6, 18)), ("middle_block", range(0)))
+    for half, styled in halves:
         for name, is_style in taken.items():
             if name.startswith(half):
                 assert is_style == (int(name.split(".")[1]) in styled), name
@@ -208,13 +215,13 @@ def test_one_style_code_serves_a_batch_and_one_code_everywhere_is_no_mixing():
     net, x, t = tiny.diffae().unet, tiny.pictures(2), torch.tensor([100, 100])
     content, style = torch.randn(2, tiny.WIDTH), torch.randn(1, tiny.WIDTH)
     with torch.no_grad():
-        broadcast = net(x, t, mix_codes(content, style, (1, 0, 0)))
-        repeated = net(x, t, mix_codes(content, style.repeat(2, 1), (1, 0, 0)))
+        broadcast = run(net, x, t, mix_codes(content, style, (1, 0, 0)))
+        repeated = run(net, x, t, mix_codes(content, style.repeat(2, 1), (1, 0, 0)))
         assert torch.equal(broadcast, repeated)
-        assert torch.equal(net(x, t, content), net(x, t, [content] * 3))
-        assert torch.allclose(net(x, t, [style] * 3), net(x, t, style.repeat(2, 1)), atol=1e-5)
-        single = [net(x, t, mix_codes(content, style, [float(i == k) for i in range(3)])) for k in range(3)]
-    plain = net(x, t, content)
+        assert torch.equal(run(net, x, t, content), run(net, x, t, [content] * 3))
+        assert torch.allclose(run(net, x, t, [style] * 3), run(net, x, t, style.repeat(2, 1)), atol=1e-5)
+        single = [run(net, x, t, mix_codes(content, style, [float(i == k) for i in range(3)])) for k in range(3)]
+    plain = run(net, x, t, content)
     assert all((s - plain).abs().max() > 1e-3 for s in single)
 
 
@@ -222,16 +229,15 @@ def test_one_style_code_serves_a_batch_and_one_code_everywhere_is_no_mixing():
 def test_v_prediction_is_eps_prediction_of_the_same_function():
     raw = tiny.filled(UNet(tiny.UNET)).eval()
     net = UNet(replace(tiny.UNET, prediction="v")).eval()
-    net.load_state_dict(raw.state_dict() | {"v_pred": torch.zeros(0)})
-    x, t, z = tiny.pictures(2), torch.tensor([40, 800]), torch.randn(2, tiny.WIDTH)
-    a = linear_alpha_bar()[t].float()[:, None, None, None]
-    with torch.no_grad():
-        v, eps = raw(x, t, z), net(x, t, z)
-    assert torch.allclose(eps, a.sqrt() * v + (1 - a).sqrt() * x, atol=1e-6)
-    for i in range(2):  # the x0 of both is sqrt(abar) x - sqrt(1 - abar) v
-        x0, _ = predict_x0(x[i], eps[i], float(a[i]), clip=False)
-        assert torch.allclose(x0, a[i].sqrt() * x[i] - (1 - a[i]).sqrt() * v[i], atol=1e-4)
-    assert "alpha_bar" not in net.state_dict()
+    net.load_state_dict(raw.state_dict())
+    x, z = tiny.pictures(2), torch.randn(2, tiny.WIDTH)
+    for t in (40, 800):
+        a = float(linear_alpha_bar()[t])
+        with torch.no_grad():
+            v, eps = denoiser(raw, z)(x, t), denoiser(net, z)(x, t)
+        assert torch.allclose(eps, a ** 0.5 * v + (1 - a) ** 0.5 * x, atol=1e-6)
+        x0, _ = predict_x0(x, eps, a, clamp_x0=False)  # of both it is sqrt(abar) x - sqrt(1 - abar) v
+        assert torch.allclose(x0, a ** 0.5 * x - (1 - a) ** 0.5 * v, atol=1e-4)
 
 
 # --- the SPN -----------------------------------------------------------------------------------------------------
@@ -266,19 +272,19 @@ def test_the_fingerprint_is_that_of_the_slim_copy_and_no_other():
     slim.load_state_dict({key: value.half().float() for key, value in net.state_dict().items()})
     assert fingerprint(slim) == fingerprint(net) != fingerprint(tiny.diffae(1))
     slim.latent_net.layers[0].linear.bias.add_(1)
-    assert fingerprint(slim) == fingerprint(net)  # the latent DPM is no part of what a style depends on
+    assert fingerprint(slim) == fingerprint(net)  # the latent DDIM is no part of what a style depends on
     slim.encoder.out[3].bias.add_(1)
     assert fingerprint(slim) != fingerprint(net)
 
 
 def test_a_style_of_another_model_is_refused_with_advice():
-    style = Style(tiny.UNET, {}, None, None, None, "abc")
-    check_style(style, tiny.UNET, "abc")
-    check_style(replace(style, model=""), tiny.UNET, "abc")  # official files do not say whose they are
+    style = OSASISStyle(tiny.UNET, {}, None, None, None, "abc")
+    check_osasis_style(style, tiny.UNET, "abc")
+    check_osasis_style(replace(style, model=""), tiny.UNET, "abc")  # official files do not say whose they are
     with pytest.raises(ValueError, match="another DiffAE of the same size; load that one, its fingerprint is abc"):
-        check_style(style, tiny.UNET, "def")
-    with pytest.raises(ValueError, match="made for a model of 32 px.*not for this one of 256 px"):
-        check_style(style, CONFIGS["ffhq256"].unet, "abc")
+        check_osasis_style(style, tiny.UNET, "def")
+    with pytest.raises(ValueError, match="made for a DiffAE of 32 px.*not for this one of 256 px"):
+        check_osasis_style(style, CONFIGS["ffhq256"].unet, "abc")
 
 
 def test_a_style_of_the_ffhq256_model_fits_into_280_megabytes(public):

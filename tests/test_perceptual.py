@@ -6,8 +6,10 @@ import socket
 import pytest
 import torch
 
-from oneshot_atelier.models import perceptual
-from oneshot_atelier.models.perceptual import EncoderDistance, LpipsVGG
+from oneshot_atelier.models.features import encoder
+from oneshot_atelier.models.features import lpips as lpips_module
+from oneshot_atelier.models.features.encoder import EncoderDistance
+from oneshot_atelier.models.features.lpips import LpipsVGG
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny
 
@@ -106,15 +108,15 @@ def test_a_missing_package_says_what_to_install(trunk, monkeypatch):
         return plain(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_lpips)
-    with pytest.raises(ImportError, match="libc10.so is broken.*pip install -r requirements.txt"):
+    with pytest.raises(ImportError, match="libc10.so is broken.*pip install 'lpips>=0.1.3'"):
         LpipsVGG(trunk)
 
 
 def test_the_substitute_looks_at_the_last_map_of_each_size():
-    assert perceptual.level_ends([32, 32, 16, 16, 8, 8]) == [1, 3, 5]
-    assert perceptual.level_ends([4]) == [0]
+    assert encoder.level_ends([32, 32, 16, 16, 8, 8]) == [1, 3, 5]
+    assert encoder.level_ends([4]) == [0]
     f = torch.randn(2, 5, 3, 3)
-    assert torch.allclose(perceptual.unit(f).norm(dim=1), torch.ones(2, 3, 3), atol=1e-4)
+    assert torch.allclose(encoder.unit(f).norm(dim=1), torch.ones(2, 3, 3), atol=1e-4)
 
 
 def test_the_substitute_is_the_mean_squared_difference_of_unit_features(substitute):
@@ -125,3 +127,12 @@ def test_the_substitute_is_the_mean_squared_difference_of_unit_features(substitu
         cosines = [torch.nn.functional.cosine_similarity(f, g).mean((1, 2)) for f, g in last.values()]
         expected = sum(2 - 2 * c for c in cosines) / len(cosines)
         assert torch.allclose(substitute(a, b), expected, atol=1e-4) and len(cosines) == 3
+
+
+def test_the_wrapper_detects_builds_and_preprocesses(trunk, lpips):
+    assert lpips_module.detect(trunk) is None
+    x, y = tiny.pictures(2, px=64), tiny.pictures(2, 1, 64)
+    assert torch.equal(lpips_module.build(None, trunk)(x, y), lpips(x, y))
+    assert lpips.preprocess(x).shape == x.shape
+    with pytest.raises(ValueError, match="not a VGG-16 .features.0.weight is missing."):
+        lpips_module.detect({})

@@ -16,7 +16,7 @@ from oneshot_atelier.tests import in_comfy
 
 pytestmark = pytest.mark.server
 GOLDEN = Path(__file__).with_name("golden_nodes.json")
-FROM_FOLDERS = {"model", "style", "folder", "faces_folder", "art_folder"}  # combos whose choices are the user's files
+FROM_FOLDERS = {"model", "file", "photos_folder", "art_folder"}  # combos whose choices are the user's files
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def described(info):
             row["type"] = "COMBO"
             if name not in FROM_FOLDERS:
                 row["choices"] = choices
-            elif name == "style":
+            elif name == "file":
                 del row["default"]  # the user's first file
         rows.append(row | ({"optional": True} if optional else {}))
     return {"display_name": info["display_name"], "category": info["category"], "inputs": rows,

@@ -1,33 +1,50 @@
-"""Sessions: what tells one training apart from another."""
+"""Sessions: what tells one training apart from another, where one may be saved, what is refused before it begins."""
 
+import errno
+import re
+import unicodedata
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from oneshot_atelier.models.perceptual import EncoderDistance
+from oneshot_atelier.models.checkpoints import CheckpointError
+from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.train import session
-from oneshot_atelier.train.osasis import OsasisConfig
+from oneshot_atelier.train import contrast, osasis, session
+from oneshot_atelier.train.loop import Checkpointing, Hooks, LoopConfig, Run, StepResult, train
+from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig
+from oneshot_atelier.train.session import Session, plain_name, snapshot_file
+
+CPU = torch.device("cpu")
+SETTINGS = {"training": "a test", "seed": 3, "lr": 0.1, "art": "a", "faces": "a", "photos": "a", "iterations": 4}
+
+
+# --- what decides a result -------------------------------------------------------------------------------------------
 
 
 def described(config=None, clip=None, twin=1):
     frozen = tiny.diffae()
-    return session.describe(config or OsasisConfig(), "model", clip or tiny.clip(), EncoderDistance(frozen.encoder),
-                            tiny.pictures(1, twin), tiny.pictures(1, 2), None)
+    nets = FrozenNetworks(frozen, clip or tiny.clip(), EncoderDistance(frozen.encoder), "model")
+    return osasis.describe(nets, tiny.pictures(1, twin), tiny.pictures(1, 2), config or OSASISConfig(), None)
 
 
 def test_every_field_of_the_configuration_is_kept():
-    assert asdict(OsasisConfig()).items() <= described().items()
+    assert asdict(OSASISConfig()).items() <= described().items()
 
 
-@pytest.mark.parametrize(("other", "words"), [
-    ({"config": OsasisConfig(clip=3.0)}, "clip was 30.0 and is 3.0 now"),
-    ({"config": OsasisConfig(perceptual=3.0)}, "perceptual was 10.0 and is 3.0 now"),
-    ({"clip": tiny.clip(1)}, "the CLIP was another one"), ({"twin": 9}, "the photo twin was another one"),
-    ({"config": OsasisConfig(iterations=9)}, "None")])
-def test_a_difference_is_named(other, words):
-    assert str(session.difference(described(), described(**other))) == words
+@pytest.mark.parametrize(("other", "message"), [
+    ({"config": OSASISConfig(clip_weight=3.0)}, "clip_weight was 30.0 and is 3.0 now"),
+    ({"config": OSASISConfig(perceptual_weight=3.0)}, "perceptual_weight was 10.0 and is 3.0 now"),
+    ({"config": OSASISConfig(spn="none")}, "spn was 'timed' and is 'none' now"),
+    ({"clip": tiny.clip(1)}, "the CLIP was another one"),
+    ({"twin": 9}, "the photo twin was another one (Make Photo Twin makes another one if its seed, t0, steps or pick "
+                  "change)"),
+    ({"config": OSASISConfig(iterations=9)}, "None")])
+def test_a_difference_is_named(other, message):
+    assert str(session.difference(described(), described(**other))) == message
 
 
 def test_a_network_s_hash_is_of_its_weights_and_its_configuration():
@@ -37,3 +54,218 @@ def test_a_network_s_hash_is_of_its_weights_and_its_configuration():
     assert session.hash_of_network(net) == same
     assert len({same, session.hash_of_network(moved), session.hash_of_network(other)}) == 3
     assert len(same) == 32 and torch.equal(net.mean, tiny.clip().mean)
+
+
+# --- a training on a snapshot ----------------------------------------------------------------------------------------
+def a_run():
+    net = nn.Linear(4, 4)
+    return Run({"net": net}, {"net": torch.optim.Adam(net.parameters())})
+
+
+def trained(path, steps=4, picture=lambda k: tiny.pictures(2, k), resume=True, changed_pictures=False, warn=None,
+            **settings):
+    """A session from its beginning to its end, without any learning; picture(k): the predictions of step k."""
+    hooks = Hooks(warn=warn or (lambda text: None))
+    checkpointing = Checkpointing(path, resume=resume, changed_pictures=changed_pictures)
+    run = a_run()
+
+    def work(hooks, save):
+        def step(k, hooks):
+            hooks.on_step(StepResult(k, 0, {}, picture(k)))
+            return {}
+        return train(run, step, LoopConfig(steps), CPU, hooks, save)
+
+    with Session.open(run, SETTINGS | settings, checkpointing, hooks) as opened:
+        opened.train(work, steps, CPU, hooks)
+    return run
+
+
+def test_a_second_training_of_a_snapshot_waits_for_the_first_and_other_names_do_not(tmp_path):
+    path = tmp_path / "a.snapshot"
+    with Session.open(a_run(), SETTINGS, Checkpointing(path)):
+        with pytest.raises(CheckpointError, match="another training is using a.snapshot .* Wait for it"):
+            trained(path)
+        assert trained(tmp_path / "b.snapshot").step == 4 and not path.exists()
+    assert trained(path).step == 4
+
+
+def test_a_training_that_broke_down_frees_its_snapshot_and_leaves_no_lock(tmp_path):
+    path = tmp_path / "a.snapshot"
+    with pytest.raises(KeyboardInterrupt), Session.open(a_run(), SETTINGS, Checkpointing(path)):
+        raise KeyboardInterrupt
+    assert trained(path).step == 4 and [p.name for p in tmp_path.iterdir()] == ["a.snapshot"]
+
+
+def test_a_refused_training_leaves_the_first_one_its_lock(tmp_path):
+    path = tmp_path / "a.snapshot"
+    with Session.open(a_run(), SETTINGS, Checkpointing(path)):
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="another training"):
+                trained(path)
+
+
+def test_a_lock_that_its_holder_removes_as_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    lock, real = tmp_path / ".a.snapshot.lock", session._lock
+    removals = [lock.unlink]
+
+    def locked(file):
+        real(file)
+        if removals:
+            removals.pop()()
+
+    monkeypatch.setattr(session, "_lock", locked)
+    with session.file_lock(tmp_path / "a.snapshot"):
+        assert lock.exists()
+        with pytest.raises(CheckpointError, match="another training"), session.file_lock(tmp_path / "a.snapshot"):
+            pass
+
+
+def test_where_files_cannot_be_locked_it_is_said_and_the_training_runs(tmp_path, monkeypatch, caplog):
+    def unsupported(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(session, "_lock", unsupported)
+    assert trained(tmp_path / "a.snapshot").step == 4 and "a.snapshot cannot be locked" in caplog.text
+
+
+# --- room to save ----------------------------------------------------------------------------------------------------
+def refused_before_the_first_step(path, words):
+    started = []
+    with pytest.raises(CheckpointError, match=words) as caught, Session.open(
+            a_run(), SETTINGS, Checkpointing(path), Hooks(on_start=started.append)):
+        pass
+    assert not started and str(path.parent) in str(caught.value)
+
+
+def test_a_file_where_the_folder_should_be_is_found_before_the_first_step(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    refused_before_the_first_step(tmp_path / "out" / "a.snapshot", r"cannot be written to .* needs 0\.0 MB")
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(tmp_path, monkeypatch):
+    def read_only(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(session.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(session, "snapshot_bytes", lambda run: 2_500_000)
+    refused_before_the_first_step(tmp_path / "a.snapshot",
+                                  r"cannot be written to \(Permission denied\), and .* needs 2\.5 MB")
+
+
+def test_too_little_space_is_found_before_the_first_step(tmp_path, monkeypatch):
+    needed = session.snapshot_bytes(a_run())
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    refused_before_the_first_step(tmp_path / "a.snapshot", "MB free, and a snapshot of this training needs .* MB")
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
+    assert trained(tmp_path / "a.snapshot").step == 4
+
+
+def test_the_room_that_is_asked_for_is_about_that_of_the_snapshot(tmp_path):
+    net = nn.Linear(300, 300)
+    run = Run({"net": net}, {"net": torch.optim.Adam(net.parameters())}, {"net": nn.Linear(300, 300)})
+    net(torch.ones(1, 300)).sum().backward()
+    run.optimizers["net"].step()
+    Session(run, SETTINGS, Checkpointing(tmp_path / "a.snapshot")).save(run)
+    assert session.snapshot_bytes(run) == pytest.approx((tmp_path / "a.snapshot").stat().st_size, rel=0.01)
+
+
+# --- what is not resumed ---------------------------------------------------------------------------------------------
+def test_fewer_iterations_than_a_snapshot_has_are_refused_with_both_numbers(tmp_path):
+    path = trained_file(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="a.snapshot has 4 iterations, more than the 3 .*Set iterations to 4 or"):
+        trained(path, 3)
+    assert path.read_bytes() == before
+    assert trained(path, 3, resume=False).step == 3 and trained(path, 6).step == 6
+
+
+def trained_file(folder):
+    trained(folder / "a.snapshot")
+    return folder / "a.snapshot"
+
+
+def test_another_seed_is_refused_with_the_one_that_made_the_snapshot(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a.snapshot \(saved at iteration 4\).*: seed was 3 and is 5 now"):
+        trained(trained_file(tmp_path), seed=5)
+
+
+@pytest.mark.parametrize("name", session.PICTURE_SETS)
+def test_another_set_of_pictures_is_resumed_with_if_that_is_asked_for(tmp_path, name):
+    path = trained_file(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(f"{session.MEANINGS[name]} was another one")):
+        trained(path, 5, **{name: "b"})
+    assert trained(path, 5, changed_pictures=True, **{name: "b"}).step == 5
+    assert trained(path, 6, **{name: "b"}).step == 6, "now it is the snapshot of the new set"
+
+
+def test_changed_pictures_excuse_nothing_else(tmp_path):
+    with pytest.raises(CheckpointError, match="lr was 0.1 and is 0.2 now"):
+        trained(trained_file(tmp_path), 5, changed_pictures=True, art="b", lr=0.2)
+
+
+# --- pictures that become one flat colour ----------------------------------------------------------------------------
+def flat(count=2, level=1.0):
+    return torch.full((count, 3, 8, 8), level)
+
+
+def test_pictures_that_become_one_flat_colour_are_warned_of_once(tmp_path):
+    said = []
+    trained(None, 6, lambda k: flat() if k > 2 else tiny.pictures(2, k), warn=said.append)
+    assert len(said) == 1 and "flat colour (iteration 4)" in said[0] and "lower the learning rate" in said[0]
+
+
+@pytest.mark.parametrize("picture", [
+    lambda k: flat(), lambda k: flat() if k < 3 else tiny.pictures(2), lambda k: tiny.pictures(2, k),
+    lambda k: torch.cat([flat(1), tiny.pictures(1, px=8)])],
+    ids=["flat from the start", "flat at first", "never flat", "one of two"])
+def test_other_pictures_are_not_warned_of(picture):
+    said = []
+    trained(None, 6, picture, warn=said.append)
+    assert not said
+
+
+def test_flat_is_one_colour_of_whatever_tone_and_not_a_drawing_of_thin_lines():
+    colour = torch.tensor([1.0, -1, 0.3])[None, :, None, None].expand(2, 3, 32, 32)
+    assert contrast.is_flat(colour) and contrast.is_flat(colour + 0.02 * torch.randn(2, 3, 32, 32).clamp(-1, 1))
+    lines = torch.ones(1, 3, 64, 64)
+    lines[..., 20, 10:50] = -1
+    assert not contrast.is_flat(lines) and not contrast.is_flat(torch.cat([colour[..., :32], lines[..., :32, :32]]))
+
+
+# --- names of files --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["CON", "nul", "COM1", "com\u00b9", "LPT9.txt", "aux.v2", "Aux .v2"])
+def test_names_of_windows_devices_are_refused(name):
+    with pytest.raises(ValueError, match="is a device on Windows .*Choose another"):
+        plain_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "a\\b", "../up", "..", "C:a", ".hidden", "end.", "end. ", "a\nb",
+                                  "a\0b", "-option", "\u0301a", "a\u202eb", "a*b"])
+def test_names_that_leave_the_folder_or_are_no_names_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot be a file's name here. Use letters"):
+        snapshot_file(tmp_path, name)
+
+
+def test_names_too_long_for_a_file_are_refused_by_their_letters_and_bytes():
+    for name in ("\u304b" * 80, "x" * 81):
+        with pytest.raises(ValueError, match="too long for a file's name. Take at most 80 letters, fewer in scripts"):
+            plain_name(name)
+    assert plain_name("\u304b" * 60) and plain_name("x" * 80)
+
+
+@pytest.mark.parametrize("name", ["com10", "console", "nulls.v2", "_draft", "7 faces", "v1.2-b",
+                                  "\u0939\u093f\u0928\u094d\u0926\u0940",
+                                  "\u4e2d\u6587", "\u0645\u064e\u0631\u062d\u0628\u064b\u0627"])
+def test_names_of_every_script_are_kept(name, tmp_path):
+    path = snapshot_file(tmp_path, f" {name} ")
+    assert path == tmp_path / f"{name}.snapshot"
+    path.write_bytes(b"")
+
+
+def test_a_decomposed_accent_is_the_same_name():
+    assert plain_name(unicodedata.normalize("NFD", "caf\u00e9")) == plain_name("caf\u00e9") == "caf\u00e9"
+
+
+def test_the_longest_name_leaves_room_for_lock_and_temporary_file(tmp_path):
+    longest = "\u304b" * (session.MAX_NAME_BYTES // 3)
+    assert trained(snapshot_file(tmp_path, longest)).step == 4

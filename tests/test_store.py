@@ -1,16 +1,19 @@
 """The pack's own store: round trips, atomic writing, refusals."""
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
+import threading
+import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from oneshot_atelier.models.checkpoints import CheckpointError, store
-from oneshot_atelier.models.checkpoints.errors import KINDS
+from oneshot_atelier.models.checkpoints import CheckpointError, WrongKindError, read, store
+from oneshot_atelier.models.loading import KINDS, read_kind
 
 CONFIG = {"base": 32, "mult": [1, 2], "dropout": 0.1, "spn": None}
 META = {"seed": 7, "losses": [0.5, 0.25], "note": "é \"quoted\""}
@@ -40,6 +43,14 @@ def test_what_is_saved_is_loaded_with_floats_in_the_asked_type_and_integers_unto
     for name, tensor in tensors.items():
         wanted = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         assert found.tensors[name].dtype == wanted.dtype and torch.equal(found.tensors[name], wanted), name
+
+
+def test_the_public_library_reads_what_is_saved(tmp_path):
+    tensors = some_tensors() | {"b16": torch.ones(3).bfloat16(), "f64": torch.ones(2).double()}
+    path = store.save(tmp_path / "a.safetensors", tensors, "ddpm", CONFIG, META, dtype=None)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
 
 
 def test_the_default_is_sixteen_bit(tmp_path):
@@ -77,10 +88,56 @@ def test_nan_and_infinity_are_refused_and_nothing_is_written(tmp_path, bad):
     assert os.listdir(tmp_path) == []
 
 
-def test_numbers_too_large_for_sixteen_bit_are_refused_and_fit_in_thirty_two(tmp_path):
-    with pytest.raises(CheckpointError, match="dtype=None"):
-        store.save(tmp_path / "a.safetensors", {"w": torch.tensor([1e6])}, "ddpm", {})
-    assert store.load(store.save(tmp_path / "a.safetensors", {"w": torch.tensor([1e6])}, "ddpm", {}, dtype=None))
+def test_a_tensor_with_numbers_too_large_for_sixteen_bit_stays_in_thirty_two(tmp_path):
+    tensors = {"large": torch.tensor([70000.0, 1.0]), "small": torch.ones(2), "largest": torch.tensor([65504.0])}
+    found = store.load(store.save(tmp_path / "a.safetensors", tensors, "ddpm", {})).tensors
+    assert {name: value.dtype for name, value in found.items()} == {
+        "large": torch.float32, "small": torch.float16, "largest": torch.float16}
+    assert all(torch.equal(found[name].float(), value) for name, value in tensors.items())
+    with pytest.raises(CheckpointError, match="'w' .*too large for 32 bit"):
+        store.save(tmp_path / "b.safetensors", {"w": torch.tensor([1e300], dtype=torch.float64)}, "ddpm", {})
+
+
+def test_nan_is_blamed_on_the_training_and_the_tensor_is_named_before_the_history(tmp_path):
+    bad = float("nan")
+    meta = {"history": {"loss": [0.5, bad]}}
+    with pytest.raises(CheckpointError, match="^tensor 'w' holds NaN or infinite numbers; the training diverged"):
+        store.save(tmp_path / "a", {"w": torch.tensor([bad])}, "snapshot", {}, meta)
+    with pytest.raises(CheckpointError, match="^'meta.history.loss' holds nan, which is no number; the training d"):
+        store.save(tmp_path / "a", {"w": torch.ones(1)}, "snapshot", {}, meta)
+    with pytest.raises(CheckpointError, match="^'config.lr' holds inf"):
+        store.save(tmp_path / "a", {"w": torch.ones(1)}, "snapshot", {"lr": float("inf")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    stale = [tmp_path / f".a.safetensors.{x}.tmp" for x in ("abcdef12", "x_y_z_12")]
+    others = [tmp_path / name for name in (".a.safetensors.tmp", ".b.safetensors.abcdef12.tmp", ".a.safetensors.old")]
+    for path in (*stale, *others):
+        path.write_bytes(b"x")
+    store.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, "ddpm", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.safetensors"])
+
+
+def test_a_save_under_way_in_another_process_is_left_alone(tmp_path, monkeypatch):
+    path, ready, main_done, seen = tmp_path / "a.safetensors", threading.Event(), threading.Event(), []
+    write = store._write
+
+    def slow(*args):
+        write(*args)
+        if threading.current_thread() is not threading.main_thread():
+            ready.set()
+            seen.append(main_done.wait(20))
+
+    monkeypatch.setattr(store, "_write", slow)
+    other = threading.Thread(target=store.save, args=(path, {"w": torch.zeros(1)}, "ddpm", {}))
+    other.start()
+    assert ready.wait(20)
+    store.save(path, {"w": torch.ones(1)}, "ddpm", {})
+    assert len(os.listdir(tmp_path)) == 2, "the other one's temporary file is still there"
+    main_done.set()
+    other.join()
+    assert seen == [True] and store.load(path).tensors["w"].item() == 0 and len(os.listdir(tmp_path)) == 1
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
@@ -91,9 +148,38 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
         raise OSError("no space left on device")
 
     monkeypatch.setattr(store.os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="a.safetensors could not be written to .*no space"):
         store.save(path, {"w": torch.zeros(3)}, "ddpm", {})
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file may grow beyond `size` bytes inside the block: the system fails the write, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_halfway_leaves_the_old_file_and_says_where_and_what_is_needed(tmp_path):
+    path = store.save(tmp_path / "a.safetensors", {"w": torch.ones(3)}, "ddpm", {})
+    before, large = path.read_bytes(), {"w": torch.zeros(3_000_000)}
+    with largest_file(1 << 20), pytest.raises(CheckpointError) as caught:
+        store.save(path, large, "ddpm", {}, dtype=None)
+    for words in ("a.safetensors", str(tmp_path), "File too large", "12.0 MB", "free some space"):
+        assert words in str(caught.value)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
+    assert store.load(store.save(path, large, "ddpm", {}, dtype=None)).tensors["w"].shape == (3_000_000,)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CheckpointError, match="a.safetensors could not be written to .*out .*choose another one"):
+        store.save(tmp_path / "out" / "a.safetensors", {"w": torch.ones(1)}, "ddpm", {})
 
 
 def test_an_existing_file_is_replaced_whole(tmp_path):
@@ -107,17 +193,26 @@ def test_a_file_of_another_kind_is_named_with_what_loads_it(tmp_path, kind):
     path = store.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, kind, {})
     assert store.load(path, kind).kind == kind
     other = "ddpm" if kind != "ddpm" else "diffae"
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WrongKindError, match=f"of kind '{kind}'. Expected: {other}"):
         store.load(path, other)
+    with pytest.raises(CheckpointError) as caught:
+        read_kind(path, other)
     text = str(caught.value)
     assert all(words in text for words in ("a.safetensors", KINDS[kind].what, KINDS[kind].use, KINDS[other].what))
 
 
-def test_an_unknown_kind_and_unfit_meta_cannot_be_saved(tmp_path):
-    with pytest.raises(ValueError, match="unknown kind"):
-        store.save(tmp_path / "a.safetensors", {}, "loras", {})
-    with pytest.raises(ValueError):
-        store.save(tmp_path / "a.safetensors", {}, "ddpm", {"x": float("nan")})
+def test_the_store_takes_any_kind_and_loading_says_that_it_knows_it_not(tmp_path):
+    path = store.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, "controlnet_2", {})
+    assert store.load(path).kind == store.peek(path).kind == "controlnet_2"
+    with pytest.raises(CheckpointError, match=r"a.safetensors: this is a file of kind 'controlnet_2', which this pack "
+                                              "does not know; update the pack. Expected here: a DDPM model"):
+        read_kind(path, "ddpm")
+
+
+def test_an_unfit_kind_and_unfit_meta_cannot_be_saved(tmp_path):
+    for kind in ("", "lo ras", "a/b", "x" * 65, "é"):
+        with pytest.raises(ValueError, match="no name of a kind"):
+            store.save(tmp_path / "a.safetensors", {}, kind, {})
     with pytest.raises(CheckpointError, match="keep long lists in tensors"):
         store.save(tmp_path / "a.safetensors", {}, "ddpm", {}, {"x": "y" * (5 << 20)})
 
@@ -143,6 +238,17 @@ def test_a_damaged_description_is_an_error_of_ours(tmp_path, info):
     save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors", {"atelier": info})
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(tmp_path / "a.safetensors")
+
+
+def test_too_many_tensors_are_refused_in_little_time(tmp_path):
+    for text in ({f"t{k}": row(0, 0, (0,)) for k in range(100_000)}, dict.fromkeys(map(str, range(1_000_000)), 1)):
+        write_safetensors(tmp_path / "a.safetensors", text)
+        started = time.process_time()
+        with pytest.raises(CheckpointError, match="more than (the )?20000"):
+            read(tmp_path / "a.safetensors")
+        assert time.process_time() - started < 4
+    with pytest.raises(CheckpointError, match="more than the 20000"):
+        store.save(tmp_path / "b.safetensors", dict.fromkeys(map(str, range(20_001)), torch.zeros(1)), "ddpm", {})
 
 
 def row(start, end, shape=(2,), dtype="F32"):

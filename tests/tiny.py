@@ -2,8 +2,8 @@
 
 import torch
 
-from oneshot_atelier.models.clip import Clip, ClipConfig
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from oneshot_atelier.models.features.clip import Clip, ClipConfig
 from oneshot_atelier.models.unet import UNetConfig
 
 PX, WIDTH = 32, 32

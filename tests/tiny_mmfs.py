@@ -12,7 +12,7 @@ from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2
 from oneshot_atelier.tests import tiny_models
 
 PX = 64
-FACES = StyleGAN2Config((8,) * 5, style=tiny_models.CLIP.embed, mapping_layers=2)
+FACES = StyleGAN2Config((8,) * 5, w_dim=tiny_models.CLIP.embed, mapping_layers=2)
 MAPPER = MapperConfig(layers=1, hidden=16)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.models.clip import Clip, ClipConfig
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from oneshot_atelier.models.features.clip import Clip, ClipConfig
 from oneshot_atelier.models.unet import UNet, UNetConfig
 
 PX = 32

@@ -9,20 +9,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from oneshot_atelier.models.clip import Clip
+from oneshot_atelier.models.features.clip import Clip
 from oneshot_atelier.models.loading import save_mmfs
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, from_stylegan2
+from oneshot_atelier.models.rng import seeded
 from oneshot_atelier.tests import golden_cases, mmfs_files, tiny, tiny_mmfs, tiny_models
 from oneshot_atelier.train import gan, mmfs
 from oneshot_atelier.train.data import to_bytes
-from oneshot_atelier.train.gan import GanConfig, Stage
-from oneshot_atelier.train.loop import seeded
-from oneshot_atelier.train.team import SOLO, Team
+from oneshot_atelier.train.distributed import SINGLE_PROCESS, Distributed
+from oneshot_atelier.train.gan import GANConfig, TrainingStage
+from oneshot_atelier.train.loop import Hooks
 
 PX = tiny_mmfs.PX
 CPU = torch.device("cpu")
 STAGES = ("stylegan2", "mmfs-stage1", "mmfs-stage2", "mmfs-mapping")
-DEFAULTS = {"stylegan2": gan.PRIOR, "mmfs-stage1": mmfs.STAGE1, "mmfs-stage2": mmfs.STAGE2,
+DEFAULTS = {"stylegan2": gan.STYLEGAN2, "mmfs-stage1": mmfs.STAGE1, "mmfs-stage2": mmfs.STAGE2,
             "mmfs-mapping": mmfs.MAPPING}
 SMALL = {"steps": 4, "batch": 4, "r1_every": 2, "seed": 5}
 CALM = MapperConfig(layers=1, hidden=16, dropout=0.0)
@@ -33,14 +34,14 @@ class Keys(nn.Module):
 
     def __init__(self):
         super().__init__()
-        with seeded(0, CPU):
+        with seeded(0, "weights"):
             self.layer = nn.Linear(3, 6).requires_grad_(False)
 
     def keys(self, pictures: Tensor) -> Tensor:
         return self.layer(nn.functional.avg_pool2d(pictures, 8).flatten(2).transpose(1, 2)).tanh()
 
 
-def source(first: int, config: GanConfig, rows: Tensor | None = None):
+def source(first: int, config: GANConfig, rows: Tensor | None = None):
     """Pictures of step k, for the rows of one process."""
     def pictures(k: int) -> Tensor:
         x = tiny.pictures(config.batch, first + k, PX)
@@ -49,43 +50,46 @@ def source(first: int, config: GanConfig, rows: Tensor | None = None):
 
 
 def clip() -> Clip:
-    with seeded(0, CPU):
+    with seeded(0, "weights"):
         return tiny_models.shaken(Clip(tiny_models.CLIP), 0).requires_grad_(False).eval()
 
 
-def settings(name: str, **changes) -> GanConfig:
+def settings(name: str, **changes) -> GANConfig:
     return replace(DEFAULTS[name], **SMALL | changes)
 
 
-def make(name: str, team: Team = SOLO, mapper: MapperConfig | None = tiny_mmfs.MAPPER, **changes) -> SimpleNamespace:
-    """A training, and what is in it: `stage`, `config`, `net`, `critic`, and `others`, which must stay as they are."""
+def make(name: str, distributed: Distributed = SINGLE_PROCESS, mapper: MapperConfig | None = tiny_mmfs.MAPPER,
+         **changes) -> SimpleNamespace:
+    """A training, and what is in it: `stage`, `config`, `net`, `discriminator`, and `others`, which must stay."""
     config, (g, d) = settings(name, **changes), tiny_mmfs.faces()
-    photos, art = (source(first, config, team.rows(config.batch, 1 if name == "mmfs-mapping" else d.config.group))
-                   for first in (100, 200))
-    shown, structure, judge = tiny.pictures(4, 9, PX), Keys(), clip()
+    rows = distributed.rows(config.batch, 1 if name == "mmfs-mapping" else d.config.mbstd_group_size)
+    photos, art = (source(first, config, rows) for first in (100, 200))
+    shown, structure_net, clip_net = tiny.pictures(4, 9, PX), Keys(), clip()
     if name == "stylegan2":
-        return SimpleNamespace(stage=gan.prior(g, d, photos, config, team), config=config, net=g, critic=d, others=[])
+        stage = gan.stylegan2(g, d, photos, config, distributed)
+        return SimpleNamespace(stage=stage, config=config, net=g, discriminator=d, others=[])
     if name == "mmfs-stage1":
-        with seeded(1, CPU):
+        with seeded(1, "weights"):
             net = tiny_models.shaken(from_stylegan2(g), 1)
         frozen = [part.requires_grad_(False).eval() for part in (g, d)]
-        stage = mmfs.stage1(net, g, d, shown, config, team)
-        return SimpleNamespace(stage=stage, config=config, net=net, critic=d, teacher=g, others=frozen)
+        stage = mmfs.stage1(net, g, d, shown, config, distributed)
+        return SimpleNamespace(stage=stage, config=config, net=net, discriminator=d, teacher=g, others=frozen)
     net = tiny_mmfs.mmfs(3, mapper)
     if name == "mmfs-stage2":
-        stage = mmfs.stage2(net, d, structure, photos, art, shown, config, team)
-        return SimpleNamespace(stage=stage, config=config, net=net, critic=d, structure=structure, photos=photos,
-                               art=art, others=[structure])
-    stage = mmfs.mapping(net, judge, d.requires_grad_(False).eval(), photos, shown, config, team)
-    return SimpleNamespace(stage=stage, config=config, net=net, critic=d, clip=judge, photos=photos, others=[d, judge])
+        stage = mmfs.stage2(net, d, structure_net, photos, art, shown, config, distributed)
+        return SimpleNamespace(stage=stage, config=config, net=net, discriminator=d, structure_net=structure_net,
+                               photos=photos, art=art, others=[structure_net])
+    stage = mmfs.mapping(net, clip_net, d.requires_grad_(False).eval(), photos, shown, config, distributed)
+    return SimpleNamespace(stage=stage, config=config, net=net, discriminator=d, clip=clip_net, photos=photos,
+                           others=[d, clip_net])
 
 
-def run_steps(stage: Stage, count: int) -> list[dict[str, Tensor]]:
+def run_steps(stage: TrainingStage, count: int) -> list[dict[str, Tensor]]:
     """Steps 0 .. count - 1 as the loop seeds them, without averages; their losses."""
     found = []
     for k in range(count):
-        with seeded(k, CPU):
-            found.append(stage.step(k))
+        with seeded(k, "step"):
+            found.append(stage.step(k, Hooks()))
     return found
 
 
@@ -116,7 +120,7 @@ def without_mapper() -> MMFS:
 def arguments(name: str, inputs: Path, out: Path, *further: str) -> list[str]:
     """`atelier train NAME ...` of two steps on the CPU."""
     files = {"stylegan2": {"source": "stylegan2.safetensors"}, "mmfs-stage1": {"source": "stylegan2.safetensors"},
-             "mmfs-stage2": {"source": "mmfs.safetensors", "prior": "stylegan2.safetensors", "art": "art",
+             "mmfs-stage2": {"source": "mmfs.safetensors", "stylegan2": "stylegan2.safetensors", "art": "art",
                              "dino": "dino.pth", "clip": "clip.safetensors"},
              "mmfs-mapping": {"source": "mmfs.safetensors", "clip": "clip.safetensors"}}[name]
     named = [part for option, file in files.items() for part in (f"--{option}", str(inputs / file))]

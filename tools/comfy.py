@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .client import Client
+from ..cli.client import Client
 from .host import setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def users_host(comfy: Path) -> Host:
     if not (comfy / "main.py").is_file():
         raise HostMissing(f"COMFYUI_PATH={comfy} holds no main.py: set it to the folder of ComfyUI's main.py.")
     named = os.environ.get("COMFYUI_PYTHON")
-    inside = (comfy / venv / "bin" / "python" for venv in ("venv", ".venv"))
+    inside = (comfy / venv / place for venv in ("venv", ".venv") for place in ("bin/python", "Scripts/python.exe"))
     python = named or next((str(path) for path in inside if path.exists()), None) or shutil.which("python3")
     if not python or not shutil.which(python):
         raise HostMissing(f"No Python for {comfy} ({python}): set COMFYUI_PYTHON to the one that runs your ComfyUI.")
@@ -89,6 +89,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def link_folder(link: Path, folder: Path) -> None:
+    """A symbolic link, or on Windows, where that needs a privilege, a junction."""
+    try:
+        link.symlink_to(folder, target_is_directory=True)
+    except OSError:
+        if os.name != "nt":
+            raise
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(folder)], check=True, stdout=subprocess.DEVNULL)
 
 
 class ComfyServer:
@@ -118,8 +128,8 @@ class ComfyServer:
     def __enter__(self) -> ComfyServer:
         link = self.base / "custom_nodes" / self.name
         link.parent.mkdir(parents=True, exist_ok=True)  # main.py makes the other folders, but dies without this one
-        if not link.is_symlink():
-            link.symlink_to(self.pack, target_is_directory=True)
+        if not link.exists():
+            link_folder(link, self.pack)
         # OMP_WAIT_POLICY: see Makefile
         settings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         start = time.monotonic()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .client import RunError
+from ..cli.client import RunError
 from .comfy import ROOT, ComfyServer, HostMissing, ServerDied, find_host
 from .demo_mmfs import mmfs_sheet
 from .graphs import INPUTS, run_shown, save, saved_pictures

@@ -1,4 +1,4 @@
-"""The second sheet of `make demo`: MMFS's styles by chance, from one picture (one-shot) and from words (zero-shot).
+"""The second sheet of `make demo`: MMFS's styles, random, from one picture (one-shot) and from text (zero-shot).
 
 Each column is a part of a shipped workflow, with other inputs set as a user would set them.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from .client import Client, Graph
+from ..cli.client import Client, Graph
 from .comfy import ROOT
 from .graphs import Pictures, loaded, needed, node_of, run_shown, save, saved_pictures
 from .sheet import contact_sheet, rows_of, stacked
 
 PREFIX = "atelier/mmfs_"
-SOURCES = {"photo": ("AtelierMMFSStylize", "image"), "reference": ("AtelierMMFSStyleFromPicture", "picture")}
+SOURCES = {"photo": ("AtelierMMFSStylize", "image"), "reference": ("AtelierMMFSStyleFromPicture", "style_image")}
 SEEDS = (1, 5, 8, 12, 16, 20, 27, 32)
 PROMPTS = ("pencil", "oil", "ukiyo", "popart")
 
@@ -56,7 +56,7 @@ def random_styles() -> list[Part]:
 
 def one_shot() -> list[Part]:
     """Before fine-tuning, after it without the projection loss, after it with all losses."""
-    without = {"AtelierMMFSFineTuneOptions": {"preset": "as set below", "projection": 0.0},
+    without = {"AtelierMMFSFineTuneOptions": {"preset": "as set below", "projection_weight": 0.0},
                "AtelierMMFSFineTune": {"name": "demo_mmfs_no_projection"}}
     return [Part("mmfs_one_shot", {"one_shot_before": "before: CLIP mapping alone"}),
             Part("mmfs_one_shot", {"one_shot": "without projection loss"}, without),
@@ -64,28 +64,29 @@ def one_shot() -> list[Part]:
 
 
 def zero_shot() -> list[Part]:
-    return [Part("mmfs_zero_shot", {"zero_shot_before": f"{words}: before", "zero_shot": f"{words}: fine-tuned"},
-                 {"AtelierMMFSStyleFromText": {"text": words},
-                  "AtelierMMFSFineTuneText": {"prompt": words, "name": f"demo_mmfs_{words}"}}) for words in PROMPTS]
+    return [Part("mmfs_zero_shot", {"zero_shot_before": f"{prompt}: before", "zero_shot": f"{prompt}: fine-tuned"},
+                 {"AtelierMMFSStyleFromText": {"prompt": prompt},
+                  "AtelierMMFSFineTuneText": {"prompt": prompt, "name": f"demo_mmfs_{prompt}"}})
+            for prompt in PROMPTS]
 
 
 def mmfs_sheet(client: Client, inputs: Path, out: Path) -> Path:
     """Run everything, write the pictures and the sheet into `out`; the sheet's path."""
-    sections = {"Styles by chance": (random_styles(), 128), "The style of one picture": (one_shot(), 256),
-                "Styles from words": (zero_shot(), 128)}
+    sections = {"Random styles": (random_styles(), 128), "The style of one picture": (one_shot(), 256),
+                "Styles from prompts": (zero_shot(), 128)}
     sheets = {}
     for heading, (parts, size) in sections.items():
         columns: Pictures = {}
         for part in parts:
-            columns |= drawn(client, part, inputs)
+            columns |= stylized(client, part, inputs)
         save({re.sub(r"\W+", "_", caption): found for caption, found in columns.items()}, "mmfs", out)
         sheets[heading] = contact_sheet(list(columns), rows_of(columns.values()), size)
     stacked(sheets).save(out / "mmfs_sheet.png")
     return out / "mmfs_sheet.png"
 
 
-def drawn(client: Client, part: Part, inputs: Path) -> Pictures:
-    """What a part drew, by caption, after what it was drawn from."""
+def stylized(client: Client, part: Part, inputs: Path) -> Pictures:
+    """The pictures of a part, by caption, after its sources."""
     graph = part.graph()
     result = run_shown(client, graph, f"{part.workflow}: {', '.join(part.columns.values())}", inputs)
     made = saved_pictures(client, graph, result, PREFIX)
@@ -93,7 +94,7 @@ def drawn(client: Client, part: Part, inputs: Path) -> Pictures:
 
 
 def sources(graph: Graph, inputs: Path) -> Pictures:
-    """The photos that are stylized, and the picture whose style is read, where there is one."""
+    """The photos that are stylized, and the picture whose style is taken, where there is one."""
     kinds = {entry["class_type"] for entry in graph.values()}
     found: Pictures = {}
     for caption, (kind, name) in SOURCES.items():

@@ -1,4 +1,4 @@
-"""What the demos do with a graph: give it its pictures, show how far it is, fetch what it drew."""
+"""What the demos do with a graph: give it its pictures, show how far it is, fetch its pictures."""
 from __future__ import annotations
 
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .client import Client, Event, Graph, Result
+from ..cli.client import Client, Event, Graph, Result
 from .comfy import ROOT
 
 INPUTS = ROOT / "workflows" / "inputs"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Run a module of this checkout as part of the package `oneshot_atelier`, whatever the folder is called.
 
-    python3 tools/launch.py train.cli evaluate photos styles      the `atelier` command, uninstalled (see tools/atelier)
-    python3 tools/launch.py tools.demo                            the driver of `make demo`
+    python3 tools/launch.py cli.main report FILE ...      the `atelier` command (as `python cli`, but finds a Python)
+    python3 tools/launch.py tools.demo                    the driver of `make demo`
 
 The module's main() is called. The Python that does it: that of COMFYUI_PATH if set, else this one if it has torch,
 else that of the host which `make host` sets up.
@@ -12,23 +12,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "oneshot_atelier"
-
-
-def load_checkout(root: Path = ROOT) -> ModuleType:
-    """Import `root` under the name oneshot_atelier. sys.path stays: the pack's `nodes` would hide ComfyUI's."""
-    if PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(PACKAGE, root / "__init__.py",
-                                                      submodule_search_locations=[str(root)])
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[PACKAGE] = module
-        spec.loader.exec_module(module)
-    return sys.modules[PACKAGE]
+load_checkout = runpy.run_path(str(ROOT / "cli" / "__main__.py"))["load_checkout"]
 
 
 def best_python() -> str:
@@ -50,7 +40,7 @@ def main() -> None:
     if Path(sys.path[0]).resolve() == ROOT / "tools":
         del sys.path[0]  # the script's folder: tools/comfy.py must not pass for ComfyUI's package
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see Makefile; read when torch is first imported
-    load_checkout()
+    load_checkout(ROOT)
     python = best_python()
     if python != sys.executable and not os.environ.get("ATELIER_LAUNCHED"):
         os.environ["ATELIER_LAUNCHED"] = "1"

@@ -2,6 +2,7 @@
 //   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
 //   page.mjs queued FOLDER UI.json ...               load each; what the page would queue goes into FOLDER, in API format
+//   page.mjs controls TYPE ...                  what each node's seed control is when it is added, and after loading it
 //   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
 //   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
 // SET.json: { node type: { widget: value } }, set on the page before Run.
@@ -119,13 +120,14 @@ async function runShown (page) {
   fail(`the run was not done after ${RUN_MS / 1000} s`)
 }
 
-/** Gives every node its size and place: rows of groups, each of columns of node ids; a note before the first group. */
-function layOut ({ note, rows, seeds = 'randomize' }) {
+/** Gives every node its size and place: rows of groups, each of columns of node ids; a note before the first group.
+ *  seeds: what all seed controls are set to; without, they stay as on a new node. */
+function layOut ({ note, rows, seeds }) {
   const { graph } = window.app
   const GAP = 40, HEAD = 30, TITLE = 60
   const room = { // for pictures and text that appear while it runs
-    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierFineTune: 700, AtelierSaveStyle: 180,
-    AtelierStructuralEncode: 380, AtelierStylize: 460, AtelierDecode: 380, AtelierSamplePrior: 480,
+    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierOSASISFineTune: 700, AtelierSaveOSASISStyle: 180,
+    AtelierStructuralEncode: 400, AtelierOSASISStylize: 480, AtelierDecode: 380, AtelierSampleDiffAE: 480,
     AtelierMMFSStylize: 480, AtelierSampleStyleGAN2: 480, AtelierMMFSFineTune: 780, AtelierMMFSFineTuneText: 860,
     AtelierMMFSTrainStage1: 760, AtelierMMFSTrainStage2: 860, AtelierMMFSTrainMapping: 800, AtelierSaveMMFSStyle: 180,
     AtelierSaveMMFS: 200 }
@@ -137,7 +139,7 @@ function layOut ({ note, rows, seeds = 'randomize' }) {
   for (const node of graph._nodes) {
     if (node === text) continue
     for (const widget of node.widgets ?? []) {
-      if (widget.name === 'control_after_generate') widget.value = seeds
+      if (seeds && widget.name === 'control_after_generate') widget.value = seeds
     }
     const [width, height] = node.computeSize()
     node.setSize([Math.max(width, 280), Math.max(height, room[node.type] ?? 0)])
@@ -208,6 +210,26 @@ async function queued (page, folder, ...files) {
   }
 }
 
+/** Prints { type: [control of a new node, control of a loaded node that was saved with 'increment'] }. */
+async function controls (page, ...types) {
+  const found = {}
+  for (const type of types) {
+    await page.evaluate(type => {
+      window.app.graph.clear()
+      window.app.graph.add(window.LiteGraph.createNode(type))
+    }, type)
+    await settle(page)
+    const control = () => window.app.graph._nodes[0].widgets.find(widget => widget.name === 'control_after_generate')
+    const read = () => page.evaluate(`(${control})().value`)
+    found[type] = [await read()]
+    const saved = await page.evaluate(`(${control})().value = 'increment'; window.app.graph.serialize()`)
+    await page.evaluate(workflow => window.app.loadGraphData(workflow, true, true), saved)
+    await settle(page)
+    found[type].push(await read())
+  }
+  console.log('controls', JSON.stringify(found))
+}
+
 /** Sets widgets of the shown graph by node type and name, as a user would. */
 async function setWidgets (page, file) {
   if (!file) return
@@ -245,7 +267,7 @@ async function template (page, pack, name, shot, values) {
   await screenshot(page, shot)
 }
 
-const commands = { convert, check, queued, run, template }
+const commands = { convert, check, queued, controls, run, template }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

@@ -1,6 +1,7 @@
-"""Differentiable augmentation of what a discriminator sees (Zhao et al. 2020), for training on few pictures.
+"""Differentiable augmentation of a discriminator's input (Zhao et al. 2020), for training on few pictures.
 
-Real and drawn pictures get the same kinds of change, and the gradient passes through: what is drawn stays clean.
+Real and generated pictures get the same kinds of change, and the gradient passes through: the generator's result stays
+clean.
 """
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .team import Draws
+from .distributed import Draws
 
 POLICIES = ("colour", "translation", "cutout")
 
@@ -18,7 +19,7 @@ def policies(text: str) -> tuple[str, ...]:
     names = tuple(filter(None, (part.strip() for part in text.split(","))))
     for name in names:
         if name not in POLICIES:
-            raise ValueError(f"there is no augmentation {name!r}; take some of {', '.join(POLICIES)}")
+            raise ValueError(f"there is no augmentation {name[:40]!r}; take some of {', '.join(POLICIES)}")
     return names
 
 

@@ -1,69 +1,163 @@
-"""Pictures for training: folders read into one uint8 tensor, and random views of them.
+"""Pictures for training: folders read into one uint8 tensor, and random augmentations of them.
 
-The sets this pack trains its small models on fit into memory; a picture set is a `Pool` on the training device.
+The sets that the small models are trained on fit into memory: an `ImageDataset` on the training device.
 """
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what is decoded, whatever a file is called
+MAX_PIXELS, DRAFT_PIXELS = 64_000_000, 16_000_000
+# what PIL raises for damaged, hostile and foreign files
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError,
+              KeyError, IndexError, OverflowError, ZeroDivisionError, MemoryError, struct.error, zlib.error)
+
+
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+def is_hidden(name: str) -> bool:
+    """Files and folders that systems and tools leave beside pictures: dot-files, ._resource forks, archives' own."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """All pictures under a folder, sorted. FileNotFoundError if there is none."""
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    """All pictures under a folder, sorted; those whose header cannot be read are left out and named in the log.
+
+    FileNotFoundError if there is none.
+    """
+    folder = Path(folder)
+    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    found = [path for path in named if is_picture(path)]
+    if len(found) < len(named):
+        left_out = sorted(set(named) - set(found))
+        log.warning("%d of %d pictures under %s cannot be read and are left out: %s", len(left_out), len(named), folder,
+                    ", ".join(path.name[:80] for path in left_out[:10]))
     if not found:
         raise FileNotFoundError(f"no picture (png, jpg, webp, bmp) under {folder}: name a folder that holds some")
     return found
 
 
+def is_picture(path: Path) -> bool:
+    """Is it a file with the header of a picture of a size that is read?"""
+    try:
+        with open_picture(path):
+            return True
+    except ValueError:
+        return False
+
+
 def split(paths: Sequence[Path], holdout: int) -> tuple[list[Path], list[Path]]:
     """(training, held out): within each folder, every `holdout`-th picture in name order is held out; 0 for none."""
-    kept, held, seen = [], [], {}
+    trained, held_out, seen = [], [], {}
     for path in paths:
         n = seen[path.parent] = seen.get(path.parent, 0) + 1
-        (held if holdout and n % holdout == 0 else kept).append(path)
-    return kept, held
+        (held_out if holdout and n % holdout == 0 else trained).append(path)
+    return trained, held_out
+
+
+# --- one picture ------------------------------------------------------------------------------------------------------
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of FORMATS, of which only the header has been read. ValueError with the file's name for another one,
+    and for what cannot be read inside the block."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise ValueError(f"{path} cannot be read as a picture: it is no file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise ValueError(f"{file.width} x {file.height} pixels; make it smaller than {MAX_PIXELS:,}")
+                yield file
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as a picture: "
+                         f"{str(error)[:200] or 'it takes too much memory'}") from error
 
 
 def read_picture(path: Path, px: int) -> Tensor:
-    """uint8 (3, px, px): centre square, RGB on white, antialiased. ValueError with the file's name if unreadable."""
+    """uint8 (3, px, px): centre square, upright, RGB on white, antialiased. ValueError with the file's name."""
+    with open_picture(path) as file:
+        if file.width * file.height > DRAFT_PIXELS:
+            file.draft(None, (4 * px, 4 * px))  # JPEG is decoded at a fraction of its size
+        side = min(file.size)
+        left, top = (file.width - side) // 2, (file.height - side) // 2
+        picture = file if is_plain(file) else eight_bit(file)
+        square = picture.resize((px, px), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+        turn = turn_of(file)
+        if turn is not None:
+            square = square.transpose(turn)
+        return rearrange(torch.from_numpy(np.array(on_white(square))), "h w c -> c h w")
+
+
+def turn_of(picture: Image.Image) -> Image.Transpose | None:
+    """What makes a picture upright, by its EXIF orientation; None for none, and for EXIF data that cannot be read."""
     try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"{path} has {file.width} x {file.height} pixels; make it smaller than {MAX_PIXELS:,}")
-            picture = eight_bit(file).convert("RGBA")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    picture = picture.resize((px, px), Image.LANCZOS, (left, top, left + side, top + side))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except UNREADABLE:
+        return None
+
+
+def is_plain(picture: Image.Image) -> bool:
+    """Can it be resized as it is? Palettes cannot, nor can the few modes that PIL does not resize well."""
+    return picture.mode in ("L", "RGB", "RGBA") and "transparency" not in picture.info
 
 
 def eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey (PIL's own conversion would cut it off at 255); other pictures as they are."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.array(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    """In a mode that can be resized. 16-bit grey becomes 8-bit grey (PIL's own conversion cuts it off at 255)."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.array(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGBA")
 
 
-def read_pictures(paths: Iterable[Path], px: int) -> Tensor:
-    """uint8 (N, 3, px, px)."""
-    return torch.stack([read_picture(p, px) for p in paths])
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGB, transparent parts laid on white."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def read_pictures(paths: Iterable[Path], px: int, check_interrupt: Callable[[], None] = lambda: None) -> Tensor:
+    """uint8 (N, 3, px, px). Pictures that cannot be read are left out and named in the log; ValueError if none can."""
+    return torch.stack([picture for _, picture in read_named(paths, px, check_interrupt)])
+
+
+def read_named(paths: Iterable[Path], px: int,
+               check_interrupt: Callable[[], None] = lambda: None) -> list[tuple[Path, Tensor]]:
+    """The pictures of `read_pictures`, (3, px, px) each, with their files."""
+    found, error = [], None
+    for path in paths:
+        check_interrupt()
+        try:
+            found.append((path, read_picture(path, px)))
+        except ValueError as unreadable:
+            error = unreadable
+            log.warning("left out: %s", unreadable)
+    if not found:
+        raise error or ValueError("there is no picture to read: name a folder that holds some")
+    return found
 
 
 def to_unit(pictures: Tensor) -> Tensor:
@@ -77,32 +171,32 @@ def to_bytes(pictures: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Pictures uint8 (N, 3, px, px), their labels (N,) and how likely each is to be drawn (N,)."""
+class ImageDataset:
+    """Pictures uint8 (N, 3, px, px), their labels (N,) and how likely each is to be chosen (N,)."""
     pictures: Tensor
     labels: Tensor
     weights: Tensor
 
-    def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """(pictures in [-1, 1], labels) of a random batch."""
         index = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return to_unit(self.pictures[index]), self.labels[index]
 
 
-def pool_of(groups: Sequence[tuple[Sequence[Path], float]], px: int, device: torch.device,
-            label: Callable[[Path], int] = lambda path: 0) -> Pool:
-    """A pool of several picture lists, each drawn with its share, every picture with its label."""
-    kept = [(list(paths), share) for paths, share in groups if paths and share > 0]
-    pictures = torch.cat([read_pictures(paths, px) for paths, _ in kept])
-    weights = torch.cat([torch.full((len(paths),), share / len(paths)) for paths, share in kept])
-    index = torch.tensor([label(p) for paths, _ in kept for p in paths])
+def image_dataset(groups: Sequence[tuple[Sequence[Path], float]], px: int, device: torch.device,
+                  label: Callable[[Path], int] = lambda path: 0) -> ImageDataset:
+    """A data set of several picture lists, each with its share, every picture with its label."""
+    kept = [(read_named(paths, px), share) for paths, share in groups if paths and share > 0]
+    pictures = torch.stack([picture for found, _ in kept for _, picture in found])
+    weights = torch.cat([torch.full((len(found),), share / len(found)) for found, share in kept])
+    index = torch.tensor([label(path) for found, _ in kept for path, _ in found])
     log.info("%d pictures of %d px", len(pictures), px)
-    return Pool(pictures.to(device), index.to(device), weights.to(device))
+    return ImageDataset(pictures.to(device), index.to(device), weights.to(device))
 
 
 @dataclass(frozen=True)
-class Views:
-    """Random views. degrees, scale, shift: of the geometry. colour: share of pictures whose colour is changed."""
+class Augmentations:
+    """Ranges of a random augmentation. degrees, scale, shift: of the geometry. colour: share of pictures recoloured."""
     degrees: float = 8.0
     scale: float = 0.12
     shift: float = 0.05
@@ -110,24 +204,24 @@ class Views:
     flip: bool = True
 
 
-def random_views(x: Tensor, views: Views, generator: Generator) -> Tensor:
+def random_augment(x: Tensor, augmentations: Augmentations, generator: Generator) -> Tensor:
     """Flip, rotate, scale, shift (reflecting at the border) and recolour pictures (B, 3, H, W) in [-1, 1]."""
     n = len(x)
 
-    def uniform(*shape):
+    def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, device=x.device, generator=generator) * 2 - 1
 
-    angle, scale = uniform(n) * views.degrees * torch.pi / 180, 1 + uniform(n) * views.scale
-    mirror = torch.where(uniform(n) > 0, 1.0, -1.0) if views.flip else torch.ones(n, device=x.device)
-    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, uniform(n, 2) * 2 * views.shift
+    angle, scale = uniform(n) * augmentations.degrees * torch.pi / 180, 1 + uniform(n) * augmentations.scale
+    mirror = torch.where(uniform(n) > 0, 1.0, -1.0) if augmentations.flip else torch.ones(n, device=x.device)
+    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, uniform(n, 2) * 2 * augmentations.shift
     matrix = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1),
                           torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
-    x = F.grid_sample(x, F.affine_grid(matrix, x.shape, align_corners=False), mode="bilinear",
+    x = F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), mode="bilinear",
                       padding_mode="reflection", align_corners=False)
-    return recolour(x, views.colour, uniform) if views.colour else x
+    return recolour(x, augmentations.colour, uniform) if augmentations.colour else x
 
 
-def recolour(x: Tensor, share: float, uniform) -> Tensor:
+def recolour(x: Tensor, share: float, uniform: Callable[..., Tensor]) -> Tensor:
     """Brightness and contrast +-20 %, saturation +-40 %, each channel +-8 %, for a share of the pictures."""
     n = len(x)
     contrast, brightness = 1 + 0.2 * uniform(n, 1, 1, 1), 0.2 * uniform(n, 1, 1, 1)

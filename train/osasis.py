@@ -1,37 +1,47 @@
-"""One-shot fine-tuning of OSASIS (spec C.1 to C.5): a copy B of the DiffAE's UNet and the SPN learn one picture.
+"""One-shot fine-tuning of OSASIS (docs/osasis.md C.1 to C.5): a copy B of the DiffAE's UNet and the SPN learn a style.
 
-An iteration prepares content pictures with the frozen DiffAE A, then walks the reverse chain of both streams (style
-and content) once; every index is one optimiser step on its one-step predictions, and the chain is cut there.
-Defaults are the official program's, slips included; each slip is a field (spec D, F).
+An iteration prepares content pictures with the frozen DiffAE A, then walks the reverse chain of both streams (style and
+content) once; every index is one optimiser step on its one-step predictions, and the chain is cut there. Defaults are
+the official program's; each deviation of that program from the paper is a field (D, F).
 """
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from ..models.clip import PREPARATIONS, Clip
+from ..models import rng
 from ..models.diffae import DiffAE
-from ..models.diffusion import Table, ddim_step, stride_table
-from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, Style, reverse_indices
+from ..models.diffusion import Schedule, ddim_schedule, ddim_step, denoiser
+from ..models.features.clip import Clip
+from ..models.features.protocols import PerceptualDistance
+from ..models.fields import check_fields
+from ..models.hashing import hash_of
+from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
+from ..models.precision import PRECISIONS, autocast
 from ..models.spn import SPN, SPNConfig
+from ..models.style import OSASISStyle
 from ..models.unet import UNet
 from . import losses
-from .loop import LoopConfig, Progress, Run, seeded, step_seed, train
-from .prior import precision
+from .content import Content, content_source, prepare_content
+from .data import to_bytes
+from .loop import Checkpointing, Hooks, LoopConfig, Run, StepResult, finite, of_kind, total, train
+from .session import Session, hash_of_network
 
 SPNS = ("timed", "untimed", "none")
 CLAMPS = ("hard", "straight-through")
+CLIP_PREPROCESSINGS = ("osasis", "openai")
 
 
 @dataclass(frozen=True)
-class OsasisConfig:
-    """Everything that decides what a fine-tune makes. Weights in the order of App. C.1; values from the code (D 1, 6).
+class OSASISConfig:
+    """Everything that decides what a fine-tune makes. Weights in the paper's order; values from the code (D 1, D 6).
 
-    bank: 0 makes new content pictures in every iteration (official); N > 0 prepares N once and draws from them.
+    cached_content: 0 makes new content pictures in every iteration (official); N > 0 prepares N once and reuses them.
     style_spn_weight: the style stream's SPN factor, 1 in the code though lambda is 0.1 (D 2). clamp: "hard" stops the
     gradient where x0 leaves [-1, 1] (official), "straight-through" lets it pass. micro_batch: rows a forward, 0 for
     all; changes memory, not the result. precision: of the UNet and CLIP on a GPU (official: float16, no scaler).
@@ -40,11 +50,11 @@ class OsasisConfig:
     batch: int = 8
     lr: float = 5e-6
     lr_spn: float = 1e-4
-    cross: float = 1.0
-    inner: float = 0.5
-    clip: float = 30.0
-    l1: float = 10.0
-    perceptual: float = 10.0
+    cross_weight: float = 1.0
+    in_domain_weight: float = 0.5
+    clip_weight: float = 30.0
+    l1_weight: float = 10.0
+    perceptual_weight: float = 10.0
     spn: str = "timed"
     spn_weight: float = 0.1
     style_spn_weight: float = 1.0
@@ -54,139 +64,122 @@ class OsasisConfig:
     latent_steps: int = 200
     generate_steps: int = 20
     t0: float = 0.5
-    bank: int = 0
+    cached_content: int = 0
     noise_level: str = "official"
     clamp: str = "hard"
-    clip_preparation: str = "official"
+    clip_preprocessing: str = "osasis"
     dropout: bool = True
     micro_batch: int = 0
     precision: str = "float16"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("spn", SPNS), ("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("clamp", CLAMPS),
-                              ("clip_preparation", PREPARATIONS), ("precision", ("float16", "bfloat16", "float32"))):
+                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; take one of {', '.join(allowed)}")
-        if min(self.iterations, self.batch) < 1 or not 0 < self.t0 <= 1:
-            raise ValueError("iterations and batch must be at least 1, and t0 in (0, 1]")
-        for steps in (self.forward_steps, self.reverse_steps, self.latent_steps, self.generate_steps):
-            stride_table(steps)
-        if not len(reverse_indices(stride_table(self.reverse_steps), self.t0, self.noise_level)):
-            raise ValueError(f"t0 {self.t0} leaves no step of {self.reverse_steps}; raise one of them")
+                raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
+        check_fields(self, at_least_1=("iterations", "batch"))
+        if not 0 < self.t0 <= 1:
+            raise ValueError(f"t0 is {self.t0}; take t0 above 0 and at most 1")
+        if not any((self.cross_weight, self.in_domain_weight, self.clip_weight, self.l1_weight,
+                    self.perceptual_weight)):
+            raise ValueError("cross_weight, in_domain_weight, clip_weight, l1_weight and perceptual_weight must not "
+                             "all be 0")
+        for name in ("forward_steps", "reverse_steps", "latent_steps", "generate_steps"):
+            try:
+                ddim_schedule(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        if not self.indices:
+            raise ValueError(f"t0 x reverse_steps < 1 (t0 {self.t0}, {self.reverse_steps} steps); increase t0 or steps")
+
+    @property
+    def schedule(self) -> Schedule:
+        return ddim_schedule(self.reverse_steps)
+
+    @property
+    def indices(self) -> range:
+        """Indices of the reverse chain, falling: one optimiser step each."""
+        return reverse_indices(self.schedule, self.t0, self.noise_level)
 
 
 @dataclass(frozen=True)
-class Content:
-    """Content pictures in [-1, 1] with their codes: picture (B, 3, px, px), z (B, E), x_t0 (B, 3, px, px)."""
-    picture: Tensor
-    z: Tensor
-    x: Tensor
-
-    def rows(self, index: Tensor) -> Content:
-        return Content(self.picture[index], self.z[index], self.x[index])
-
-
-@dataclass(frozen=True)
-class Update:
-    """What is told after each optimiser step. predictions: x0 of the style row and the content rows, [-1, 1]."""
-    iteration: int
-    index: int
-    losses: Mapping[str, Tensor]
-    predictions: Tensor
+class FrozenNetworks:
+    """What a fine-tune needs and leaves as it is, on one device. fingerprint: of the DiffAE, for the style."""
+    diffae: DiffAE
+    clip: Clip
+    perceptual: PerceptualDistance
+    fingerprint: str = ""
 
 
 @dataclass
 class Trainer:
-    """The frozen side of a fine-tune: A, the style picture and its twin, CLIP, and where content comes from."""
-    frozen: DiffAE
+    """The frozen side of a fine-tune: A, the style image and its twin, CLIP, and where content comes from."""
+    nets: FrozenNetworks
     twin: Content
-    style: Tensor
-    clip: Clip
-    perceptual: Perceptual
-    config: OsasisConfig
+    style_image: Tensor
+    config: OSASISConfig
     content: Callable[[int], Content]
     direction: tuple[Tensor, Tensor] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         with torch.no_grad(), self.autocast():
-            self.direction = self.embed(self.twin.picture), self.embed(self.style)
+            self.direction = self.embed(self.twin.picture), self.embed(self.style_image)
 
     @property
     def device(self) -> torch.device:
-        return self.style.device
+        return self.style_image.device
 
-    def autocast(self):
-        return autocast(self.device, self.config)
+    @property
+    def perceptual(self) -> Perceptual:
+        return self.nets.perceptual
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.device, self.config.precision)
 
     def embed(self, pictures: Tensor) -> Tensor:
-        return self.clip.embed(pictures, self.config.clip_preparation)
+        return self.nets.clip.embed(pictures, self.config.clip_preprocessing)
 
 
-def autocast(device: torch.device, config: OsasisConfig):
-    """The run's precision on a GPU, float32 on a CPU."""
-    return precision(device, config.precision if device.type == "cuda" else "float32")
+# --- a fine-tune as a session -----------------------------------------------------------------------------------------
+def tune_style(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
+               photos: Tensor | None = None, checkpointing: Checkpointing = Checkpointing(),
+               hooks: Hooks = Hooks()) -> tuple[OSASISStyle, Run]:
+    """Fine-tune a style; resume its snapshot if there is one. Returns the style and the finished run.
 
-
-@torch.no_grad()
-def prepare_content(frozen: DiffAE, pictures: Tensor, config: OsasisConfig) -> Content:
-    """z (always computed in float32, A.9) and x_t0 of pictures with the frozen A (C.3, steps 2 and 3)."""
-    with torch.autocast(pictures.device.type, enabled=False):
-        z = frozen.encode(pictures.float())
-    return Content(pictures, z, frozen.structural_code(pictures, z, config.forward_steps, config.t0).float())
-
-
-@torch.no_grad()
-def generate_pictures(frozen: DiffAE, count: int, generator: Generator, config: OsasisConfig) -> Tensor:
-    """Content pictures drawn from A's prior: latent DDIM, then full reverse DDIM from noise (C.3, step 1)."""
-    device, px = next(frozen.parameters()).device, frozen.image_size
-    noise = torch.randn(count, 3, px, px, generator=generator).to(device)
-    latent_noise = torch.randn(count, frozen.config.unet.cond, generator=generator).to(device)
-    z = frozen.sample_z(latent_noise, config.latent_steps)
-    return frozen.decode(noise, z, config.generate_steps, t0=1.0).float()
-
-
-def content_source(frozen: DiffAE, config: OsasisConfig, photos: Tensor | None = None,
-                   tick: Callable[[], None] = lambda: None) -> Callable[[int], Content]:
-    """`content(k)`: the content pictures of iteration k, a function of (seed, k) alone.
-
-    photos (N, 3, px, px) in [-1, 1] replace drawn pictures. A bank is prepared here, in chunks of the batch; `tick` is
-    called between them.
+    twin, style_image (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. Raises
+    ValueError (CheckpointError) for a snapshot of other settings or a damaged one, before anything long.
     """
-    device = next(frozen.parameters()).device
+    if photos is None and nets.diffae.latent_net is None:
+        raise ValueError("this DiffAE has no latent DDIM to generate content pictures with: connect photos as "
+                         "contents, or load the '..._autoenc_latent' checkpoint")
+    run = start(nets.diffae, config)
+    def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
+        content = content_source(nets.diffae, config, photos, hooks)
+        twin_content = prepare_content(nets.diffae, twin, config, hooks)
+        trainer = Trainer(nets, twin_content, style_image, config, content)
+        return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
-    def drawn(k: int, count: int) -> Content:
-        generator = Generator().manual_seed(step_seed(config.seed + 1, k))
-        with autocast(device, config):
-            return prepare_content(frozen, generate_pictures(frozen, count, generator, config), config)
-
-    if photos is None and not config.bank:
-        return lambda k: drawn(k, config.batch)
-    parts = []
-    if photos is not None:
-        for chunk in photos.split(config.batch):
-            with autocast(device, config):
-                parts.append(prepare_content(frozen, chunk, config))
-            tick()
-    else:
-        for k, start in enumerate(range(0, config.bank, config.batch)):
-            parts.append(drawn(-1 - k, min(config.batch, config.bank - start)))
-            tick()
-    bank = Content(*(torch.cat([getattr(p, name) for p in parts]) for name in ("picture", "z", "x")))
-
-    def chosen(k: int) -> Content:
-        generator = Generator().manual_seed(step_seed(config.seed + 1, k))
-        rows = torch.randperm(len(bank.z), generator=generator).repeat(-(-config.batch // len(bank.z)))[:config.batch]
-        return bank.rows(rows.to(bank.z.device))
-    return chosen
+    with Session.open(run, describe(nets, twin, style_image, config, photos), checkpointing, hooks) as session:
+        settings = session.train(work, config.iterations, style_image.device, hooks)
+    return finish(nets, run, style_image, settings), run
 
 
-def start(frozen: DiffAE, config: OsasisConfig, weights: Style | None = None) -> Run:
+def describe(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
+             photos: Tensor | None) -> dict:
+    """Everything that decides the result, JSON-able: config fields, and hashes of networks and pictures."""
+    return asdict(config) | {
+        "training": "OSASIS fine-tune", "model": nets.fingerprint, "clip_network": hash_of_network(nets.clip),
+        "perceptual_network": hash_of_network(nets.perceptual), "twin": hash_of({"": twin}),
+        "style_image": hash_of({"": style_image}), "photos": None if photos is None else hash_of({"": photos})}
+
+
+def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = None) -> Run:
     """B, a trainable copy of A's UNet (or of an earlier style's), the SPN, and an Adam for each (C.1)."""
     device = next(frozen.parameters()).device
     nets: dict[str, nn.Module] = {"unet": copy.deepcopy(frozen.unet).float().requires_grad_(True)}
     if config.spn != "none":
-        with seeded(step_seed(config.seed + 2, 0), device):
+        with rng.seeded(config.seed, "new SPN"):
             nets["spn"] = SPN(SPNConfig(timed=config.spn == "timed")).to(device)
     if weights is not None:
         nets["unet"].load_state_dict(dict(weights.unet))
@@ -198,32 +191,47 @@ def start(frozen: DiffAE, config: OsasisConfig, weights: Style | None = None) ->
     return Run(nets, {name: torch.optim.Adam(net.parameters(), rates[name]) for name, net in nets.items()})
 
 
-def fine_tune(trainer: Trainer, run: Run, *, save_every: int = 0, save: Callable[[Run], None] | None = None,
-              tick: Callable[[Update], None] | None = None, callback: Callable[[Progress], None] | None = None) -> Run:
-    """Train from run.step to config.iterations. `tick` is called after every optimiser step and may raise to stop."""
+def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, settings: dict) -> OSASISStyle:
+    """The style as it stands: 16-bit weights on the CPU, z of the style image, everything needed to use it."""
+    def weights(name: str) -> dict[str, Tensor]:
+        return {k: v.detach().to("cpu", torch.float16) for k, v in run.nets[name].state_dict().items()}
+    with torch.no_grad():
+        z_style = nets.diffae.encode(style_image).float().cpu()
+    spn = weights("spn") if "spn" in run.nets else None
+    return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, to_bytes(style_image[0]),
+                       nets.fingerprint, settings)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Hooks(),
+              save: Callable[[Run], None] | None = None) -> Run:
+    """Train from run.step to config.iterations."""
     loop = LoopConfig(trainer.config.iterations, trainer.config.seed, save_every)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        return train(run, lambda k: iteration(trainer, run, k, tick), loop, trainer.device,
-                     save=save, callback=callback)
+        return train(run, lambda k, hooks: iteration(trainer, run, k, hooks), loop, trainer.device, hooks, save)
 
 
-def iteration(trainer: Trainer, run: Run, k: int, tick: Callable[[Update], None] | None = None) -> dict[str, Tensor]:
-    """One walk down the reverse chain (C.3, step 4). Returns each loss's mean over the optimiser steps."""
-    config = trainer.config
-    table = stride_table(config.reverse_steps)
-    content = trainer.content(k)
+def iteration(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> dict[str, Tensor]:
+    """One walk down the reverse chain (C.3, step 4). Returns each loss's mean over the optimiser steps.
+
+    Where the walk stands is in run.partial after every optimiser step, so that it can be stopped and resumed there.
+    """
+    config, content = trainer.config, trainer.content(k)
     with torch.no_grad(), trainer.autocast():
         embedded = trainer.embed(content.picture)
     streams = Streams.of(trainer.twin, content, embedded, config)
-    sums: dict[str, Tensor] = {}
-    indices = reverse_indices(table, config.t0, config.noise_level)
-    for i in indices:
-        values, predictions, streams = update(trainer, run, streams, table, i)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0) + value / len(indices)
-        if tick:
-            tick(Update(k, i, values, predictions))
-    return sums
+    done, sums = int(run.partial.get("done", 0)), {}
+    if done:
+        streams = streams.at(run.partial["x"].to(trainer.device))
+        sums = {name[4:]: value.to(trainer.device) for name, value in run.partial.items() if name.startswith("sum/")}
+    for n, i in list(enumerate(config.indices))[done:]:
+        with rng.seeded(config.seed, "dropout", k, i, device=trainer.device):
+            values, predictions, streams = update(trainer, run, streams, i, hooks)
+        finite(values, k + 1)
+        sums = {name: sums.get(name, 0) + value for name, value in values.items()}
+        run.partial = {"done": torch.tensor(n + 1), "x": streams.x} | {f"sum/{name}": v for name, v in sums.items()}
+        hooks.on_step(StepResult(k, i, values, predictions))
+    return {name: value / len(config.indices) for name, value in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -236,52 +244,56 @@ class Streams:
     embedded: Tensor
 
     @classmethod
-    def of(cls, twin: Content, content: Content, embedded: Tensor, config: OsasisConfig) -> Streams:
+    def of(cls, twin: Content, content: Content, embedded: Tensor, config: OSASISConfig) -> Streams:
         count = len(content.z)
         weight = content.x.new_tensor([config.style_spn_weight] + [config.spn_weight] * count)[:, None, None, None]
         return cls(torch.cat([twin.picture, content.picture]), torch.cat([twin.z, content.z]),
                    torch.cat([twin.x, content.x]), weight, torch.cat([embedded[:1], embedded]))
+
+    def at(self, x: Tensor) -> Streams:
+        """The same streams, standing at x."""
+        return Streams(self.picture, self.z, x, self.spn_weight, self.embedded)
 
     def chunks(self, size: int) -> list[Streams]:
         parts = [t.split(size or len(self.z)) for t in (self.picture, self.z, self.x, self.spn_weight, self.embedded)]
         return [Streams(*part) for part in zip(*parts)]
 
 
-def update(trainer: Trainer, run: Run, streams: Streams, table: Table, i: int):
+def update(trainer: Trainer, run: Run, streams: Streams, i: int,
+           hooks: Hooks = Hooks()) -> tuple[dict[str, Tensor], Tensor, Streams]:
     """One optimiser step at index i. Returns (losses, x0 predictions, the streams one index further, detached)."""
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
     predictions, following, row = [], [], 0
     for part in streams.chunks(trainer.config.micro_batch):
-        x0, x = predict(trainer, run.nets, part, table, i)
+        hooks.check_interrupt()
+        x0, x = predict(trainer, run.nets, part, i)
         values = row_losses(trainer, part, x0, has_style=row == 0, count=len(streams.z) - 1)
-        sum(values.values()).backward()
+        total(values).backward()
         for name, value in values.items():
-            totals[name] = totals.get(name, 0) + value.detach()
+            totals[name] = totals[name] + value.detach() if name in totals else value.detach()
         predictions.append(x0.detach())
         following.append(x.detach())
         row += len(part.z)
     for optimizer in run.optimizers.values():
         optimizer.step()
-    further = Streams(streams.picture, streams.z, torch.cat(following), streams.spn_weight, streams.embedded)
-    return totals | {"loss": sum(totals.values())}, torch.cat(predictions), further
+    return totals | {"loss": total(totals)}, torch.cat(predictions), streams.at(torch.cat(following))
 
 
-def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, table: Table,
-            i: int) -> tuple[Tensor, Tensor]:
+def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, i: int) -> tuple[Tensor, Tensor]:
     """(x0, next x) of B at index i; the SPN's addition is seen by the network and by the x0 formula (C.2)."""
-    x, config = part.x, trainer.config
+    x, config, schedule = part.x, trainer.config, trainer.config.schedule
     if "spn" in nets:
-        x = x + part.spn_weight * nets["spn"](part.picture, i if config.spn_time == "index" else table.times[i])
-    unet: UNet = nets["unet"]
+        time = i if config.spn_time == "index" else schedule.times[i]
+        x = x + part.spn_weight * nets["spn"](part.picture, time)
     with trainer.autocast():
-        eps = unet(x, torch.full((len(x),), table.times[i], device=x.device), part.z)
+        eps = denoiser(of_kind(nets, "unet", UNet), part.z)(x, schedule.times[i])
+    x0, following = ddim_step(x, eps, schedule, i, i - 1)
     if config.clamp == "hard":
-        return ddim_step(x, eps.float(), table, i, i - 1)
-    free, _ = ddim_step(x, eps.float(), table, i, i - 1, clip=False)
-    x0, following = ddim_step(x, eps.float(), table, i, i - 1)
-    return free + (x0 - free).detach(), following
+        return x0, following
+    unclamped, _ = ddim_step(x, eps, schedule, i, i - 1, clamp_x0=False)
+    return unclamped + (x0 - unclamped).detach(), following
 
 
 def row_losses(trainer: Trainer, part: Streams, x0: Tensor, has_style: bool, count: int) -> dict[str, Tensor]:
@@ -292,21 +304,13 @@ def row_losses(trainer: Trainer, part: Streams, x0: Tensor, has_style: bool, cou
     style_a, style_b, terms = style_a.float(), style_b.float(), {}
     first = int(has_style)
     if has_style:
-        terms["clip"] = config.clip * losses.clip_reconstruction_loss(embedded[:1], style_b).sum()
-        terms["l1"] = config.l1 * losses.pixel_loss(x0[:1], trainer.style).sum()
-        terms["perceptual"] = config.perceptual * trainer.perceptual(x0[:1], trainer.style).sum()
+        terms["clip"] = config.clip_weight * losses.clip_reconstruction_loss(embedded[:1], style_b).sum()
+        terms["l1"] = config.l1_weight * losses.pixel_loss(x0[:1], trainer.style_image).sum()
+        terms["perceptual"] = config.perceptual_weight * trainer.perceptual(x0[:1], trainer.style_image).sum()
     if len(x0) > first:
         content, result = part.embedded[first:].float(), embedded[first:]
-        terms["cross"] = config.cross * losses.cross_domain_loss(style_a, style_b, content, result).sum() / count
-        terms["in"] = config.inner * losses.in_domain_loss(style_a, style_b, content, result).sum() / count
+        cross = losses.cross_domain_loss(style_a, style_b, content, result)
+        in_domain = losses.in_domain_loss(style_a, style_b, content, result)
+        terms["cross"] = config.cross_weight * cross.sum() / count
+        terms["in"] = config.in_domain_weight * in_domain.sum() / count
     return terms
-
-
-def finish(trainer: Trainer, run: Run, picture: Tensor, model: str, settings: dict) -> Style:
-    """The style as it stands: 16-bit weights on the CPU, z of the style picture, everything needed to use it."""
-    def weights(name):
-        return {k: v.detach().to("cpu", torch.float16) for k, v in run.nets[name].state_dict().items()}
-    with torch.no_grad():
-        z = trainer.frozen.encode(trainer.style).float().cpu()
-    return Style(run.nets["unet"].config, weights("unet"), weights("spn") if "spn" in run.nets else None, z,
-                 picture, model, settings)

@@ -1,245 +1,263 @@
-"""A training as a session: it can be saved, told apart from others, and gone on with exactly. Knows no host.
+"""Resume and identity of any training: it can be saved, told apart from others, and resumed exactly. Knows no method.
 
-What decides the result (configuration, networks, pictures) is the session's description; a snapshot carries it, and
-only a training of the same description goes on from it. `Session` is shared by all trainings; `tune_style` is OSASIS's.
+What decides the result (configuration, networks, pictures) is the session's settings; a snapshot carries them, and only
+a training of the same settings resumes it.
 """
 from __future__ import annotations
 
 import hashlib
-import re
+import logging
+import os
+import shutil
+import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.checkpoints import CheckpointError, store
-from ..models.clip import Clip
-from ..models.diffae import DiffAE
+from ..models.features.protocols import Weighted
 from ..models.hashing import hash_of
-from ..models.osasis import Style
-from . import osasis
+from ..models.loading import load_snapshot
+from .contrast import FlatWatch
 from .data import to_bytes, to_unit
-from .loop import Progress, Run, restore, snapshot
-from .osasis import OsasisConfig, Trainer, Update
+from .loop import Checkpointing, Hooks, Run, StepResult, restore, snapshot
 
+log = logging.getLogger(__name__)
 PREDICTIONS = "session/predictions"
-FREE_FIELDS = ("iterations",)  # may change when a fine-tune goes on
-PRESETS: dict[str, dict] = {  # fields of OsasisConfig that differ from the official program
-    "official": {},
-    "mended": {"noise_level": "matched", "spn_time": "timestep", "clamp": "straight-through", "style_spn_weight": 0.1,
-               "clip_preparation": "proper", "precision": "bfloat16"},  # spec D and F; not judged at 256 px
-    "demo": {"bank": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
-}
+MAX_NAME_LETTERS, MAX_NAME_BYTES = 80, 200  # of the 255 that a file's name may have, endings and the rest share 55
+RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+FREE_FIELDS = ("iterations",)  # may change when a training is resumed
+PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
-            "twin": "the photo twin", "style": "the style picture", "photos": "the content photos",
-            "structure_network": "the self-similarity network", "references": "what the style is learned from",
-            "faces": "the set of source faces", "discriminator": "the discriminator", "art": "the artistic set"}
+            "twin": "the photo twin", "style_image": "the style image", "photos": "the content photos",
+            "structure_network": "the structure network",
+            "references": "what the style is learned from", "faces": "the set of source faces",
+            "discriminator": "the discriminator", "art": "the artistic set"}
+
+HINTS = {"twin": " (Make Photo Twin makes another one if its seed, t0, steps or pick change)"}
 
 
-# --- any training ----------------------------------------------------------------------------------------------------
 @dataclass
 class Session:
-    """A run, what decides its result, where it is saved (None: nowhere) and its last predictions, [-1, 1]."""
+    """A run, what decides its result, where it is saved, and its last predictions, [-1, 1]."""
     run: Run
     settings: dict
-    path: Path | None = None
+    checkpointing: Checkpointing = Checkpointing()
     last: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, run: Run, settings: dict, path: Path | None = None, resume: bool = True,
-              begun: Callable[[Run], None] | None = None) -> Session:
-        """A session of a fresh run; it goes on from the snapshot if there is one. `begun` is told of the run.
+    @contextmanager
+    def open(cls, run: Run, settings: dict, checkpointing: Checkpointing = Checkpointing(),
+             hooks: Hooks = Hooks(), writes: bool = True) -> Iterator[Session]:
+        """A session of a fresh run, which no other one can use at the same time. It resumes the snapshot if there is
+        one and it is asked to. writes: False for the further processes of a distributed training.
 
-        CheckpointError for a snapshot of other settings or a damaged one.
+        CheckpointError for a snapshot of other settings or a damaged one, if another training uses it, and if there is
+        no room to save.
         """
-        goes_on = resume and path is not None and path.exists()
-        session = cls(run, settings, path, go_on(run, path, settings) if goes_on else {})
-        if begun:
-            begun(run)
-        return session
+        path = checkpointing.path
+        if path is not None and writes:
+            check_room(path, snapshot_bytes(run))
+        with file_lock(path if writes else None):
+            session = cls(run, settings, checkpointing)
+            if path is not None and checkpointing.resume and path.exists():
+                session.last = resume(run, path, settings, checkpointing.changed_pictures)
+            hooks.on_start(run)
+            yield session
 
-    def carry_out(self, work: Callable[..., Run], steps: int, device: torch.device, save_every: int = 0,
-                  tick: Callable[[Update], None] | None = None) -> dict:
-        """`work(save_every=, save=, tick=)` trains the run to its end and saves. Returns the settings that were run.
+    def train(self, work: Callable[[Hooks, Callable[[Run], None] | None], Run], steps: int, device: torch.device,
+              hooks: Hooks = Hooks()) -> dict:
+        """`work(hooks, save)` trains the run to its end. Returns the settings that were run.
 
-        tick: after every optimiser step, and once with the last predictions if nothing is left to do.
+        on_step is also told the last predictions, once, if nothing is left to do. Predictions that become one flat
+        colour are warned of. CheckpointError if the run has more than `steps` already.
         """
-        def remember(update: Update) -> None:
-            self.last["predictions"] = update.predictions
-            if tick:
-                tick(update)
+        watch = FlatWatch(hooks.warn)
 
-        save_every = save_every if self.path else 0
+        def remember(result: StepResult) -> None:
+            self.last["predictions"] = result.predictions
+            watch.see(result)
+            hooks.on_step(result)
+
+        self.check_length(steps)
         if self.run.step < steps:
-            work(save_every=save_every, save=self.save, tick=remember)
-            if save_every and self.run.step % save_every:
-                self.save(self.run)
-        elif tick and self.last:
-            tick(Update(self.run.step - 1, 0, {}, self.last["predictions"].to(device)))
+            work(replace(hooks, on_step=remember), self.save if self.checkpointing.path else None)
+        elif self.last:
+            hooks.on_step(StepResult(self.run.step - 1, 0, {}, self.last["predictions"].to(device)))
         return self.settings | {"iterations": self.run.step}
 
+    def check_length(self, steps: int) -> None:
+        """CheckpointError if the snapshot is of a longer training than is asked for."""
+        if self.run.step > steps and self.checkpointing.path:
+            name = self.checkpointing.path.name
+            raise CheckpointError(f"{name} has {self.run.step} iterations, more than the {steps} that are asked for. "
+                                  f"Set iterations to {self.run.step} or more, choose another name, or turn 'resume' "
+                                  f"off to start again (then {name} is replaced)")
+
     def save(self, run: Run) -> None:
-        save_snapshot(self.path, run, self.settings, self.last)
+        """Write everything needed to resume, complete or not at all. CheckpointError says why it cannot be written."""
+        path = self.checkpointing.path
+        if path is None:
+            return
+        tensors, meta = snapshot(run)
+        if "predictions" in self.last:
+            tensors[PREDICTIONS] = to_bytes(self.last["predictions"])
+        store.save(path, tensors, "snapshot", dict(self.settings), meta, dtype=None)
 
 
-# --- the fine-tune of OSASIS -----------------------------------------------------------------------------------------
-
-def tune_style(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig, *,
-               fingerprint: str, photos: Tensor | None = None, snapshot_path: Path | None = None, save_every: int = 0,
-               resume: bool = True, tick: Callable[[Update], None] | None = None,
-               callback: Callable[[Progress], None] | None = None,
-               check: Callable[[], None] | None = None,
-               begun: Callable[[Run], None] | None = None) -> tuple[Style, Run]:
-    """Fine-tune a style; go on from the snapshot if there is one. Returns the style and the finished run.
-
-    twin, style (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. The networks stay
-    as they are. tick: after every optimiser step, and once with the last predictions if nothing is left to do.
-    callback: after every iteration. check: before every UNet call, between steps too. begun: once, with the run (its
-    history grows) as it begins or goes on. All may raise to stop; what was saved then stays. Raises ValueError
-    (CheckpointError) for a snapshot of other settings or a damaged one.
-    """
-    if photos is None and frozen.latent_net is None:
-        raise ValueError("this DiffAE has no latent DPM to draw content pictures from: connect photos as contents, "
-                         "or load the '..._autoenc_latent' checkpoint")
-    settings = describe(config, fingerprint, clip, perceptual, twin, style, photos)
-    run = osasis.start(frozen, config)
-    session = Session.begin(run, settings, snapshot_path, resume, begun)
-    with checked((frozen.unet, run.nets["unet"]), check):
-        trainer = prepare(frozen, clip, perceptual, twin, style, config, photos, check, run.step < config.iterations)
-        done = session.carry_out(lambda **saving: osasis.fine_tune(trainer, run, callback=callback, **saving),
-                                 config.iterations, style.device, save_every, tick)
-        return osasis.finish(trainer, run, to_bytes(style[0]), fingerprint, done), run
+def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
+    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
+    advice = f"choose another name, or turn 'resume' off to start again (then {path.name} is replaced)"
+    header = store.peek(path)
+    if header.kind != "snapshot":
+        raise CheckpointError(f"{path} is no training snapshot; {advice}")
+    reason = difference(header.config or {}, settings, PICTURE_SETS if changed_pictures else ())
+    if reason:
+        step = str((header.meta or {}).get("step"))[:20]
+        raise CheckpointError(f"{path.name} (saved at iteration {step}) belongs to a training with other settings: "
+                              f"{reason}. Set it back, or {advice}")
+    stored = load_snapshot(path)
+    try:
+        restore(run, stored.tensors, stored.meta)
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} does not fit this model ({str(error)[:200]}); {advice}") from error
+    found = stored.tensors.get(PREDICTIONS)
+    return {} if found is None else {"predictions": to_unit(found)}
 
 
-def prepare(frozen: DiffAE, clip: Clip, perceptual: nn.Module, twin: Tensor, style: Tensor, config: OsasisConfig,
-            photos: Tensor | None, check: Callable[[], None] | None, with_content: bool) -> Trainer:
-    """The frozen side. Content is prepared only if there is training to be done."""
-    with osasis.autocast(style.device, config):
-        twin_content = osasis.prepare_content(frozen, twin, config)
-    content = _no_content
-    if with_content:
-        content = osasis.content_source(frozen, config, photos, tick=check or (lambda: None))
-    return Trainer(frozen, twin_content, style, clip, perceptual, config, content)
+# --- the place where it is saved --------------------------------------------------------------------------------------
+def snapshot_bytes(run: Run) -> int:
+    """About what a snapshot takes: the networks, their averages, and two moments of every trained number."""
+    nets = sum(t.numel() * t.element_size() for net in (*run.nets.values(), *run.ema.values())
+               for t in net.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for optimizer in run.optimizers.values()
+                  for group in optimizer.param_groups for p in group["params"])
+    return nets + 2 * trained
 
 
-def _no_content(k: int):
-    raise RuntimeError("a finished fine-tune draws no content")
+def check_room(path: Path, needed: int) -> None:
+    """CheckpointError if `needed` bytes cannot be written beside `path`: found out before the work, not after it."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written to ({error.strerror or error}), and a snapshot of this "
+                              f"training needs {needed / 1e6:.1f} MB there. Make it a folder that can be written to, "
+                              "or choose another output folder") from error
+    if free < needed:
+        raise CheckpointError(f"{folder} has {free / 1e6:.1f} MB free, and a snapshot of this training needs "
+                              f"{needed / 1e6:.1f} MB. Free some space, or choose another output folder")
 
 
 @contextmanager
-def checked(nets: Sequence[nn.Module], check: Callable[[], None] | None) -> Iterator[None]:
-    """Calls `check` before every call of the networks."""
-    handles = [net.register_forward_pre_hook(lambda *_: check()) for net in nets] if check else []
+def file_lock(path: Path | None) -> Iterator[None]:
+    """Only one training at a time saves to `path`; the lock ends with the process, and its file with the training.
+    CheckpointError if it is taken, and if nothing can be written there."""
+    if path is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    file = _open_lock(lock, path.name)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if file is not None:
+            _remove_lock(lock, file)
 
 
-# --- what a session is ---------------------------------------------------------------------------------------------
-def describe(config: OsasisConfig, fingerprint: str, clip: nn.Module, perceptual: nn.Module, twin: Tensor,
-             style: Tensor, photos: Tensor | None) -> dict:
-    """Everything that decides the result, JSON-able: config fields, and hashes of networks and pictures."""
-    return asdict(config) | {
-        "model": fingerprint, "clip_network": hash_of_network(clip), "perceptual_network": hash_of_network(perceptual),
-        "twin": hash_of({"": twin}), "style": hash_of({"": style}),
-        "photos": None if photos is None else hash_of({"": photos})}
+def _open_lock(lock: Path, name: str) -> BinaryIO | None:
+    """The lock file, held; None on a file system without locks. CheckpointError if another training holds it."""
+    try:
+        for _ in range(100):
+            file = open(lock, "a+b")
+            try:
+                _lock(file)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    return file
+            except FileNotFoundError:  # its last holder has just removed it
+                log.debug("%s went away", lock)
+            except OSError:
+                file.close()
+                raise
+            file.close()
+        raise OSError("its lock file changes all the time")
+    except BlockingIOError as error:
+        raise CheckpointError(f"another training is using {name} at the moment. Wait for it, or choose another "
+                              "name") from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): do not run two trainings of one name", name, error)
+        return None
 
 
-def hash_of_network(net: nn.Module) -> str:
+def _remove_lock(lock: Path, file: BinaryIO) -> None:
+    """End a lock. The file is removed while it is held, but on Windows, which removes no file that is open."""
+    if os.name == "nt":
+        file.close()
+    with suppress(OSError):
+        lock.unlink()
+    file.close()
+
+
+def _lock(file: BinaryIO) -> None:
+    """BlockingIOError if another file object holds the lock; it is released when the file is closed."""
+    if os.name == "nt":
+        import msvcrt
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- what decides a result --------------------------------------------------------------------------------------------
+def hash_of_network(net: Weighted) -> str:
     """Hash of a network's weights and of its configuration, if it has one."""
     config = repr(getattr(net, "config", None)).encode()
     return hashlib.sha256(hash_of(net.state_dict()).encode() + config).hexdigest()[:32]
 
 
-def difference(saved: Mapping, now: Mapping) -> str | None:
-    """The first setting in which two sessions differ, in words; None if they are the same but for FREE_FIELDS."""
-    for name in [n for n in now if n not in FREE_FIELDS]:
+def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
+    """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS and those
+    in `free`."""
+    if saved.get("training") != now.get("training"):
+        return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
+    for name in [n for n in now if n not in (*FREE_FIELDS, *free)]:
         if saved.get(name) != now[name]:
             if name in MEANINGS:
-                return f"{MEANINGS[name]} was another one"
-            return f"{name} was {saved.get(name)!r} and is {now[name]!r} now"
+                return f"{MEANINGS[name]} was another one{HINTS.get(name, '')}"
+            return f"{name} was {saved.get(name)!r:.40} and is {now[name]!r:.40} now"
     return None
 
 
-# --- snapshots -----------------------------------------------------------------------------------------------------
+# --- names of files ---------------------------------------------------------------------------------------------------
 def snapshot_file(folder: Path, name: str) -> Path:
     """FOLDER/NAME.snapshot. ValueError for names that are not plain."""
     return folder / f"{plain_name(name)}.snapshot"
 
 
 def plain_name(name: str) -> str:
-    """The name of a file, without its ending, that cannot leave its folder."""
-    name = name.strip()
-    if not re.fullmatch(r"\w[\w .-]{0,79}", name) or name.endswith("."):
-        raise ValueError(f"{name!r} cannot be a file's name here; use letters, digits, spaces, _ - and . (at most 80, "
-                         "a letter or digit first)")
+    """The name of a file, without its ending, that every system can have and that cannot leave its folder. Letters may
+    be of any script, with their marks. ValueError for another one."""
+    name = unicodedata.normalize("NFC", name.strip())
+    allowed = all(c in " ._-" or unicodedata.category(c)[0] in "LMN" for c in name)
+    if not name or not allowed or not (name[0] == "_" or unicodedata.category(name[0])[0] in "LN") or name[-1] == ".":
+        raise ValueError(f"{name[:80]!r} cannot be a file's name here. Use letters, digits, spaces, _ - and ., a "
+                         "letter or digit first")
+    if len(name) > MAX_NAME_LETTERS or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"{name[:20]!r}... is too long for a file's name. Take at most 80 letters, fewer in scripts "
+                         "of several bytes a letter")
+    if unicodedata.normalize("NFKC", name.partition(".")[0]).strip().upper() in RESERVED_NAMES:  # COM¹ is one as well
+        raise ValueError(f"{name!r} is a device on Windows and cannot be a file's name. Choose another one")
     return name
-
-
-def save_snapshot(path: Path, run: Run, settings: Mapping, last: Mapping[str, Tensor]) -> None:
-    """Write everything needed to go on, complete or not at all."""
-    tensors, meta = snapshot(run)
-    if "predictions" in last:
-        tensors[PREDICTIONS] = to_bytes(last["predictions"])
-    store.save(path, tensors, "snapshot", dict(settings), meta, dtype=None)
-
-
-def go_on(run: Run, path: Path, settings: Mapping) -> dict[str, Tensor]:
-    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
-    advice = f"give this fine-tune another name, or turn 'resume' off to begin anew (then {path.name} is replaced)"
-    header = store.peek(path)
-    if header.kind != "snapshot":
-        raise CheckpointError(f"{path} is no training snapshot; {advice}")
-    reason = difference(header.config or {}, settings)
-    if reason:
-        raise CheckpointError(f"{path.name} (saved at iteration {(header.meta or {}).get('step')}) belongs to a "
-                              f"fine-tune with other settings: {reason}. Set it back, or {advice}")
-    stored = store.load(path, "snapshot")
-    try:
-        restore(run, stored.tensors, stored.meta)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name} does not fit this model ({error}); {advice}") from error
-    found = stored.tensors.get(PREDICTIONS)
-    return {} if found is None else {"predictions": to_unit(found)}
-
-
-# --- pictures of a session -----------------------------------------------------------------------------------------
-def loss_curve(values: Sequence[float], width: int = 512, height: int = 256) -> Image.Image:
-    """The loss over the iterations as a line, with its first, lowest and last value; sound for one value or none."""
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    left, top, right, bottom = 8, 22, width - 8, height - 8
-    pen.rectangle((left, top, right, bottom), outline=(200, 200, 200))
-    values = [v for v in values if v == v and abs(v) != float("inf")]
-    if not values:
-        pen.text((left, 5), "no loss yet", fill="black")
-        return sheet
-    low, high = min(values), max(values)
-    scale = (bottom - top - 8) / ((high - low) or 1.0)
-    points = [(left + 4 + (right - left - 8) * i / max(1, len(values) - 1), bottom - 4 - (v - low) * scale)
-              for i, v in enumerate(values)]
-    if len(points) > 1:
-        pen.line(points, fill=(31, 95, 191), width=2)
-    x, y = points[-1]
-    pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(191, 63, 31))
-    pen.text((left, 5), f"loss after {len(values)} iterations: {values[-1]:.3f}   first {values[0]:.3f}   "
-                        f"lowest {low:.3f}", fill="black")
-    return sheet
-
-
-def progress_picture(predictions: Tensor, values: Sequence[float], side: int = 128, most: int = 6) -> Image.Image:
-    """Predictions (B, 3, H, W) in [-1, 1], the style row first, side by side above the loss curve."""
-    few = torch.nn.functional.interpolate(predictions[:most].float(), (side, side), mode="area")
-    row = to_bytes(torch.cat(list(few), dim=2)).permute(1, 2, 0).numpy()
-    width = max(row.shape[1], 360)
-    sheet = Image.new("RGB", (width, side + 100), "white")
-    sheet.paste(Image.fromarray(row), (0, 0))
-    sheet.paste(loss_curve(values, width, 100), (0, side))
-    return sheet

@@ -1,59 +1,69 @@
-"""Carrying out a Stage: going on from a snapshot, saving, sample grids, logs for TensorBoard. Knows no command line."""
+"""Running a TrainingStage: resuming a snapshot, saving, sample grids, logs for TensorBoard. Knows no command line."""
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from .data import to_bytes
-from .gan import GanConfig, Stage
-from .loop import Progress, Run, train
+from .distributed import SINGLE_PROCESS, Distributed
+from .gan import GANConfig, TrainingStage
+from .loop import Checkpointing, Hooks, Progress, Run, log_losses, train
+from .plots import picture_grid
 from .session import Session
-from .team import SOLO, Team
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
 
-def carry_out(stage: Stage, settings: Mapping, path: Path | None, device: torch.device, *, resume: bool = True,
-              save_every: int = 0, log_every: int = 1, minutes: float = 0.0, team: Team = SOLO,
-              callback: Callable[[Progress], None] | None = None, begun: Callable[[Run], None] | None = None) -> Run:
-    """Train to the stage's last step, going on from the snapshot at `path` if it is there; None keeps no snapshot.
+@dataclass(frozen=True)
+class RunConfig:
+    """How a stage is run; nothing here changes its result. minutes: stop and save after so long, 0 for no limit."""
+    device: torch.device
+    checkpointing: Checkpointing = Checkpointing()
+    log_every: int = 1
+    minutes: float = 0.0
+    distributed: Distributed = SINGLE_PROCESS
 
-    settings: what decides the result beside the configuration (see session.Session). The team's leading process
-    writes. `callback` may raise to stop; what was saved then stays. Raises CheckpointError for a foreign snapshot.
+
+def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks: Hooks = Hooks()) -> Run:
+    """Train to the stage's last step, resuming its snapshot if there is one.
+
+    settings: what decides the result beside the stage's configuration (see session.Session). The main process writes.
+    Raises CheckpointError for a snapshot of another training.
     """
-    run, kept = stage.run, path if team.leads else None
-    session = Session.begin(run, {**decisive(stage.config), **settings}, path, resume, begun)
-    if run.step < stage.config.steps:
-        agree = functools.partial(team.leader_says, device=device) if team.size > 1 else None
-        train(run, stage.step, stage.config.loop(save_every, log_every, minutes), device,
-              save=session.save if kept else None, callback=callback, agree=agree)
-        if kept:
-            session.save(run)
-    return run
+    distributed, checkpointing = config.distributed, config.checkpointing
+    settings = decisive(stage.config) | dict(settings) | {"training": "training stage"}
+    loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
+    broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
+    with Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session:
+        session.check_length(loop.steps)
+        writes = checkpointing.path is not None and distributed.is_main_process
+        return train(stage.run, stage.step, loop, config.device, hooks, session.save if writes else None,
+                     broadcast_flag if distributed.size > 1 else None)
 
 
-def decisive(config: GanConfig) -> dict:
+def decisive(config: GANConfig) -> dict:
     """What of a configuration decides the result: all of it, the number of steps under the name that may change."""
     fields = asdict(config)
     return fields | {"iterations": fields.pop("steps")}
 
 
-def reporter(name: str, stage: Stage, folder: Path | None = None, every: int = 0,
+def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every: int = 0,
              measure: Callable[[], Mapping[str, float]] | None = None) -> Callable[[Progress], None]:
-    """A callback that logs the losses; and every so many steps writes a grid of the preview into `folder`, takes
+    """An `on_iteration` that logs the losses. Every `every` steps it writes a grid of the preview into `folder`, takes
     measurements into the run's history, and adds all of it to TensorBoard's event files there (if it is installed)."""
     @functools.cache
-    def writer():  # first asked for after a step: before, the run may still be refused
+    def writer() -> SummaryWriter | None:  # first asked for after a step: before, the run may still be refused
         return tensorboard(folder, stage.run.step) if folder else None
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         numbers = dict(progress.losses)
         if every and (progress.step % every == 0 or progress.step == progress.steps):
             grid = picture_grid(stage.preview())
@@ -62,19 +72,17 @@ def reporter(name: str, stage: Stage, folder: Path | None = None, every: int = 0
                 grid.save(folder / f"{name}_{progress.step:06d}.jpg", quality=90)
             measured = dict(measure()) if measure else {}
             for key, value in ({"measured_at": float(progress.step)} | measured).items() if measured else ():
-                stage.run.history.setdefault(key, []).append(value)
+                stage.run.loss_history.setdefault(key, []).append(value)
             numbers |= measured
-        if numbers:
-            log.info("%s step %d of %d: %s", name, progress.step, progress.steps,
-                     ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-        if writer():
+        log_losses(name, progress, numbers)
+        if events := writer():
             for key, value in numbers.items():
-                writer().add_scalar(f"{name}/{key}", value, progress.step)
-            writer().flush()
-    return tell
+                events.add_scalar(f"{name}/{key}", value, progress.step)
+            events.flush()
+    return report
 
 
-def tensorboard(folder: Path, first: int):
+def tensorboard(folder: Path, first: int) -> SummaryWriter | None:
     """A writer of TensorBoard's event files, or None where the extra `train` is not installed.
 
     first: the step that comes next; what earlier runs wrote of it and later ones counts no more.
@@ -85,11 +93,3 @@ def tensorboard(folder: Path, first: int):
         log.info("tensorboard is not installed (pip install .[train]): no event files are written")
         return None
     return SummaryWriter(str(folder), purge_step=first)
-
-
-def picture_grid(pictures: Tensor, columns: int = 4) -> Image.Image:
-    """Pictures (N, 3, H, W) in [-1, 1], row by row."""
-    missing = -len(pictures) % columns
-    filled = torch.cat([pictures, pictures.new_ones(missing, *pictures.shape[1:])]) if missing else pictures
-    rows = [torch.cat(list(row), 2) for row in filled.split(columns)]
-    return Image.fromarray(to_bytes(torch.cat(rows, 1)).permute(1, 2, 0).numpy())

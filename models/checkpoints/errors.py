@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -10,37 +10,26 @@ class CheckpointError(ValueError):
     """A checkpoint file is missing, damaged, foreign, hostile or of another kind; the text says what to do."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How a kind of checkpoint is called in messages, what loads it, and where the public file comes from."""
-
-    what: str
-    use: str
-    page: str = ""
+class ForeignFileError(CheckpointError):
+    """The file is no checkpoint at all, or of a program that the pack does not read."""
 
 
-KINDS: dict[str, Kind] = {
-    "diffae": Kind("a DiffAE model", "the Load DiffAE node",
-                   "ffhq256_autoenc_latent/last.ckpt, linked from https://github.com/phizaz/diffae"),
-    "ddpm": Kind("a DDPM model", "the Load DDPM node",
-                 "ffhq_p2.pt, linked from https://github.com/jychoi118/P2-weighting"),
-    "osasis_style": Kind("an OSASIS style", "the Load OSASIS Style node",
-                         "exp/*/ckpt/iter_200.pt, linked from https://github.com/hansam95/OSASIS"),
-    "clip": Kind("a CLIP model", "the Load CLIP node", "open_clip_model.safetensors, from "
-                 "https://huggingface.co/timm/vit_base_patch32_clip_224.openai"),
-    "vgg16": Kind("a VGG-16 trunk", "the Load Perceptual node",
-                  "vgg16-397923af.pth, from https://download.pytorch.org/models/vgg16-397923af.pth"),
-    "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
-    "stylegan2": Kind("a StyleGAN2 model", "the Load StyleGAN2 node",
-                      "ffhq-res512-mirror-stylegan2-noaug.pkl of NVIDIA's stylegan2-ada-pytorch, or 550000.pt, linked "
-                      "from https://github.com/rosinality/stylegan2-pytorch"),
-    "mmfs": Kind("an MMFS model", "the Load MMFS node",
-                 "phase3_pretrain_10000.pth, linked from https://github.com/dong-y21/MMFS"),
-    "mmfs_style": Kind("an MMFS style", "the Load MMFS Style node",
-                       "example_ref01.pth, linked from https://github.com/dong-y21/MMFS"),
-    "dino": Kind("a DINO ViT", "the Load Self-Similarity node",
-                 "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino"),
-}
+class WrongKindError(CheckpointError):
+    """The file is a valid one of another kind. `file`: its name. `found`: its kind."""
+
+    def __init__(self, file: str, found: str, wanted: Sequence[str]) -> None:
+        super().__init__(f"{file}: this is a file of kind '{found}'. Expected: {' or '.join(wanted)}")
+        self.file, self.found = file, found
+
+
+LONGEST = 80  # characters of a name or text from a file that a message repeats
+
+
+def short(text: object, longest: int = LONGEST) -> str:
+    """`text` cut to `longest` characters, for messages."""
+    text = str(text)
+    return text if len(text) <= longest else f"{text[:longest - 3]}..."
+
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG", "a PNG picture"),
@@ -88,10 +77,3 @@ def check_file(path: str | Path, max_bytes: int) -> Path:
                               "check that the right file was picked")
     return path
 
-
-def wrong_kind(name: str, found: str, wanted: str) -> CheckpointError:
-    """The error for a file of kind `found` where `wanted` was asked for (keys of KINDS)."""
-    have, want = KINDS[found], KINDS[wanted]
-    page = f" (for example {want.page})" if want.page else ""
-    return CheckpointError(f"{name}: this is {have.what}; load it with {have.use}. "
-                           f"Expected here: {want.what}{page}")

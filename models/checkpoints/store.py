@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
-import safetensors
-import safetensors.torch
 import torch
 
-from .errors import KINDS, CheckpointError, check_file, describe_bytes, wrong_kind
+from .errors import CheckpointError, WrongKindError, check_file, describe_bytes, short
+from .safe_pickle.records import FileSource, Storage, TensorRef
 
+log = logging.getLogger(__name__)
 VERSION = 1
+DIVERGED = "the training diverged: lower the learning rate or go back to an earlier save"
 MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
 MAX_INFO_BYTES = 4 << 20
+MAX_TENSORS = 20_000  # several times those of the largest training that is saved
 _ENTRY = "atelier"
+_KIND = re.compile(r"[A-Za-z0-9_]{1,64}")
 FULL_PRECISION = ("conds_mean", "conds_std")  # small, and every drawn z is scaled by them
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -48,64 +57,100 @@ class Stored:
 
 def save(path: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, config: dict[str, Any],
          meta: dict[str, Any] | None = None, dtype: torch.dtype | None = torch.float16) -> Path:
-    """Write `tensors` with their `kind` (a key of KINDS), JSON-able `config` and `meta`; returns the path.
+    """Write `tensors` with their `kind` (letters, digits and _), JSON-able `config` and `meta`; returns the path.
 
     Floating point tensors are stored as `dtype` (unchanged if None), others and those named in FULL_PRECISION as they
-    are. The file appears complete or not at all: a temporary file beside it is synced and renamed. Raises
-    CheckpointError for NaN, infinity, and numbers too large for `dtype`.
+    are, and those with numbers too large for `dtype` in 32 bit. The file appears complete or not at all: a temporary
+    file beside it is synced and renamed. Raises CheckpointError for NaN and infinity, also in `config` and `meta`, and
+    if it cannot be written; the old file is as it was then.
     """
     path = Path(path)
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}")
+    if not _KIND.fullmatch(kind):
+        raise ValueError(f"{kind!r} is no name of a kind; use at most 64 letters, digits and _")
+    _check_finite(tensors, "", DIVERGED)
+    for name, value in (("config", config), ("meta", meta or {})):
+        _check_numbers(name, value)
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{path.name}: {len(tensors)} tensors are more than the {MAX_TENSORS} that a file may "
+                              "have; keep many small ones in a large one")
     info = json.dumps({"kind": kind, "version": VERSION, "config": config, "meta": meta or {}}, allow_nan=False)
     if len(info) > MAX_INFO_BYTES:
         raise CheckpointError(f"{path.name}: config and meta take {len(info)} bytes, more than {MAX_INFO_BYTES}; "
                               "keep long lists in tensors")
     ready = _storable(tensors, dtype)
-    _write_atomic(path, ready, {"format": "pt", _ENTRY: info})
+    try:
+        _write_atomic(path, ready, {"format": "pt", _ENTRY: info})
+    except OSError as error:
+        size = sum(_nbytes(tensor) for tensor in ready.values())
+        raise CheckpointError(f"{path.name} could not be written to {path.parent} ({error.strerror or error}). It "
+                              f"needs {size / 1e6:.1f} MB: free some space, make the folder writable, or choose "
+                              "another one") from error
     return path
 
 
-def load(path: str | Path, kind: str | None = None) -> Stored:
-    """Read a file of `save`, all tensors in memory of their own. CheckpointError also if not of `kind`."""
+def load(path: str | Path, *kinds: str) -> Stored:
+    """Read a file of `save`, all tensors in memory of their own. WrongKindError if it is of none of `kinds`, if any."""
     path = Path(path)
-    header = peek(path)
+    rows, start, metadata = _rows(path)
+    header = _header(path, rows, metadata)
     if header.kind is None:
         raise CheckpointError(f"{path.name}: this safetensors file was not written by this pack; if it is an official "
                               "checkpoint, run 'atelier convert' on the original torch file")
-    if kind is not None and header.kind != kind:
-        raise wrong_kind(path.name, header.kind, kind)
-    tensors = read_tensors(path)
+    if kinds and header.kind not in kinds:
+        raise WrongKindError(path.name, header.kind, kinds)
+    tensors = {name: _read(path, name, ref) for name, ref in _refs(path, rows, start).items()}
     _check_finite(tensors, f"{path.name}: ", "write the file again or pick another")
     return Stored(tensors, header.kind, header.config or {}, header.meta or {})
 
 
 def peek(path: str | Path) -> Header:
-    """Read the header only (bounded; no tensor is touched). CheckpointError if it is no sound safetensors file."""
-    path = check_file(path, MAX_FILE_BYTES)
-    fields = _read_header(path)
-    metadata = fields.pop("__metadata__", {})
-    shapes = {name: _shape(path.name, name, row) for name, row in fields.items()}
+    """Read the header only (bounded; no tensor is touched). CheckpointError if it is no valid safetensors file."""
+    path = Path(path)
+    rows, _, metadata = _rows(path)
+    return _header(path, rows, metadata)
+
+
+def _header(path: Path, rows: Mapping[str, _Row], metadata: Any) -> Header:
+    """The header of a file with these tensors and metadata. CheckpointError if what it says of itself is damaged."""
+    shapes = {name: (row.dtype, row.shape) for name, row in rows.items()}
     if not isinstance(metadata, dict) or _ENTRY not in metadata:
         return Header(shapes)
     info = _parse_json(path.name, metadata[_ENTRY])
     parts = [info.get(key) for key in ("kind", "config", "meta")] if isinstance(info, dict) else [None]
-    if not isinstance(parts[0], str) or not all(isinstance(part, dict) for part in parts[1:]):
+    valid = isinstance(parts[0], str) and _KIND.fullmatch(parts[0])
+    if not valid or not all(isinstance(part, dict) for part in parts[1:]):
         raise CheckpointError(f"{path.name}: the description in its header is damaged; write the file again")
-    if info.get("version") != VERSION or parts[0] not in KINDS:
-        raise CheckpointError(f"{path.name}: it holds {parts[0][:40]!r} in version {str(info.get('version'))[:20]}, "
-                              f"which this pack does not know (it knows version {VERSION}); update the pack")
+    if info.get("version") != VERSION:
+        raise CheckpointError(f"{path.name}: it is written in version {str(info.get('version'))[:20]} of this pack's "
+                              f"format. This pack knows version {VERSION}: update the pack")
     return Header(shapes, *parts)
 
 
-def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, copied out of it (so the file can be replaced). Raises CheckpointError."""
+def tensor_refs(path: str | Path) -> dict[str, TensorRef]:
+    """All tensors of a safetensors file, not yet read (the file stays open for them). Raises CheckpointError."""
+    rows, start, _ = _rows(Path(path))
+    return _refs(Path(path), rows, start)
+
+
+def _refs(path: Path, rows: Mapping[str, _Row], start: int) -> dict[str, TensorRef]:
+    source = FileSource(open(path, "rb"))
+    found = {}
+    for name, row in rows.items():
+        dtype = _DTYPES.get(row.dtype)
+        storage = Storage(dtype, math.prod(row.shape), source=source, start=start + row.begin, type_name=row.dtype)
+        found[name] = TensorRef(storage, 0, row.shape, _contiguous(row.shape))
+    return found
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[k + 1:]) for k in range(len(shape)))
+
+
+def _read(path: Path, name: str, ref: TensorRef) -> torch.Tensor:
     try:
-        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{Path(path).name}: damaged or incomplete safetensors file ({error}); "
-                              "download or write it again") from error
+        return ref.read()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: its tensor '{short(name)}' cannot be used: {error}") from error
 
 
 def sha256(path: str | Path) -> str:
@@ -124,19 +169,24 @@ def file_token(path: str | Path) -> str:
 
 
 def _storable(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors of `dtype` that share no memory; finite before and after the cast."""
-    _check_finite(tensors, "", "the training diverged: lower the learning rate or go back to an earlier save")
+    """Contiguous CPU tensors that share no memory, of `dtype` where it holds their numbers, else of 32 bit."""
     ready: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        cast = dtype and tensor.is_floating_point() and name not in FULL_PRECISION
-        stored = tensor.detach().to("cpu", dtype if cast else tensor.dtype).contiguous()
+        stored = _cast(tensor.detach(), dtype if name not in FULL_PRECISION else None).to("cpu").contiguous()
         if stored.untyped_storage().data_ptr() in seen or stored.untyped_storage().nbytes() != _nbytes(stored):
             stored = stored.clone()
         seen.add(stored.untyped_storage().data_ptr())
         ready[name] = stored
-    _check_finite(ready, "", f"it holds numbers too large for {dtype}; save with dtype=None (32 bit) instead")
+    _check_finite(ready, "", "its numbers are too large for 32 bit; save with dtype=None instead")
     return ready
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    return cast if torch.isfinite(cast).all() else tensor.to(torch.float32)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
@@ -146,17 +196,32 @@ def _nbytes(tensor: torch.Tensor) -> int:
 def _check_finite(tensors: Mapping[str, torch.Tensor], where: str, advice: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}tensor '{name}' holds NaN or infinite numbers; {advice}")
+            raise CheckpointError(f"{where}tensor '{short(name)}' holds NaN or infinite numbers; {advice}")
 
 
+def _check_numbers(name: str, value: Any) -> None:
+    """CheckpointError for NaN or infinity anywhere in JSON-able `value`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CheckpointError(f"'{name}' holds {value}, which is no number; {DIVERGED}")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_numbers(name, item)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
 def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata)
-        with open(temporary, "rb+") as file:
+        with os.fdopen(handle, "rb+") as file:
+            _lock(file)
+            _write(file, tensors, metadata)
+            file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
@@ -170,7 +235,83 @@ def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             os.close(folder)
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """The safetensors format: the header's length, the header, the numbers; wide types first, so all lie aligned."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    place = 0
+    for name, tensor in ordered:
+        end = place + _nbytes(tensor)
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files of this target that a killed process left: nobody holds them (Windows removes no file that
+    is open)."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+    for stale in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
+        try:
+            with open(stale, "rb+") as file:
+                free = _lock(file)
+            if free:
+                stale.unlink()
+        except OSError as error:
+            log.debug("%s stays: %s", stale, error)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Hold the file until it is closed, where the system can; False if another process does."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+# --- the header --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Row:
+    """A tensor in the header: its bytes are begin .. end behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _rows(path: Path) -> tuple[dict[str, _Row], int, Any]:
+    """The table of tensors, the place where their bytes begin, and the metadata. CheckpointError for a damaged file."""
+    path = check_file(path, MAX_FILE_BYTES)
+    fields, start = _read_header(path)
+    metadata = fields.pop("__metadata__", {})
+    if len(fields) > MAX_TENSORS:
+        raise CheckpointError(f"{path.name}: its header tells of {len(fields)} tensors, more than the {MAX_TENSORS} "
+                              "that a checkpoint may have; check that the right file was picked")
+    rows = {name: _row(path.name, name, row) for name, row in fields.items()}
+    place = 0
+    for name, row in sorted(rows.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if row.begin != place:
+            raise CheckpointError(f"{path.name}: the bytes of its tensor '{short(name)}' do not follow those before "
+                                  "them: damaged; download or write the file again")
+        place = row.end
+    if start + place != path.stat().st_size:
+        raise CheckpointError(f"{path.name}: it has {path.stat().st_size - start} bytes of tensors and its header "
+                              f"tells of {place}: damaged or incomplete; download or write it again")
+    return rows, start, metadata
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON of the header, and where it ends."""
     with open(path, "rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -184,26 +325,42 @@ def _read_header(path: Path) -> dict[str, Any]:
         fields = _parse_json(path.name, file.read(length).decode("utf-8", "replace"))
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path.name}: its header is no table of tensors; download or write it again")
-    return fields
+    return fields, 8 + length
 
 
 def _parse_json(name: str, text: object) -> Any:
     try:
-        return json.loads(text if isinstance(text, str) else "", object_pairs_hook=_unique)
+        return json.loads(text if isinstance(text, str) else "", object_pairs_hook=_Unique())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its header is damaged ({error}); download or write the file again") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
+class _Unique:
+    """Makes the tables of one JSON text. ValueError for a name that occurs twice, and for too many tables: every tensor
+    is one."""
+
+    def __init__(self) -> None:
+        self.left = MAX_TENSORS + 1000
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors or tables")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name occurs twice")
+        return found
 
 
-def _shape(file: str, name: str, row: object) -> tuple[str, tuple[int, ...]]:
-    shape = row.get("shape") if isinstance(row, dict) else None
-    sound = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and row.get("dtype") in _DTYPES
-    if not sound:
-        raise CheckpointError(f"{file}: its tensor {name[:80]!r} has a damaged shape or an unknown type; "
-                              "download or write the file again")
-    return row["dtype"], tuple(shape)
+def _row(file: str, name: str, row: object) -> _Row:
+    fields = row if isinstance(row, dict) else {}
+    dtype, shape, place = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if isinstance(dtype, str) and _whole(shape) and _whole(place) and len(place) == 2 and place[0] <= place[1] and (
+            dtype not in _DTYPES or place[1] - place[0] == math.prod(shape) * _DTYPES[dtype].itemsize):
+        return _Row(dtype, tuple(shape), *place)
+    raise CheckpointError(f"{file}: the shape or place of its tensor '{short(name)}' is damaged; "
+                          "download or write the file again")
+
+
+def _whole(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)

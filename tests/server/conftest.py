@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oneshot_atelier.tools.client import Client, Result
+from oneshot_atelier.cli.client import Client, Result
 from oneshot_atelier.tools.comfy import ComfyServer, Host, HostMissing, find_host
 
 HERE = Path(__file__).resolve().parent

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from oneshot_atelier.cli.client import Event, Result
 from oneshot_atelier.models.checkpoints import store
-from oneshot_atelier.tools.client import Event, Result
 
 TUNE, SAVE = "7", "8"  # ids of the node that trains, and of the node that saves what it made
 
@@ -19,11 +19,11 @@ def node(kind: str, **inputs: object) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def drawn(seed: int) -> bytes:
+def spots(seed: int) -> bytes:
     """A picture of soft spots."""
-    spots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(spots).resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    Image.fromarray(pixels).resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
 
 

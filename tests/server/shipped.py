@@ -5,7 +5,7 @@ import copy
 import json
 from pathlib import Path
 
-from oneshot_atelier.tools.client import Client, Graph
+from oneshot_atelier.cli.client import Client, Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -13,18 +13,18 @@ INPUTS = FOLDER / "inputs"
 NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 MAIN = "osasis_demo"
 
-# What the tests lower in the shipped graphs, by node type; everything else runs as it ships. Ten steps at strength 0.5
+# What the tests lower in the shipped graphs, by node type; everything else runs as it ships. Ten steps at t0 0.5
 # are five UNet calls. "as set below" makes the finer settings of the fine-tune count, which the preset would replace.
 LOWERED = {
     "AtelierPhotoTwin": {"candidates": 2, "steps": 10},
-    "AtelierFineTuneOptions": {"preset": "as set below", "forward_steps": 10, "reverse_steps": 10, "latent_steps": 10,
-                               "generate_steps": 10, "bank": 1},
-    "AtelierFineTune": {"iterations": 2, "save_every": 1, "batch": 1},
+    "AtelierOSASISFineTuneOptions": {"preset": "as set below", "forward_steps": 10, "reverse_steps": 10,
+                                     "latent_steps": 10, "generate_steps": 10, "cached_content": 1},
+    "AtelierOSASISFineTune": {"iterations": 2, "save_every": 1, "batch": 1},
     "AtelierStructuralEncode": {"steps": 10},
-    "AtelierStylize": {"steps": 10},
+    "AtelierOSASISStylize": {"steps": 10},
     "AtelierDecode": {"steps": 10},
-    "AtelierSamplePrior": {"count": 2, "steps": 10, "latent_steps": 10},
-    "AtelierMMFSFineTuneOptions": {"preset": "as set below", "bank": 4},
+    "AtelierSampleDiffAE": {"count": 2, "steps": 10, "latent_steps": 10},
+    "AtelierMMFSFineTuneOptions": {"preset": "as set below", "cached_content": 4},
     "AtelierMMFSFineTune": {"iterations": 2, "batch": 2},
     "AtelierMMFSFineTuneText": {"iterations": 2, "batch": 2},
     "AtelierMMFSTrainStage1": {"steps": 2},

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oneshot_atelier.cli.client import Client, Graph, Result
 from oneshot_atelier.tests.server import shipped
 from oneshot_atelier.tools import demo_mmfs
-from oneshot_atelier.tools.client import Client, Graph, Result
 from oneshot_atelier.tools.comfy import ComfyServer
 from oneshot_atelier.tools.demo_mmfs import Part
 from oneshot_atelier.tools.graphs import node_of
-from oneshot_atelier.train.fewshot import MMFS_PRESETS, FewShotConfig
+from oneshot_atelier.train.fewshot import FewShotConfig
+from oneshot_atelier.train.presets import MMFS_PRESETS
 
 TUNES = {"mmfs_one_shot": "AtelierMMFSFineTune", "mmfs_zero_shot": "AtelierMMFSFineTuneText"}
 PHOTOS, CELL, LARGE, GAP = 3, 128, 256, 8
@@ -47,10 +48,11 @@ def test_the_sheet_of_mmfs(made: Path) -> None:
 
 
 def test_every_column_is_kept_as_pictures(made: Path) -> None:
-    drawn = [path for path in made.glob("mmfs_*_0?.png") if "photo" not in path.name and "reference" not in path.name]
-    assert len(drawn) == PHOTOS * (len(demo_mmfs.SEEDS) + 3 + 2 * len(demo_mmfs.PROMPTS))
-    assert len({picture(path).tobytes() for path in drawn}) == len(drawn), "the same picture twice"
-    assert {picture(path).shape for path in drawn} == {(CELL, CELL, 3)}
+    results = [path for path in made.glob("mmfs_*_0?.png")
+               if "photo" not in path.name and "reference" not in path.name]
+    assert len(results) == PHOTOS * (len(demo_mmfs.SEEDS) + 3 + 2 * len(demo_mmfs.PROMPTS))
+    assert len({picture(path).tobytes() for path in results}) == len(results), "the same picture twice"
+    assert {picture(path).shape for path in results} == {(CELL, CELL, 3)}
 
 
 def test_photos_and_reference_are_those_of_the_workflow(made: Path) -> None:
@@ -73,8 +75,9 @@ def test_the_fine_tunes_are_set_as_the_demo_preset(name: str) -> None:
 def test_without_projection_is_the_only_difference() -> None:
     _, without, whole = (part.graph() for part in demo_mmfs.one_shot())
     options = node_of(whole, "AtelierMMFSFineTuneOptions")
-    assert without[options]["inputs"].pop("projection") == 0 and without[options]["inputs"].pop("preset") != "demo"
-    del whole[options]["inputs"]["projection"], whole[options]["inputs"]["preset"]
+    assert without[options]["inputs"].pop("projection_weight") == 0
+    assert without[options]["inputs"].pop("preset") != "demo"
+    del whole[options]["inputs"]["projection_weight"], whole[options]["inputs"]["preset"]
     for graph in (without, whole):
         del graph[node_of(graph, "AtelierMMFSFineTune")]["inputs"]["name"]
     assert without == whole

@@ -4,7 +4,7 @@ import io
 import pytest
 from PIL import Image
 
-from oneshot_atelier.tools.client import Client, PromptRejected
+from oneshot_atelier.cli.client import Client, PromptRejected
 from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
 
 

@@ -7,26 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from oneshot_atelier.cli.client import Client, Interrupted, RunError
 from oneshot_atelier.tests.server.sessions import (
     SAVE,
     TUNE,
     assert_same_result,
     at_step,
-    drawn,
     lines_of,
     node,
     saved_step,
     snapshot_of,
+    spots,
     steps_of,
 )
-from oneshot_atelier.tools.client import Client, Interrupted, RunError
 from oneshot_atelier.tools.comfy import ComfyServer, Host
 
-ITERATIONS, STEPS = 3, 3  # optimiser steps an iteration: 10 reverse steps at strength 0.3
-OPTIONS = {"preset": "as set below", "cross": 1.0, "inner": 0.5, "clip": 30.0, "l1": 10.0, "perceptual": 10.0,
+ITERATIONS, STEPS = 3, 3  # optimiser steps an iteration: 10 reverse steps at t0 0.3
+OPTIONS = {"preset": "as set below", "cross_weight": 1.0, "in_domain_weight": 0.5, "clip_weight": 30.0,
+           "l1_weight": 10.0, "perceptual_weight": 10.0,
            "style_spn_weight": 1.0, "spn_time": "index", "forward_steps": 10, "reverse_steps": 10, "latent_steps": 10,
-           "generate_steps": 10, "t0": 0.3, "bank": 1, "noise_level": "official", "clamp": "hard",
-           "clip_preparation": "official", "dropout": True, "micro_batch": 0, "precision": "float16"}
+           "generate_steps": 10, "t0": 0.3, "cached_content": 1, "noise_level": "official", "clamp": "hard",
+           "clip_preprocessing": "osasis", "dropout": True, "micro_batch": 0, "precision": "float16"}
 
 
 def graph_of(name: str) -> dict:
@@ -35,18 +36,18 @@ def graph_of(name: str) -> dict:
         "1": node("AtelierLoadDiffAE", model="demo"),
         "2": node("AtelierLoadCLIP", model="demo", activation="auto"),
         "3": node("AtelierLoadPerceptual", model="encoder of the DiffAE", diffae=["1", 0]),
-        "4": node("LoadImage", image="drawn_twin.png"),
-        "5": node("LoadImage", image="drawn_style.png"),
-        "6": node("AtelierFineTuneOptions", **OPTIONS),
-        TUNE: node("AtelierFineTune", diffae=["1", 0], clip=["2", 0], perceptual=["3", 0], twin=["4", 0],
-                   style=["5", 0], iterations=ITERATIONS, batch=1, lr=1e-4, lr_spn=1e-4, spn="timed", spn_weight=0.1,
-                   seed=5, name=name, save_every=1, resume=True, options=["6", 0]),
-        SAVE: node("AtelierSaveStyle", style=[TUNE, 0], name=name, overwrite=False)}
+        "4": node("LoadImage", image="spots_twin.png"),
+        "5": node("LoadImage", image="spots_style.png"),
+        "6": node("AtelierOSASISFineTuneOptions", **OPTIONS),
+        TUNE: node("AtelierOSASISFineTune", diffae=["1", 0], clip=["2", 0], perceptual=["3", 0], twin=["4", 0],
+                   style_image=["5", 0], iterations=ITERATIONS, batch=1, lr=1e-4, lr_spn=1e-4, spn="timed",
+                   spn_weight=0.1, seed=5, name=name, save_every=1, resume=True, options=["6", 0]),
+        SAVE: node("AtelierSaveOSASISStyle", style=[TUNE, 0], name=name, overwrite=False)}
 
 
 def upload_pictures(client: Client) -> None:
-    client.upload(drawn(1), "drawn_twin.png")
-    client.upload(drawn(2), "drawn_style.png")
+    client.upload(spots(1), "spots_twin.png")
+    client.upload(spots(2), "spots_style.png")
 
 
 def style_of(base: Path, name: str) -> Path:
@@ -67,13 +68,14 @@ def test_cancel_stops_within_one_step_and_what_was_saved_goes_on(server: ComfySe
     with pytest.raises(Interrupted) as cancelled:
         server.client.run(graph_of("cancelled"), at_step(stop, server.client.interrupt), timeout=300)
     assert cancelled.value.node_id == TUNE
-    assert stop <= steps_of(cancelled.value.result.events)[-1] <= stop + 1
+    stopped = steps_of(cancelled.value.result.events)[-1]
+    assert stop <= stopped <= stop + 1
     assert saved_step(snapshot_of(server.base, "cancelled")) == 1
     assert not style_of(server.base, "cancelled").exists()
 
     result = server.client.run(graph_of("cancelled"), timeout=300)
-    assert lines_of(result)[0] == f"going on from iteration 1 of {ITERATIONS}"
-    assert steps_of(result.events)[0] == STEPS + 1
+    assert lines_of(result)[0] == f"resumed at iteration 1 of {ITERATIONS}"
+    assert stopped < steps_of(result.events)[0] <= stopped + 2  # no step is made twice
     assert_same_result(style_of(server.base, "cancelled"), unbroken)
 
 
@@ -81,7 +83,7 @@ def test_a_finished_fine_tune_trains_nothing_again(server: ComfyServer, unbroken
     graph = graph_of("unbroken")
     graph[TUNE]["inputs"]["save_every"] = 2  # else ComfyUI would not even ask the node
     result = server.client.run(graph, timeout=120)
-    assert lines_of(result) == [f"going on from iteration {ITERATIONS} of {ITERATIONS}"]
+    assert lines_of(result) == [f"resumed at iteration {ITERATIONS} of {ITERATIONS}"]
     assert SAVE in result.outputs
 
 
@@ -111,6 +113,6 @@ def test_a_killed_server_leaves_a_whole_snapshot_and_no_other_file(killed: Path)
 
 def test_after_a_kill_the_same_graph_goes_on_to_the_same_style(restarted: ComfyServer, unbroken: Path) -> None:
     result = restarted.client.run(graph_of("killed"), timeout=300)
-    assert lines_of(result)[0] == f"going on from iteration 1 of {ITERATIONS}"
+    assert lines_of(result)[0] == f"resumed at iteration 1 of {ITERATIONS}"
     assert steps_of(result.events)[0] == STEPS + 1 and steps_of(result.events)[-1] == ITERATIONS * STEPS
     assert_same_result(style_of(restarted.base, "killed"), unbroken)

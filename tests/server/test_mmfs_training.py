@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from oneshot_atelier.cli.client import Client, Event, Interrupted, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.models import loading
 from oneshot_atelier.models.mmfs import MMFS
 from oneshot_atelier.tests.server.sessions import (
@@ -15,19 +16,18 @@ from oneshot_atelier.tests.server.sessions import (
     TUNE,
     assert_same_result,
     at_step,
-    drawn,
     lines_of,
     node,
     saved_step,
     snapshot_of,
+    spots,
     steps_of,
 )
-from oneshot_atelier.tools.client import Client, Event, Interrupted, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.tools.comfy import ComfyServer, Host
 
 STEPS = 4
 MODELS = {"1": node("AtelierLoadMMFS", model="demo"), "2": node("AtelierLoadCLIP", model="demo", activation="auto"),
-          "3": node("AtelierLoadSelfSimilarity", model="demo"), "4": node("AtelierLoadStyleGAN2", model="demo")}
+          "3": node("AtelierLoadStructureNet", model="demo"), "4": node("AtelierLoadStyleGAN2", model="demo")}
 NAMES = {"one_shot": "AtelierMMFSFineTune", "zero_shot": "AtelierMMFSFineTuneText", "stage1": "AtelierMMFSTrainStage1"}
 
 
@@ -41,9 +41,9 @@ def graph_of(kind: str, name: str) -> dict:
         graph[SAVE] = node("AtelierSaveMMFS", mmfs=[TUNE, 0], name=name, discriminator=False, overwrite=False)
         return graph
     target = {"references": ["5", 0]} if kind == "one_shot" else {"prompt": "watercolor"}
-    graph["5"] = node("LoadImage", image="drawn_style.png")
-    graph[TUNE] = node(NAMES[kind], mmfs=["1", 0], clip=["2", 0], self_similarity=["3", 0], stylegan2=["4", 0],
-                       iterations=STEPS, folder="none", **target, **session)
+    graph["5"] = node("LoadImage", image="spots_style.png")
+    graph[TUNE] = node(NAMES[kind], mmfs=["1", 0], clip=["2", 0], structure_net=["3", 0], stylegan2=["4", 0],
+                       iterations=STEPS, photos_folder="none", **target, **session)
     graph[SAVE] = node("AtelierSaveMMFSStyle", style=[TUNE, 0], name=name, overwrite=False)
     return graph
 
@@ -59,7 +59,7 @@ def result_of(base: Path, kind: str, name: str) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(server: ComfyServer) -> Callable[[str], Path]:
     """unbroken(kind) -> the result of a run without a break."""
-    server.client.upload(drawn(2), "drawn_style.png")
+    server.client.upload(spots(2), "spots_style.png")
 
     def path(kind: str) -> Path:
         found = result_of(server.base, kind, f"{kind}_unbroken")
@@ -81,7 +81,7 @@ def test_cancel_stops_within_one_step_and_what_was_saved_goes_on(server: ComfySe
     assert 2 <= saved < STEPS and not result_of(server.base, kind, name).exists()
 
     result = run(server.client, kind, name)
-    assert lines_of(result)[0] == f"going on from iteration {saved} of {STEPS}"
+    assert lines_of(result)[0] == f"resumed at iteration {saved} of {STEPS}"
     assert steps_of(result.events)[0] == saved + 1
     assert_same_result(result_of(server.base, kind, name), whole)
 
@@ -91,7 +91,7 @@ def killed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base folder of a server that was killed in a fine-tune."""
     base = tmp_path_factory.mktemp("killed")
     with ComfyServer(host, base=base) as doomed:
-        doomed.client.upload(drawn(2), "drawn_style.png")
+        doomed.client.upload(spots(2), "spots_style.png")
         with pytest.raises(RunError, match="closed the connection"):
             run(doomed.client, "one_shot", "killed", at_step(2, doomed.kill))
     return base
@@ -125,7 +125,7 @@ def failing(client: Client, kind: str, **inputs: object) -> str:
     ("zero_shot", {"prompt": "watercolor " * 80}, "tokens and this CLIP reads at most"),
     ("zero_shot", {"prompt": "zzz"}, "knows no word of"),
     ("zero_shot", {"name": "../up"}, "cannot be a file's name"),
-    ("zero_shot", {"folder": "../output"}, "../output"),
+    ("zero_shot", {"photos_folder": "../output"}, "../output"),
     ("stage1", {"precision": "float8"}, "precision")])
 def test_bad_settings(server: ComfyServer, kind: str, inputs: dict, words: str) -> None:
     assert words in failing(server.client, kind, **inputs)
@@ -135,7 +135,7 @@ def test_bad_settings(server: ComfyServer, kind: str, inputs: dict, words: str) 
 @pytest.fixture(scope="module")
 def model_files(server: ComfyServer) -> None:
     """In models/mmfs: the demo model as of phase 2, without its CLIP mapping; and a StyleGAN2."""
-    server.client.upload(drawn(2), "drawn_style.png")
+    server.client.upload(spots(2), "spots_style.png")
     folder = server.base / "models" / "mmfs"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faces.safetensors").write_bytes((loading.DEMO / "stylegan2.safetensors").read_bytes())
@@ -146,7 +146,7 @@ def model_files(server: ComfyServer) -> None:
 
 
 @pytest.mark.parametrize(("model", "words"), [
-    ("phase2.safetensors", "has no CLIP mapping .* connect a style"),
+    ("phase2.safetensors", "has no CLIP mapping .* Connect a w. code"),
     ("faces.safetensors", "faces.safetensors.*StyleGAN2")])
 @pytest.mark.parametrize("kind", ["one_shot", "zero_shot"])
 def test_a_model_of_another_kind(server: ComfyServer, model_files: None, kind: str, model: str, words: str) -> None:

@@ -38,6 +38,16 @@ def test_the_main_workflow_opens_from_templates_and_runs(server: ComfyServer, tm
     assert queued["pictures"] >= 15
 
 
+def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
+    """And a loaded workflow keeps what it was saved with."""
+    fixed = ["AtelierOSASISFineTune", "AtelierPhotoTwin", "AtelierMMFSFineTune", "AtelierMMFSFineTuneText",
+             "AtelierMMFSTrainStage1", "AtelierMMFSTrainStage2", "AtelierMMFSTrainMapping", "AtelierMMFSStylize"]
+    changing = ["AtelierSampleDiffAE", "AtelierSampleStyleGAN2", "AtelierMMFSRandomStyle"]
+    printed = drive(server.url, "controls", *fixed, *changing, timeout=120)
+    assert json.loads(printed.split("controls ", 1)[1].splitlines()[0]) == (
+        dict.fromkeys(fixed, ["fixed", "increment"]) | dict.fromkeys(changing, ["randomize", "increment"]))
+
+
 def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> None:
     assert sorted(json.loads(get(server, "/api/workflow_templates"))[PACK_NAME]) == NAMES
     for name in NAMES:

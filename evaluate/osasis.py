@@ -1,0 +1,169 @@
+"""OSASIS measured: reconstruction, and stylization of a folder of photos with a folder of styles.
+
+For every style: photo twin, one-shot fine-tune with the SPN and one without, then all photos stylized in several ways.
+The paper's claims are rows of one table: the SPN keeps structure; mixing codes beats a single code (docs/osasis.md G).
+"""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.diffae import DiffAE, change_point_weights, mix_codes
+from ..models.osasis import SamplingSettings, photo_twins, stylize, twin_noise, twin_scores
+from ..models.precision import autocast
+from ..models.style import OSASISStyle, fingerprint
+from ..models.unet import UNet
+from ..train.content import Content, prepare_content
+from ..train.data import read_picture, to_unit
+from ..train.loop import Hooks
+from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
+from ..train.plots import grid
+from .evaluator import Comparison, Evaluator, PictureFeatures
+from .registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
+from .report import reconstruction
+from .tables import Rows, mean_rows, name_of, table, write
+
+log = logging.getLogger(__name__)
+SHOWN = 7  # photos on a picture sheet
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything a stylization needs, on one device. The evaluator's networks are also those of the fine-tune."""
+    ddpm: UNet
+    evaluator: Evaluator
+
+    @property
+    def diffae(self) -> DiffAE:
+        return self.evaluator.diffae
+
+    def frozen(self) -> FrozenNetworks:
+        return FrozenNetworks(self.diffae, self.evaluator.clip, self.evaluator.perceptual_network(),
+                              fingerprint(self.diffae))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin."""
+    config: OSASISConfig
+    candidates: int = 30
+    twin_t0: float = 0.5
+    twin_steps: int = 50
+    encode_steps: int = 100
+    decode_steps: int = 50
+    change_point: int = 32
+    batch: int = 28
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to stylize. codes: "mix", "content", "style" or "swap". spn: in the fine-tune; spn_used: in sampling."""
+    codes: str = "mix"
+    spn: bool = True
+    spn_used: bool = True
+
+
+VARIANTS: dict[str, Variant] = {
+    "mixed codes, SPN": Variant(),
+    "mixed codes, SPN left out": Variant(spn_used=False),
+    "mixed codes, trained without SPN": Variant(spn=False, spn_used=False),
+    "content code alone, SPN": Variant("content"),
+    "style code alone, SPN": Variant("style"),
+    "codes swapped, SPN": Variant("swap"),
+}
+
+
+@torch.no_grad()
+def best_twin(models: Models, style_image: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The best of the candidates (1, 3, px, px) and every score, ascending."""
+    noise = twin_noise(settings.seed, range(settings.candidates), style_image.shape[1:], style_image.device)
+    with autocast(style_image.device, settings.config.precision):
+        twins = photo_twins(models.ddpm, style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
+        twins = twins.clamp(-1, 1)
+        scores, order = twin_scores(twins, style_image, models.evaluator.perceptual_network()).sort()
+    return twins[order[:1]].float(), scores.float()
+
+
+def codes_for(codes: str, model: DiffAE, z_content: Tensor, z_style: Tensor, change_point: int) -> tuple[Tensor, ...]:
+    """The codes of every level for `Variant.codes`; z_content (B, E), z_style (1, E)."""
+    config = model.config.unet
+    if codes in ("content", "style"):
+        return mix_codes(z_content, z_style, [float(codes == "style")] * (config.levels + 1))
+    return mix_codes(z_content, z_style, change_point_weights(config, change_point, swap=codes == "swap"))
+
+
+@torch.no_grad()
+def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: Variant, settings: Settings) -> Tensor:
+    """The photos of `content` in the style; (B, 3, px, px) in [-1, 1]."""
+    device, parts = content.z.device, []
+    unet, spn = style.networks()
+    unet, spn = unet.to(device), None if spn is None else spn.to(device)
+    for rows in torch.arange(len(content.z), device=device).split(settings.batch):
+        part = content.rows(rows)
+        codes = codes_for(variant.codes, models.diffae, part.z, style.semantic_code().to(device), settings.change_point)
+        with autocast(device, settings.config.precision):
+            parts.append(stylize(unet, part.x, codes, steps=settings.decode_steps,
+                                 settings=SamplingSettings.of(style.settings), spn=spn if variant.spn_used else None,
+                                 picture=part.picture))
+    return torch.cat(parts).float()
+
+
+def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
+                   hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
+    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet."""
+    config, nets = settings.config, models.frozen()
+    twin, scores = best_twin(models, style_image, settings)
+    content = prepare_content(models.diffae, photos, replace(config, forward_steps=settings.encode_steps), hooks)
+    log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", (twin - style_image).abs().mean(), scores[0],
+             settings.candidates, scores[-1])
+    styles = {}
+    for spn in (True, False):
+        styles[spn], run = tune_style(nets, twin, style_image, config if spn else replace(config, spn="none"),
+                                      hooks=hooks)
+        losses = run.loss_history["loss"]
+        log.info("fine-tuned %s SPN, loss %.2f -> %.2f", "with" if spn else "without", losses[0], losses[-1])
+    seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
+    start = models.evaluator.embed(twin)
+
+    def figures(results: PictureFeatures) -> dict[str, float]:
+        return means(Comparison(seen, results, style, start), (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
+    rows, pictures = {"photos": figures(seen)}, [torch.cat([style_image, photos[:SHOWN]])]
+    for name, variant in VARIANTS.items():
+        results = stylize_all(models, styles[variant.spn], content, variant, settings)
+        rows[name] = figures(PictureFeatures(models.evaluator, results))
+        pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
+    return rows, pictures
+
+
+def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
+             hooks: Hooks = Hooks()) -> dict:
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows} for photos (B, 3, px, px) and style files.
+
+    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
+    so far are written to OUT/results.json after each style, and logged.
+    """
+    results, px = {}, models.diffae.image_size
+    chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
+              (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
+    with autocast(photos.device, settings.config.precision):
+        rebuilt = reconstruction(models.diffae, photos, chains)
+    log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}}
+    for path in styles:
+        name = name_of(path)
+        log.info("== %s", name)
+        style_image = to_unit(read_picture(path, px))[None].to(photos.device)
+        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks)
+        log.info("%s", table(results[name]))
+        report["mean"] = mean_rows(results)
+        write(report, out, "results")
+        if out is not None:
+            grid(pictures).save(out / f"{name}.png")
+    return report

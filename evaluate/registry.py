@@ -1,0 +1,200 @@
+"""The registry of metrics: from it come the node's outputs, the headers of tables and the legend.
+
+A new metric is a function and an entry here.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import metrics
+from .evaluator import Comparison, PictureFeatures, given
+
+BETTER = ("higher", "lower")
+SCOPES = ("picture", "set")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. name: in code and files. title: on the page and in tables. description: what is compared.
+
+    better: "higher" or "lower". networks: of evaluator.NETWORKS, that it looks through. scope "picture": `function`
+    takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar. needs: what of the
+    Comparison must not be None.
+    """
+    name: str
+    title: str
+    unit: str
+    better: str
+    networks: tuple[str, ...]
+    description: str
+    function: Callable[..., Tensor]
+    scope: str = "picture"
+    needs: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The description, which way is better, and the unit."""
+        return f"{self.description} {self.better.capitalize()} is better. Unit: {self.unit}."
+
+
+# --- content preservation ---------------------------------------------------------------------------------------------
+def edge_agreement(comparison: Comparison) -> Tensor:
+    return metrics.edge_agreement(comparison.photos.sized, comparison.results.sized)
+
+
+def structure_distance(comparison: Comparison) -> Tensor:
+    return metrics.structure_distance(comparison.photos.keys, comparison.results.keys)
+
+
+def identity_distance(comparison: Comparison) -> Tensor:
+    similarity = F.cosine_similarity(comparison.photos.identity, comparison.results.identity, dim=1)
+    return (1 - similarity).clamp_min(0)
+
+
+def retrieval_accuracy(comparison: Comparison) -> Tensor:
+    return metrics.retrieval_accuracy(comparison.results.identity, comparison.photos.identity)
+
+
+def psnr(comparison: Comparison) -> Tensor:
+    return metrics.psnr(comparison.results.sized, comparison.photos.sized)
+
+
+def ssim(comparison: Comparison) -> Tensor:
+    return metrics.ssim(comparison.results.sized, comparison.photos.sized)
+
+
+# --- style similarity -------------------------------------------------------------------------------------------------
+def style_image(comparison: Comparison) -> PictureFeatures:
+    return given(comparison.style_image, "style_image")
+
+
+def clip_direction(comparison: Comparison) -> Tensor:
+    before, after = comparison.photos.embeddings, comparison.results.embeddings
+    if comparison.prompts is not None:
+        before, after = F.normalize(before, dim=1), F.normalize(after, dim=1)
+    return metrics.direction_similarity(before, after, given(comparison.direction_start, "direction_start"),
+                                        given(comparison.direction_end, "direction_end"))
+
+
+def clip_similarity(comparison: Comparison) -> Tensor:
+    return F.cosine_similarity(comparison.results.embeddings, style_image(comparison).embeddings, dim=1)
+
+
+def prompt_similarity(comparison: Comparison) -> Tensor:
+    return comparison.prompt_similarities[:, comparison.prompt_index]
+
+
+def prompt_accuracy(comparison: Comparison) -> Tensor:
+    return (comparison.prompt_similarities.argmax(1) == comparison.prompt_index).float()
+
+
+def colour_distance(comparison: Comparison) -> Tensor:
+    return metrics.colour_distance(comparison.results.sized, style_image(comparison).sized)
+
+
+def texture_distance(comparison: Comparison) -> Tensor:
+    return metrics.texture_distance(comparison.results.sized, style_image(comparison).sized)
+
+
+def patch_projection(comparison: Comparison) -> Tensor:
+    return metrics.projected_share(comparison.results.tokens, style_image(comparison).projection)
+
+
+def patch_similarity(comparison: Comparison) -> Tensor:
+    return metrics.nearest_similarity(comparison.results.tokens, style_image(comparison).tokens)
+
+
+# --- sets of pictures -------------------------------------------------------------------------------------------------
+def art_distance(pictures: PictureFeatures, art: PictureFeatures) -> Tensor:
+    """ValueError for less than two of either."""
+    return metrics.frechet_distance(pictures.embeddings, art.embeddings)
+
+
+def diversity(pictures: PictureFeatures, others: PictureFeatures) -> Tensor:
+    """Row k of both is the same photo in two styles. ValueError if the evaluator has no perceptual network."""
+    parts = zip(pictures.sized.split(64), others.sized.split(64), strict=True)
+    return torch.cat([pictures.evaluator.perceptual_distance(a, b) for a, b in parts]).mean()
+
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (
+    Metric("edge_agreement", "edge agreement", "correlation", "higher", (),
+           "Correlation of the edge maps of photo and result at 32 px.", edge_agreement),
+    Metric("structure_distance", "structure distance", "squared cosine", "lower", ("structure_net",),
+           "Mean squared difference of the self-similarities of photo and result.", structure_distance),
+    Metric("identity_distance", "identity distance", "1 - cosine", "lower", ("diffae",),
+           "Distance of the autoencoder's z of photo and result. No face recognition network is used.",
+           identity_distance),
+    Metric("retrieval_accuracy", "retrieval accuracy", "share of results", "higher", ("diffae",),
+           "Results whose own photo is the nearest of all photos by z. Each set's mean is subtracted.",
+           retrieval_accuracy),
+    Metric("clip_direction", "CLIP direction", "cosine", "higher", ("clip",),
+           "Direction of the CLIP embedding from photo to result, compared with the direction to the style. The latter "
+           "starts at the photo twin (OSASIS), the photos' mean (MMFS) or the anchor text.", clip_direction,
+           needs=("direction_start", "direction_end")),
+    Metric("clip_similarity", "CLIP similarity", "cosine", "higher", ("clip",),
+           "CLIP embeddings of result and style image.", clip_similarity, needs=("style_image",)),
+    Metric("prompt_similarity", "prompt similarity", "cosine", "higher", ("clip",),
+           "CLIP embeddings of result and prompt.", prompt_similarity, needs=("prompts",)),
+    Metric("prompt_accuracy", "prompt accuracy", "share of results", "higher", ("clip",),
+           "Results whose nearest text is their prompt, of all prompts and the anchor text.", prompt_accuracy,
+           needs=("prompts",)),
+    Metric("colour_distance", "colour distance", "pixel value (range 2)", "lower", (),
+           "Sliced distance of the colours of result and style image.", colour_distance, needs=("style_image",)),
+    Metric("texture_distance", "texture distance", "pixel value (range 2)", "lower", (),
+           "Sliced distance of 5 px grey patches of result and style image.", texture_distance, needs=("style_image",)),
+    Metric("patch_projection", "patch projection", "share of energy", "higher", ("clip",),
+           "Part of the result's CLIP tokens that lies in the space of the style image's tokens.", patch_projection,
+           needs=("style_image",)),
+    Metric("patch_similarity", "patch similarity", "cosine", "higher", ("clip",),
+           "Each CLIP token of the result and the style image's nearest one.", patch_similarity,
+           needs=("style_image",)),
+    Metric("art_distance", "art distance", "squared distance", "lower", ("clip",),
+           "Frechet distance of the CLIP embeddings of pictures and art. FID uses Inception's. It is too large for few "
+           "pictures.", art_distance, "set"),
+    Metric("diversity", "diversity", "perceptual distance", "higher", ("perceptual",),
+           "Perceptual distance of two random styles of one photo.", diversity, "set"),
+    Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
+    Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
+)}
+CONTENT_PRESERVATION = ("edge_agreement", "structure_distance", "identity_distance", "retrieval_accuracy")
+STYLE_SIMILARITY = ("clip_direction", "clip_similarity", "colour_distance", "texture_distance", "patch_projection",
+                    "patch_similarity")
+PROMPT_AGREEMENT = ("clip_direction", "prompt_similarity", "prompt_accuracy")
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name. ValueError for an unknown one."""
+    if name not in METRICS:
+        raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+@torch.no_grad()
+def measure(comparison: Comparison, names: Iterable[str]) -> dict[str, Tensor]:
+    """(B,) of each named metric of scope "picture".
+
+    ValueError for an unknown name, a metric of sets, and a comparison that lacks what the metric needs.
+    """
+    chosen = [metric(name) for name in names]
+    for wanted in chosen:
+        if wanted.scope != "picture":
+            raise ValueError(f"{wanted.name} is a metric of sets; call its function with two sets of pictures")
+        missing = [field for field in wanted.needs if getattr(comparison, field) is None]
+        if missing:
+            raise ValueError(f"{wanted.name} needs {', '.join(missing)}, which this comparison does not have")
+    return {wanted.name: wanted.function(comparison) for wanted in chosen}
+
+
+def means(comparison: Comparison, names: Iterable[str]) -> dict[str, float]:
+    """Mean over the pictures of each named metric; see `measure`."""
+    return {name: float(values.float().mean()) for name, values in measure(comparison, names).items()}
+
+
+def legend(names: Iterable[str] = tuple(METRICS)) -> str:
+    """One line a metric: its title, what is compared, which way is better, its unit."""
+    return "\n".join(f"- {metric(name).title}: {metric(name).text}" for name in names)

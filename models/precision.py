@@ -1,0 +1,30 @@
+"""Number formats of a computation: the names that configurations, nodes and the command line use; their autocast."""
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+AUTO = "auto"  # float16 on a GPU, as the official programs
+NO_HALF = ("cpu", "meta")  # 16-bit autocast there is slower than float32
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to `precision`, a name of PRECISIONS or AUTO; on a CPU always float32. ValueError for another name."""
+    name = "float16" if precision == AUTO else precision
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; take one of {', '.join(PRECISIONS)}")
+    if name == "float32" or device.type in NO_HALF or not has_autocast(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, name))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """float32 inside an enclosing autocast."""
+    return torch.autocast(device.type, enabled=False) if has_autocast(device) else contextlib.nullcontext()
+
+
+def has_autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type)

@@ -1,0 +1,134 @@
+"""Fine-tuned styles of both methods (weights, never live networks): the model they belong to, their strength."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from . import spn as spn_module
+from .hashing import hash_of
+from .mmfs import MMFS, MMFSConfig
+from .spn import SPN
+from .stylegan2 import Synthesis
+from .unet import UNet, UNetConfig
+
+DIFFAE_PARTS = ("unet.", "encoder.")
+MMFS_PARTS = ("encoder.", "mapping.", "decoder.", "mapper.")
+MAX_STRENGTH = 1.5
+
+
+@dataclass(frozen=True)
+class OSASISStyle:
+    """A style of OSASIS.
+
+    unet: state dict of B. spn: state dict of the SPN, or None. z_style: Enc_A(style image) (1, E). style_image: uint8
+    (3, px, px). settings: how it was made (JSON-able): t0, spn_weight, spn_time, noise_level, ... model: fingerprint of
+    its DiffAE. Official files have neither z_style, style_image, settings nor model.
+    """
+    config: UNetConfig
+    unet: Mapping[str, Tensor]
+    spn: Mapping[str, Tensor] | None
+    z_style: Tensor | None
+    style_image: Tensor | None
+    model: str
+    settings: dict = field(default_factory=dict)
+
+    def semantic_code(self) -> Tensor:
+        """z_style; ValueError where the file has none."""
+        if self.z_style is None:
+            raise ValueError("this style holds no semantic code of its style image; encode the style image with its "
+                             "DiffAE")
+        return self.z_style
+
+    def networks(self) -> tuple[UNet, SPN | None]:
+        """Fresh networks in float32 with these weights, in evaluation mode."""
+        unet = UNet(self.config)
+        unet.load_state_dict(dict(self.unet))
+        spn = None
+        if self.spn:
+            spn = SPN(spn_module.detect(self.spn))
+            spn.load_state_dict(dict(self.spn))
+            spn.eval().requires_grad_(False)
+        return ops.channels_last(unet).eval().requires_grad_(False), spn
+
+
+@dataclass(frozen=True)
+class MMFSStyle:
+    """A style of MMFS.
+
+    decoder: state dict of the decoder, names as in `MMFS.decoder`. w_plus: its w+ code (1, n, S). style_image: uint8
+    (3, H, W), the reference. prompt: the text it was fine-tuned to, or "". model: fingerprint of its MMFS. settings:
+    how it was made (JSON-able).
+    """
+    config: MMFSConfig
+    decoder: Mapping[str, Tensor]
+    w_plus: Tensor | None = None
+    style_image: Tensor | None = None
+    prompt: str = ""
+    model: str = ""
+    settings: dict = field(default_factory=dict)
+
+    def code(self) -> Tensor:
+        """w_plus; ValueError where the file has none."""
+        if self.w_plus is None:
+            raise ValueError("this fine-tuned style holds no w+ code of its own; make one from its reference picture "
+                             "or prompt")
+        return self.w_plus
+
+
+# --- which model a style belongs to -----------------------------------------------------------------------------------
+def fingerprint(net: nn.Module) -> str:
+    """A hash of a DiffAE's or MMFS's weights as 16-bit numbers: equal for a checkpoint and its slim copy."""
+    parts = MMFS_PARTS if isinstance(net, MMFS) else DIFFAE_PARTS
+    return hash_of({name: value for name, value in net.state_dict().items() if name.startswith(parts)})
+
+
+def check_osasis_style(style: OSASISStyle, config: UNetConfig, fingerprint: str) -> None:
+    """ValueError if the style was made for another DiffAE."""
+    if style.config != config:
+        raise ValueError(f"this style was made for a DiffAE of {style.config.image_size} px with levels "
+                         f"{style.config.mult}, not for this one of {config.image_size} px with levels {config.mult}; "
+                         "load the DiffAE that the style was fine-tuned from")
+    _check_fingerprint(style.model, fingerprint, "DiffAE")
+
+
+def check_mmfs_style(style: MMFSStyle, config: MMFSConfig, fingerprint: str) -> None:
+    """ValueError if the style was made for another MMFS."""
+    if replace(style.config, mapper=None) != replace(config, mapper=None):
+        raise ValueError(f"this style was made for an MMFS of {style.config.resolution} px with a decoder of widths "
+                         f"{style.config.decoder}, not for this one of {config.resolution} px with {config.decoder}; "
+                         "load the MMFS model that the style was fine-tuned from")
+    _check_fingerprint(style.model, fingerprint, "MMFS")
+
+
+def _check_fingerprint(wanted: str, found: str, kind: str) -> None:
+    if wanted and wanted != found:
+        raise ValueError(f"this style was fine-tuned from another {kind} of the same size; load that one, its "
+                         f"fingerprint is {wanted} (this one's is {found})")
+
+
+# --- strength ---------------------------------------------------------------------------------------------------------
+def with_decoder(net: MMFS, decoder: Synthesis) -> MMFS:
+    """A model that shares everything with `net` but the decoder."""
+    with torch.device("meta"):
+        new = MMFS(net.config)
+    new.encoder, new.mapping, new.decoder, new.mapper = net.encoder, net.mapping, decoder, net.mapper
+    return new.train(net.training)
+
+
+def styled(net: MMFS, style: MMFSStyle, strength: float = 1.0) -> MMFS:
+    """A model whose decoder lies between the base (strength 0, bit for bit) and the style (1), or beyond (to 1.5).
+
+    It shares encoder, mappings and device with `net`, which stays as it is. ValueError for a strength out of range.
+    """
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ValueError(f"strength is {strength}; take 0 (the base model) to {MAX_STRENGTH}, 1 is the style")
+    decoder = copy.deepcopy(net.decoder)
+    with torch.no_grad():
+        for name, base in decoder.state_dict().items():
+            base.lerp_(style.decoder[name].to(base), strength)
+    return with_decoder(net, decoder)

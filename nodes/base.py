@@ -1,0 +1,78 @@
+"""What every node of the pack has in common: its values are checked against its own schema before it runs."""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import images
+
+
+class AtelierNode(io.ComfyNode):
+    """A node whose `execute` gets only values that its schema allows; the page's limits do not hold for linked ones.
+
+    JOINED: IMAGE inputs that take lists (core's image-list nodes) as one batch; its schema says is_input_list. Without,
+    ComfyUI runs a node once for every item of a list.
+    """
+    JOINED: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inner = cls.__dict__.get("execute")
+        if inner is None or hasattr(inner.__func__, "__wrapped__"):
+            return  # ComfyUI runs a locked copy of the class, which brings the checked execute along
+
+        @functools.wraps(inner.__func__)
+        def execute(node: type[AtelierNode], *args: Any, **values: Any) -> io.NodeOutput:
+            schema = cls.GET_SCHEMA()
+            if schema.is_input_list:
+                values = {name: joined(name, value, cls.JOINED) for name, value in values.items()}
+            check_values(schema, values)
+            return inner.__func__(node, *args, **values)
+        cls.execute = classmethod(execute)
+
+
+def joined(name: str, value: Any, names: tuple[str, ...]) -> Any:
+    """One value of a list that a node with lists gets: all pictures as a batch, or the only item. ValueError for
+    several."""
+    if not isinstance(value, list):
+        return value
+    if name in names:
+        return images.batch([item for item in value if item is not None], name)
+    if len(value) > 1:
+        raise ValueError(f"{name}: one value is needed, not a list of {len(value)}. Pick one of the list")
+    return value[0] if value else None
+
+
+def first(value: Any) -> Any:
+    """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:
+    """ValueError that names the first value that the node's schema does not allow."""
+    for field in schema.inputs:
+        if field.id in values and values[field.id] is not None:
+            check_value(field, values[field.id])
+
+
+def check_value(field: Any, value: Any) -> None:
+    if isinstance(field, io.Combo.Input):
+        options = list(field.options or [])
+        if value not in options and not getattr(field, "files", False):
+            raise ValueError(f"{field.id} is {str(value)[:80]!r}; take one of {', '.join(map(str, options))}")
+    elif isinstance(field, (io.Int.Input, io.Float.Input)):
+        check_number(field, value)
+
+
+def check_number(field: Any, value: Any) -> None:
+    whole = isinstance(field, io.Int.Input)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ValueError(f"{field.id} is {str(value)[:80]!r}; take a {'whole number' if whole else 'number'}")
+    if not math.isfinite(value):
+        raise ValueError(f"{field.id} is {value}; take a finite number")
+    if field.min is not None and value < field.min or field.max is not None and value > field.max:
+        raise ValueError(f"{field.id} is {str(value)[:40]}; take {field.min} to {field.max}")

@@ -1,0 +1,634 @@
+"""A private golden set for the tests: the form of the public one, another salt, other sizes, times, batches and crops.
+
+What is expected is made by our networks, but step by step from the calling conventions, without the functions that the
+parity tests use: a number of the public set that stands in a test does not fit here. Tolerances allow for float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from oneshot_atelier.models.checkpoints.formats import diffae as official_diffae
+from oneshot_atelier.models.checkpoints.formats import mmfs as official_mmfs
+from oneshot_atelier.models.checkpoints.formats import nvidia, rosinality
+from oneshot_atelier.models.checkpoints.formats.names import from_ours, to_ours
+from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from oneshot_atelier.models.features.clip import OPENAI_MEAN, OPENAI_STD, Clip, ClipConfig
+from oneshot_atelier.models.features.dino import IMAGENET_MEAN, IMAGENET_STD, Dino, DinoConfig
+from oneshot_atelier.models.features.lpips import LpipsVGG
+from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
+from oneshot_atelier.models.spn import SPN
+from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config
+from oneshot_atelier.models.unet import UNet, UNetConfig
+from oneshot_atelier.tests import golden_cases as golden
+
+SALT = "private-x"
+LINEAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).tolist()
+CONSTANT = [0.992 ** (t + 1) for t in range(1000)]
+
+
+class Draft:
+    """A case in the making, from the public one of the same name: its JSON and arrays."""
+
+    def __init__(self, name: str, **config: Any):
+        self.name, self.arrays = name, {}
+        self.data = json.loads((golden.PUBLIC / f"{name}.json").read_text(encoding="utf-8"))
+        self.public = copy.deepcopy(self.data["tensors"])
+        self.data |= {"salt": SALT, "tensors": {}, "values": {}, "debug": {}}
+        self.data["config"] |= config
+
+    def net(self, prefix: str, shapes: Mapping[str, Iterable[int]] | None = None) -> dict[str, Tensor]:
+        """The weights of one network, which keeps the keys in `shapes` and takes their sizes; the CRCs are told."""
+        row_of = next(net for net in self.data["nets"] if net["prefix"] == prefix)
+        source = next(net for net in self.data["nets"] if net["prefix"] == row_of.get("same_as", prefix))
+        made: dict[str, np.ndarray] = {}
+        kept = []
+        for key, shape, dtype, kind, _ in source["tensors"]:
+            if shapes is not None and key not in shapes:
+                continue
+            shape = list(shape if shapes is None else shapes[key])
+            alias, _, plain = kind.removeprefix("alias:").rpartition(",")
+            made[key] = made[alias] if alias else np.asarray(golden.make_tensor(SALT, prefix + key, shape, plain))
+            kept.append([key, shape, dtype, kind, f"{zlib.crc32(made[key].tobytes()):08x}"])
+        if row_of is source:
+            source["tensors"] = kept
+        return {key: torch.from_numpy(value.copy()) for key, value in made.items()}
+
+    def picture(self, name: str, *shape: int) -> Tensor:
+        """An input of 8 bit, smooth; in [-1, 1]."""
+        seed = zlib.crc32(f"{self.name}{name}".encode())
+        coarse = torch.randn(shape[0], 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        x = F.interpolate(coarse, shape[2:], mode="bilinear").mul(60).add(128).clamp(0, 255).to(torch.uint8)
+        self.arrays[name] = x
+        self.data["tensors"][name] = {"role": "input", "shape": list(shape), "note": "", "encoding": "u8"}
+        return x.float() / 127.5 - 1
+
+    def pixels(self, name: str, height: int, width: int) -> Tensor:
+        """An input of a file's pixels, uint8 (height, width, 3)."""
+        x = ((self.picture(name, 1, 3, height, width)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        self.arrays[name] = x.contiguous()
+        self.data["tensors"][name] = {"role": "input", "shape": list(x.shape), "note": "", "encoding": "bytes"}
+        return self.arrays[name]
+
+    def normals(self, name: str, *shape: int) -> Tensor:
+        """An input that the weight rule makes."""
+        key = f"input:{self.name}:{name}"
+        self.data["tensors"][name] = {"role": "generated", "shape": list(shape), "key": key, "class": "unit"}
+        return torch.from_numpy(golden.make_tensor(SALT, key, list(shape), "unit"))
+
+    def given(self, name: str, x: Tensor) -> Tensor:
+        self.arrays[name] = x.contiguous()
+        self.data["tensors"][name] = {"role": "input", "shape": list(x.shape), "note": ""}
+        return x
+
+    def expect(self, outputs: Mapping[str, Tensor], note: str = "", share: float = 1e-4) -> None:
+        """Outputs with a tolerance of `share` of their largest entry."""
+        for name, x in outputs.items():
+            self.arrays[name] = x.detach().contiguous().clone()
+            self.data["tensors"][name] = {"role": "output", "shape": list(x.shape), "note": note,
+                                          "tol": share * x.abs().max().item()}
+
+    def values(self, tolerance: float = 0.0, **values: Any) -> None:
+        for name, value in values.items():
+            self.data["values"][name] = {"value": value, "tol": tolerance, "note": ""}
+
+    def write(self, folder: Path) -> None:
+        (folder / f"{self.name}.json").write_text(json.dumps(self.data), encoding="utf-8")
+        save_file(self.arrays, folder / f"{self.name}.safetensors")
+
+
+def frozen(net: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    net.load_state_dict(dict(tensors))
+    return net.eval().requires_grad_(False)
+
+
+def mean_std(x: Tensor) -> list[float]:
+    return [x.mean().item(), x.std(unbiased=False).item()]
+
+
+def at(t: int, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t)
+
+
+# --- diffusion: the steps as the conventions write them ---------------------------------------------------------------
+def spaced(count: int, alphas: list[float] = LINEAR) -> list[tuple[int, float]]:
+    """(time, alpha-bar) of `count` steps; count divides 1000."""
+    return [(i * 1000 // count, alphas[i * 1000 // count]) for i in range(count)]
+
+
+def predicted(unet: UNet, x: Tensor, t: int, z: Tensor | list[Tensor] | None = None) -> Tensor:
+    """What the UNet puts out for x at the integer time t."""
+    return unet(x, unet.modulation(at(t, x), z))
+
+
+def level(table: list[tuple[int, float]], i: int) -> float:
+    return 1.0 if i < 0 else 0.0 if i >= len(table) else table[i][1]
+
+
+def ddim(net: Callable[[Tensor, int], Tensor], x: Tensor, table: list[tuple[int, float]], i: int, to: int,
+         clamp: bool = True) -> tuple[Tensor, Tensor]:
+    """(x0, next x) of the deterministic step from index i."""
+    t, a = table[i]
+    x0 = x / math.sqrt(a) - math.sqrt(1 / a - 1) * net(x, t)
+    x0 = x0.clamp(-1, 1) if clamp else x0
+    e = (x / math.sqrt(a) - x0) / math.sqrt(1 / a - 1)
+    return x0, math.sqrt(level(table, to)) * x0 + math.sqrt(1 - level(table, to)) * e
+
+
+def noised(x: Tensor, noise: Tensor, t: int) -> Tensor:
+    return math.sqrt(LINEAR[t]) * x + math.sqrt(1 - LINEAR[t]) * noise
+
+
+def autoencoder(draft: Draft, config: DiffAEConfig, prefix: str, statistics: bool) -> tuple[DiffAE, dict[str, Tensor]]:
+    """A DiffAE of `config` (widths of the latent part may differ from the public case's), and its statistics."""
+    ours = DiffAE(config).state_dict()
+    rows = next(net for net in draft.data["nets"] if net["prefix"] == prefix)["tensors"]
+    names = {key: official_diffae.our_name(key.replace("cond_layers.1", "linear_emb")) for key, *_ in rows}
+    state = draft.net(prefix, {key: ours[name].shape for key, name in names.items() if name in ours})
+    tensors = {names[key]: value for key, value in state.items()}
+    width = config.latent.width
+    shapes = {"x_T": (1, 3, 8, 8), "conds_mean": (1, width), "conds_std": (1, width)}
+    net = frozen(DiffAE(config), {"conds_mean": torch.zeros(width), "conds_std": torch.ones(width)} | tensors)
+    return net, draft.net("", shapes) if statistics else {}
+
+
+def sample_latent(net: DiffAE, noise: Tensor, steps: int) -> Tensor:
+    x, table = noise, spaced(steps, CONSTANT)
+    for i in reversed(range(steps)):
+        _, x = ddim(lambda u, t: net.latent_net(u, at(t, u)), x, table, i, i - 1, clamp=False)
+    return x
+
+
+def latent_outputs(draft: Draft, net: DiffAE, extra: Mapping[str, Tensor], rows: int) -> Tensor:
+    """latent_eps and latent_sample*; returns the denormalised sample."""
+    noise = draft.normals("latent_noise", rows, net.config.latent.width)
+    c = draft.data["config"]
+    x = sample_latent(net, noise, c["T_latent"])
+    sample = x * extra["conds_std"] + extra["conds_mean"]
+    draft.expect({"latent_eps": net.latent_net(noise, torch.tensor(c["latent_t"]))})
+    draft.expect({"latent_sample_normalised": x, "latent_sample": sample}, share=1e-3)
+    return sample
+
+
+def latent_sizes(width: int, hidden: int, layers: int) -> dict[str, Any]:
+    return {"num_channels": width, "num_hid_channels": hidden, "num_layers": layers, "time_channels": 64}
+
+
+def diffae_tiny() -> Draft:
+    """Three pictures and times, narrower codes, a shorter latent network, other step counts."""
+    times, latent = [612, 5, 333], latent_sizes(40, 56, 4)
+    draft = Draft("diffae_tiny", t=times, latent_t=[999, 0, 40, 7], T_encode=8, T_decode=10, T_uncond=5, T_latent=4,
+                  embed_channels=40, z_channels=40, latent_net=latent)
+    unet = UNetConfig(32, 32, (1, 1, 2, 3, 4), embed=40, cond=40)
+    net, extra = autoencoder(draft, DiffAEConfig(unet, (1, 1, 2, 3, 4, 4), LatentConfig(40, 56, 4)), "ema_model.", True)
+    picture, noise = draft.picture("img", 3, 3, 32, 32), draft.normals("noise", 3, 3, 32, 32)
+    z = net.encoder(picture)
+    draft.expect({"z": z})
+    for k, t in enumerate(times):
+        x = draft.given(f"x_{k}", noised(picture, noise, t))
+        draft.expect({f"eps_{k}": predicted(net.unet, x, t, z)})
+    x = picture
+    for i in range(8):
+        _, x = ddim(lambda u, t: predicted(net.unet, u, t, z), x, spaced(8), i, i + 1)
+        if i == 2:
+            draft.expect({"x_mid": x}, "sample after 3 forward steps", share=1e-3)
+    draft.expect({"x_T": x}, share=3e-3)
+    for i in reversed(range(10)):
+        _, x = ddim(lambda u, t: predicted(net.unet, u, t, z), x, spaced(10), i, i - 1)
+    draft.expect({"recon01": (x + 1) / 2}, share=5e-2)  # rounding grows: another memory format moves it by 1e-2
+    sample, x = latent_outputs(draft, net, extra, 4), draft.normals("uncond_noise", 2, 3, 32, 32)
+    for i in reversed(range(5)):
+        _, x = ddim(lambda u, t: predicted(net.unet, u, t, sample[:2]), x, spaced(5), i, i - 1)
+    draft.expect({"uncond01": (x + 1) / 2}, share=3e-3)
+    table = spaced(8)
+    draft.values(timesteps_T4=[0, 250, 500, 750], timesteps_T8=[t for t, _ in table], latent_timesteps_T2=[0, 500])
+    draft.values(1e-12, alphas_cumprod_T8=[a for _, a in table], latent_alphas_cumprod_T2=[CONSTANT[0], CONSTANT[500]],
+                 alphas_cumprod_prev_T8=[level(table, i - 1) for i in range(8)],
+                 alphas_cumprod_next_T8=[level(table, i + 1) for i in range(8)])
+    return draft
+
+
+def diffae_ffhq256() -> Draft:
+    """Not the full size: its keys with the widths of a small model, on two pictures."""
+    c = {"model_channels": 32, "embed_channels": 24, "z_channels": 24, "latent_net": latent_sizes(24, 32, 3)}
+    draft = Draft("diffae_ffhq256", t=77, T_latent=8, latent_t=[3], **c)
+    unet = UNetConfig(256, 32, (1, 1, 2, 2, 4, 4), embed=24, cond=24)
+    config = DiffAEConfig(unet, (1, 1, 2, 2, 4, 4, 4), LatentConfig(24, 32, 3))
+    net, extra = autoencoder(draft, config, "ema_model.", True)
+    picture, noise = draft.picture("img", 1, 3, 256, 256), draft.normals("noise", 1, 3, 256, 256)
+    x, z = noised(picture, noise, 77), net.encoder(picture)
+    eps = predicted(net.unet, x, 77, z)
+    draft.expect({"z": z, "x_t_crop": x[:, :, :9, :12], "eps_crop": eps[:, :, :40, :24],
+                  "eps_mean16": F.avg_pool2d(eps, 16)})
+    draft.values(1e-5, eps_mean=float(eps.mean()), eps_std=float(eps.std(unbiased=False)))
+    latent_outputs(draft, net, extra, 1)
+    return draft
+
+
+def osasis_tiny() -> Draft:
+    """Three pictures, two style levels, a lower start, the SPN at other times."""
+    width, latent = 40, latent_sizes(40, 48, 3)
+    draft = Draft("osasis_tiny", style_levels=[0, 1], lambda_map=0.3, t0_ratio=0.4, T_for=10, T_back=20, mix_t=123,
+                  embed_channels=width, z_channels=width, latent_net=latent)
+    config = DiffAEConfig(UNetConfig(64, 32, (1, 1, 2, 2, 4, 4), embed=width, cond=width), (1, 1, 2, 2, 4, 4, 4),
+                          LatentConfig(width, 48, 3))
+    a, _ = autoencoder(draft, config, "ema_model.", False)
+    b = frozen(UNet(config.unet), {
+        official_diffae.our_name(key).removeprefix("unet."): value
+        for key, value in draft.net("diffae_B.").items() if not key.startswith(("encoder.", "latent_net."))})
+    spn = frozen(SPN(), draft.net("model_map."))
+    style, content = draft.picture("style_B", 1, 3, 64, 64), draft.picture("content", 3, 3, 64, 64)
+    z_style, z_content = a.encoder(style), a.encoder(content)
+    codes = [z_style.expand(3, -1)] * 2 + [z_content] * 5  # six levels and the middle
+    x = noised(content, draft.normals("mix_noise", 3, 3, 64, 64), 123)
+    draft.expect({"z_style": z_style, "z_content": z_content, "mix_eps": predicted(b, x, 123, codes)})
+    draft.expect({f"spn_t{t}": spn(style, t) for t in (3, 7, 11)})
+    x = content
+    for i in range(4):
+        _, x = ddim(lambda u, t: predicted(a.unet, u, t, z_content), x, spaced(10), i, i + 1)
+    draft.expect({"x_t0": x}, share=1e-3)
+    for i in reversed(range(8)):
+        x = x + 0.3 * spn(content, i)
+        first = x
+        x0, x = ddim(lambda u, t: predicted(b, u, t, codes), x, spaced(20), i, i - 1)
+        if i == 7:
+            draft.expect({"first_input": first, "first_x0": x0}, share=1e-3)
+    draft.expect({"stylised": x}, share=3e-3)
+    draft.values(indices_forward=[0, 1, 2, 3], indices_reverse=[7, 6, 5, 4, 3, 2, 1, 0],
+                 times_forward=[0, 100, 200, 300], times_reverse=[350, 300, 250, 200, 150, 100, 50, 0])
+    return draft
+
+
+def lpips_of(draft: Draft) -> LpipsVGG:
+    tensors = draft.net("lpips.")
+    net = LpipsVGG({key.removeprefix("vgg16."): value for key, value in tensors.items() if key.startswith("vgg16.")})
+    for i, head in enumerate(net.net.lins):
+        head.model[1].weight.copy_(tensors[f"lin{i}.model.1.weight"])
+    return net
+
+
+def turned(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Mean of 1 - cos of the directions a -> b and c -> d."""
+    return (1 - F.cosine_similarity(b - a, d - c)).mean()
+
+
+def gradient_outputs(draft: Draft, keys: Mapping[str, Iterable[str]], nets: Mapping[str, nn.Module]) -> None:
+    """Gradients and their norms, as they are at step 0."""
+    for name, net in nets.items():
+        slopes = {key: p.grad for key, p in net.named_parameters()}
+        draft.expect({f"grad_{name}:{key}": slopes[key.replace("time_embed.time_embed", "time_embed")]
+                      for key in keys[name]}, "gradient at step 0", share=2e-2)
+        norm = torch.cat([slope.flatten().double() for slope in slopes.values()]).norm().item()
+        draft.values(5e-3 * norm, **{f"grad_norm_{name}_0": norm})
+
+
+def osasis_train() -> Draft:
+    """One content picture, other weights, rates, factors and step counts."""
+    terms = {"cross_dom": 2, "in_dom": 0.25, "recon_clip": 15, "recon_l1": 3, "recon_lpips": 4}
+    draft = Draft("osasis_train", lambda_map=0.2, content_stream_map_factor=0.2, style_stream_map_factor=0.7,
+                  t0_ratio=0.4, T_for=5, T_back=5, T_latent=4, T_generate=4, batch_size=1, lr_B=2e-4, lr_spn=5e-5,
+                  weights=terms, embed_channels=40, z_channels=40, latent_net=latent_sizes(40, 48, 3))
+    config = DiffAEConfig(UNetConfig(64, 32, (1, 1, 2, 2, 4, 4), embed=40, cond=40), (1, 1, 2, 2, 4, 4, 4),
+                          LatentConfig(40, 48, 3))
+    a, extra = autoencoder(draft, config, "ema_model.", True)
+    b, spn = copy.deepcopy(a.unet).requires_grad_(), frozen(SPN(), draft.net("model_map.")).requires_grad_()
+    clip, lpips = Clip(ClipConfig(32, 48, 12, 64, 3, 20, 49408, 64, 1)), lpips_of(draft)
+    frozen(clip.net, draft.net("clip.", {key: value.shape for key, value in clip.net.state_dict().items()}))
+    style_a, style_b = draft.picture("style_A", 1, 3, 64, 64), draft.picture("style_B", 1, 3, 64, 64)
+
+    def embed(x: Tensor) -> Tensor:
+        return clip.net.encode_image(F.interpolate(x, (48, 48), mode="nearest"))
+
+    def walk(x: Tensor, z: Tensor, steps: int, down: Iterable[int], way: int) -> Tensor:
+        for i in down:
+            _, x = ddim(lambda u, t: predicted(a.unet, u, t, z), x, spaced(steps), i, i + way)
+        return x
+
+    cond = sample_latent(a, draft.normals("latent_noise", 1, 40), 4) * extra["conds_std"] + extra["conds_mean"]
+    content = walk(draft.normals("image_noise", 1, 3, 64, 64), cond, 4, (3, 2, 1, 0), -1)
+    z_s, z_c = a.encoder(style_a), a.encoder(content)
+    xs, xc = walk(style_a, z_s, 5, (0, 1), 1), walk(content, z_c, 5, (0, 1), 1)
+    draft.expect({"clip_style_A": embed(style_a), "z_style": z_s})
+    draft.expect({"cond": cond, "content": content, "z_content": z_c, "xs_0": xs, "xc_0": xc}, share=1e-2)
+    layers = [float(part) for part in lpips.net(style_a, style_b, retPerLayer=True)[1]]
+    score = 10 * (style_a - style_b).abs().mean().item() + sum(layers)
+    draft.values(1e-4, lpips_AB=sum(layers), lpips_AB_layers=layers, score_AB=score)
+    draft.values(indices_forward=[0, 1], indices_reverse=[1, 0])
+    e_a, e_b, e_c = embed(style_a), embed(style_b), embed(content)
+    adam = [torch.optim.Adam(b.parameters(), 2e-4), torch.optim.Adam(spn.parameters(), 5e-5)]
+    for k, i in enumerate((1, 0)):
+        xs, xc = xs.detach() + 0.7 * spn(style_a, i), xc.detach() + 0.2 * spn(content, i)
+        x0_s, xs = ddim(lambda u, t: predicted(b, u, t, z_s), xs, spaced(5), i, i - 1)
+        x0_c, xc = ddim(lambda u, t: predicted(b, u, t, z_c), xc, spaced(5), i, i - 1)
+        e_s, e_r = embed(x0_s), embed(x0_c)
+        values = {"cross_dom": 2 * turned(e_a, e_b, e_c, e_r), "in_dom": 0.25 * turned(e_a, e_c, e_b, e_r),
+                  "recon_clip": 15 * (1 - F.cosine_similarity(e_s, e_b)).mean(),
+                  "recon_l1": 3 * (x0_s - style_b).abs().mean(), "recon_lpips": 4 * lpips(x0_s, style_b).mean()}
+        total = sum(values.values())
+        for optimizer in adam:
+            optimizer.zero_grad()
+        total.backward()
+        if k == 0:
+            gradient_outputs(draft, {"B": ["out.2.weight", "time_embed.time_embed.0.bias"],
+                                     "SPN": ["out_layer.0.bias"]}, {"B": b, "SPN": spn})
+        for optimizer in adam:
+            optimizer.step()
+        draft.expect({f"x0_style_{k}": x0_s, f"x0_content_{k}": x0_c}, share=2e-2)
+        for name, value in {**values, "total": total}.items():
+            draft.values(1e-2 * value.item(), **{f"loss_{name}_{k}": value.item()})
+    draft.expect({"after_B:out.2.bias": b.out[2].bias, "after_SPN:out_layer.0.weight": spn.out_layer[0].weight})
+    return draft
+
+
+def p2_tiny() -> Draft:
+    """25 steps, a start at 0.6 of them, heads of 16 channels, four steps at the end."""
+    draft = Draft("p2_tiny", respacing="25", t_start_ratio=0.6, num_head_channels=16)
+    net = frozen(UNet(UNetConfig(32, 32, (1, 2, 2), blocks=1, embed=128, cond=0, out_channels=6, head_channels=16)),
+                 {key.replace("time_embed.time_embed.", "time_embed."): v for key, v in draft.net("").items()})
+    table = [(t, LINEAR[t]) for t in (round(i * 999 / 24) for i in range(25))]
+    beta = [1 - a / level(table, i - 1) for i, (_, a) in enumerate(table)]
+    variance = [b * (1 - level(table, i - 1)) / (1 - table[i][1]) for i, b in enumerate(beta)]
+    draft.values(timesteps=[t for t, _ in table])
+    draft.values(1e-12, alphas_cumprod=[a for _, a in table], betas=beta, posterior_variance=variance)
+
+    def step(x: Tensor, i: int, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        (t, a), before = table[i], level(table, i - 1)
+        out = predicted(net, x, t)
+        x0 = (x / math.sqrt(a) - math.sqrt(1 / a - 1) * out[:, :3]).clamp(-1, 1)
+        mean = (math.sqrt(before) * beta[i] * x0 + math.sqrt(a / before) * (1 - before) * x) / (1 - a)
+        if i == 0:
+            return out, x0, mean
+        share = (out[:, 3:] + 1) / 2
+        return out, x0, mean + (share * math.log(beta[i]) / 2 + (1 - share) * math.log(variance[i]) / 2).exp() * noise
+
+    picture, noise = draft.picture("img", 3, 3, 32, 32), draft.normals("noise", 3, 3, 32, 32)
+    x = noised(picture, noise, table[15][0])
+    draft.expect({"x_i14": x})
+    draft.expect(dict(zip(("out_i14", "x0_i14", "next_i14"), step(x, 14, draft.normals("noise_i14", 3, 3, 32, 32)))),
+                 share=1e-3)
+    x = draft.given("x_i3", 0.9 * picture[:2] + 0.1 * draft.normals("noise_x", 2, 3, 32, 32))
+    for i in (3, 2, 1):
+        out, _, x = step(x, i, draft.normals(f"noise_i{i}", 2, 3, 32, 32))
+        draft.expect({f"next_i{i}": x, f"out_i{i}": out}, share=1e-3)
+    draft.expect(dict(zip(("out_i0", "x0_i0", "chain_end"), step(x, 0, None))), share=1e-3)
+    return draft
+
+
+# --- StyleGAN2 and MMFS -----------------------------------------------------------------------------------------------
+def generator(draft: Draft, config: StyleGAN2Config, prefix: str, layout: Any) -> tuple[StyleGAN2, dict[str, Tensor]]:
+    """A generator of `config` in a public layout, without a mean style, and the weights of its file's entry."""
+    rows = layout.generator_rows(len(config.channels), config.mapping_layers)
+    state = draft.net(prefix, {key: v.shape for key, v in from_ours(StyleGAN2(config).state_dict(), rows).items()})
+    return frozen(StyleGAN2(config), {"w_avg": torch.zeros(config.w_dim)} | to_ours(state, rows)), state
+
+
+def discriminator(draft: Draft, config: StyleGAN2Config, prefix: str, layout: Any) -> Discriminator:
+    rows = layout.discriminator_rows(len(config.channels) - 1)
+    state = draft.net(prefix, {key: v.shape for key, v in from_ours(Discriminator(config).state_dict(), rows).items()})
+    return frozen(Discriminator(config), to_ours(state, rows))
+
+
+def layers_of(w: Tensor, g: StyleGAN2) -> Tensor:
+    return w[:, None].repeat(1, 2 * len(g.config.channels), 1)
+
+
+def score_outputs(draft: Draft, d: Discriminator, pictures: Tensor, counts: Iterable[int]) -> None:
+    both = torch.cat([pictures, pictures.flip(3)])
+    draft.expect({f"score_b{n}": d(both[:n]) for n in counts})
+
+
+def feature_outputs(draft: Draft, d: Discriminator, pictures: Tensor, names: Iterable[str]) -> None:
+    """Crops of 5 channels and 7 x 6 px of the layers in order (0 is from_rgb), where `names` has a name for them."""
+    x = d.from_rgb(pictures)
+    for k, name in enumerate(names):
+        x = d.blocks[k - 1](x) if k else x
+        if name:
+            draft.expect({name: x[:, :5, :7, :6]})
+            draft.values(1e-5, **{f"{name}_mean_std": mean_std(x)})
+
+
+def sg2_rosinality() -> Draft:
+    """32 px, narrow, codes of 48 numbers, three samples a group, R1 on three pictures."""
+    draft = Draft("sg2_rosinality", size=32, style_dim=48, n_mlp=3, stddev_group=3, inject_index=5)
+    config = StyleGAN2Config((24, 16, 16, 8), 48, 3, mbstd_group_size=3)
+    g, _ = generator(draft, config, "g_ema.", rosinality)
+    average, d = draft.net("", {"latent_avg": (48,)})["latent_avg"], discriminator(draft, config, "d.", rosinality)
+    z, wplus = draft.normals("z", 3, 48), draft.normals("wplus", 2, 8, 48)
+    pictures = draft.picture("d_img", 6, 3, 32, 32)
+    own = [getattr(g, f"noise_{i}")[None, None] for i in range(7)]
+    noise = [draft.normals(f"noise_{i}", 1, 1, *x.shape[2:]) for i, x in enumerate(own)]
+    w = g.mapping(z)
+    short = average + 0.25 * (w[:2] - average)
+    mixed = torch.cat([layers_of(w[:1], g)[:, :5], layers_of(w[1:2], g)[:, 5:]], 1)
+    draft.expect({"w": w, "img_const_t1": g(layers_of(w, g), own), "img_const_t025": g(layers_of(short, g), own),
+                  "img_wplus_const": g(wplus, own), "img_wplus_nonoise": g(wplus[:1], None),
+                  "img_wplus_given": g(wplus, noise), "img_mix": g(mixed, own)})
+    score_outputs(draft, d, pictures, (2, 3, 6, 12))
+    feature_outputs(draft, d, pictures[:2], ("feat0", "feat1", "feat2", "feat3"))
+    x, weight = pictures[:3].clone().requires_grad_(), d.from_rgb.weight.requires_grad_()
+    slope, = torch.autograd.grad(d(x).sum(), x, create_graph=True)
+    r1 = slope.pow(2).sum() / 3
+    leaf = w.clone().requires_grad_()
+    loss = torch.log1p(torch.exp(-d(g(layers_of(leaf, g), own)))).mean()
+    draft.expect({"r1_grad_img": slope, "r1_grad_convs0": torch.autograd.grad(r1, weight)[0],
+                  "g_grad_w": torch.autograd.grad(loss, leaf)[0]}, share=5e-3)
+    draft.values(1e-4, r1=r1.item(), g_loss=loss.item())
+    return draft
+
+
+def sg2_nvidia() -> Draft:
+    """Narrow, four mapping layers, two samples a group, truncation by 0.5 in some layers."""
+    draft = Draft("sg2_nvidia", channel_max=16, num_mapping_layers=4, mbstd_group_size=2, z_dim=32, w_dim=32)
+    config = StyleGAN2Config((16, 16, 16, 8, 8), 32, 4, mbstd_group_size=2)
+    (g, state), d = generator(draft, config, "G_ema.", nvidia), discriminator(draft, config, "D.", nvidia)
+    average = state["mapping.w_avg"]
+    maps = draft.data["name_map"]
+    for part, prefix in (("generator", "G_ema."), ("discriminator", "D.")):
+        known = {row[0] for net in draft.data["nets"] if net["prefix"] == prefix for row in net["tensors"]}
+        maps[part] = [pair for pair in maps[part] if pair[1] in known]
+    z, wplus = draft.normals("z", 3, 32), draft.normals("wplus", 2, 10, 32)
+    pictures = draft.picture("d_img", 4, 3, 64, 64)
+    own = [getattr(g, f"noise_{i}")[None, None] for i in range(9)]
+    w = g.mapping(z)
+    full, halved = layers_of(w, g), layers_of(average + 0.5 * (w - average), g)
+    draft.expect({"w": w, "img_const_t1": g(full, own), "img_const_t05": g(halved[:2], own),
+                  "img_const_t05_cut3": g(torch.cat([halved[:, :3], full[:, 3:]], 1)[:1], own),
+                  "img_wplus_const": g(wplus, own), "img_wplus_nonoise": g(wplus, None)})
+    score_outputs(draft, d, pictures, (1, 2, 8))
+    feature_outputs(draft, d, pictures[:3], (None, "feat_b64", None, "feat_b16", "feat_b8"))
+    return draft
+
+
+def stylizer(draft: Draft) -> MMFS:
+    """Of width 4, with codes of 64 numbers, two mapping layers, and a mapper of four heads."""
+    config = MMFSConfig((4, 4, 8, 16, 24), (24, 16, 8, 8, 4), 64, 2, MapperConfig(2, 48, 16))
+    rows = official_mmfs.rows(4, 2, 2)
+    state = draft.net("G_ema_model.", {key: v.shape for key, v in from_ours(MMFS(config).state_dict(), rows).items()})
+    return frozen(MMFS(config), to_ours(state, rows))
+
+
+STYLIZER = {"ngf": 4, "style_dim": 64, "clip_mapper": {"layers": 2, "heads": 4, "ff": 48}}
+
+
+def layer_noise(draft: Draft, count: int, height: int, width: int) -> list[Tensor]:
+    sizes = {"0": 16} | {f"{k}{half}": 16 >> k for k in range(1, 5) for half in "ab"}
+    return [draft.normals(f"noise_decoder{layer}", count, 1, height // n, width // n) for layer, n in sizes.items()]
+
+
+def codes_of(draft: Draft, net: MMFS, count: int) -> tuple[Tensor, Tensor]:
+    """Styles (B, 10, 64) of random z and of embeddings; both are expected, too."""
+    w, embedding = net.mapping(draft.normals("z", count, 64)), draft.normals("clip_feature_raw", count, 64)
+    clip = net.mapper(embedding / embedding.norm(dim=1, keepdim=True))
+    draft.expect({"styles_random": w, "styles_clip": clip.transpose(0, 1)})
+    return w[:, None].repeat(1, 10, 1), clip
+
+
+def drawn(net: MMFS, x: Tensor, w: Tensor, noise: list[Tensor] | None = None) -> Tensor:
+    return net.decoder(net.encoder(x), w, noise).clamp(-1, 1)
+
+
+def mmfs_mini() -> Draft:
+    """Three pictures of 48 x 32 px, the other one of 16 x 80."""
+    draft = Draft("mmfs_mini", **STYLIZER)
+    net, x, rect = stylizer(draft), draft.picture("x", 3, 3, 48, 32), draft.picture("x_rect", 2, 3, 16, 80)
+    w, clip = codes_of(draft, net, 3)
+    noise = layer_noise(draft, 3, 48, 32)
+    draft.expect({"feature": net.encoder(x), "out_random_nonoise": drawn(net, x, w),
+                  "out_clip_nonoise": drawn(net, x[:2], clip[:2]), "rect_feature": net.encoder(rect),
+                  "rect_out": drawn(net, rect, w[:2]),
+                  "out_random_noise": drawn(net, x[:2], w[:2], [part[:2] for part in noise])})
+    return draft
+
+
+def mmfs_full() -> Draft:
+    """Small, 64 x 96 px, which D has no score for; other crops and other layers of D."""
+    crops = {"tl": [1, 2], "mid": [20, 33], "br": [44, 70]}
+    draft = Draft("mmfs_full", crops=crops, **STYLIZER)
+    net, x = stylizer(draft), draft.picture("x", 1, 3, 64, 96)
+    d = discriminator(draft, StyleGAN2Config((12, 12, 8, 8, 8)), "D_model.", rosinality)
+    w, clip = codes_of(draft, net, 1)
+    feature = net.encoder(x)
+    draft.expect({"feature_crop": feature[:, :20, :3, :4]})
+    draft.values(1e-5, feature_mean_std=mean_std(feature))
+    pictures = {"random_nonoise": drawn(net, x, w), "clip_nonoise": drawn(net, x, clip),
+                "random_noise": drawn(net, x, w, layer_noise(draft, 1, 64, 96))}
+    for name, picture in pictures.items():
+        draft.expect({f"out_{name}_mean4": F.avg_pool2d(picture, 4)})
+        draft.expect({f"out_{name}_{part}": picture[:, :, i:i + 18, j:j + 25] for part, (i, j) in crops.items()
+                      if part == "mid" or name != "clip_nonoise"})
+    feature_outputs(draft, d, x, (None, "d_feat1", "d_feat2", None, "d_feat4"))
+    return draft
+
+
+# --- the losses that guide MMFS ---------------------------------------------------------------------------------------
+def lookers(draft: Draft) -> tuple[Dino, Clip]:
+    """A ViT of 3 blocks on 64 px and a CLIP of 3 blocks on 48 px."""
+    dino, clip = Dino(DinoConfig(64, 8, 48, 3, 4)), Clip(ClipConfig(32, 48, 12, 64, 3, 20, 49408, 64, 1))
+    for net, prefix in ((dino, "dino."), (clip, "clip.")):
+        frozen(net.net, draft.net(prefix, {key: value.shape for key, value in net.net.state_dict().items()}))
+    return dino.eval().requires_grad_(False), clip.eval().requires_grad_(False)
+
+
+def similarity(keys: Tensor) -> Tensor:
+    unit = F.normalize(keys, dim=2)
+    return unit @ unit.transpose(1, 2)
+
+
+def seen(x: Tensor, size: int, mean: tuple, std: tuple, antialias: bool) -> Tensor:
+    x = F.interpolate((x + 1) / 2, (size, size), mode="bilinear", antialias=antialias)
+    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def structure_outputs(draft: Draft, dino: Dino, before: Tensor, after: Tensor) -> None:
+    for name, antialias in (("aa", True), ("noaa", False)):
+        augmentations = [seen(x, 64, IMAGENET_MEAN, IMAGENET_STD, antialias) for x in (before, after)]
+        keys = [dino.keys(view * torch.tensor(IMAGENET_STD)[:, None, None] * 2
+                          + torch.tensor(IMAGENET_MEAN)[:, None, None] * 2 - 1) for view in augmentations]
+        same = [similarity(k) for k in keys]
+        draft.expect({f"vit_in_{name}": augmentations[1][:, :, :11, :17], f"keys_{name}": keys[1][0, :9],
+                      f"selfsim_{name}": same[1][0, :20, :20]})
+        draft.values(1e-5, **{f"structure_{name}": (same[0] - same[1]).square().mean().item()})
+
+
+def few_shot_outputs(draft: Draft, dino: Dino, clip: Clip, mode: str, direction: Tensor, x: Tensor, fake: Tensor,
+                     projection: Tensor | None) -> None:
+    """Losses of `fake`, and their gradient in its first two pictures."""
+    fake, lambdas = fake.clone().requires_grad_(), draft.data["config"]["lambdas"]
+    encode_with_tokens = [clip.encode_with_tokens(seen(y, 48, OPENAI_MEAN, OPENAI_STD, True), 1) for y in (x, fake)]
+    change = F.normalize(encode_with_tokens[1][0], dim=1) - F.normalize(encode_with_tokens[0][0], dim=1)
+    tokens = F.normalize(encode_with_tokens[1][1], dim=2)
+    losses = {"ST": (similarity(dino.keys(fake)) - similarity(dino.keys(x))).square().mean((1, 2)).sum(),
+              "CLIP": (1 - F.cosine_similarity(change, direction)).mean(),
+              "PROJ": torch.zeros(()) if projection is None else (tokens @ projection - tokens).abs().mean()}
+    total = sum(lambdas[name] * value for name, value in losses.items())
+    slope, = torch.autograd.grad(total, fake)
+    draft.expect({f"direction_{mode}": direction, f"grad_{mode}": slope[:2]}, share=2e-3)
+    draft.values(1e-4, **{f"{mode}_loss_{name}": value.item() for name, value in losses.items()},
+                 **{f"{mode}_loss_total": total.item()})
+
+
+def losses() -> Draft:
+    """Small networks, three pictures, other weights, prompts, crops and layers of D."""
+    draft = Draft("losses", lambdas={"ST": 2.0, "CLIP": 0.7, "PROJ": 30.0}, clip_token_block=1,
+                  prompts=["a red apple on a table", "drawing"])
+    draft.data["config"]["dino"] |= {"num_heads": 4}
+    draft.data["config"]["d"] |= {"size": 32}
+    draft.data["calling"] = [line.replace("100:148, 100:148", "10:31, 5:41") for line in draft.data["calling"]]
+    dino, clip = lookers(draft)
+    big = [draft.picture(name, 1, 3, 96, 96) for name in ("big_in", "big_out")]
+    structure_outputs(draft, dino, *big)
+    x, fake = draft.picture("x", 3, 3, 40, 40), draft.picture("fake", 3, 3, 40, 40)
+
+    def embed(y: Tensor) -> Tensor:
+        return F.normalize(clip.net.encode_image(seen(y, 48, OPENAI_MEAN, OPENAI_STD, True)), dim=1)
+
+    file = draft.pixels("ref_file", 50, 60)
+    resized = np.array(Image.fromarray(file.numpy()).resize((57, 48), Image.BICUBIC))[:, 4:52]  # 57.6 px, centre
+    prepared = seen(torch.from_numpy(resized).permute(2, 0, 1)[None] / 127.5 - 1, 48, OPENAI_MEAN, OPENAI_STD, False)
+    feature, tokens = clip.encode_with_tokens(prepared, 1)
+    feature, unit = F.normalize(feature, dim=1), F.normalize(tokens[0], dim=1)
+    projection = torch.linalg.pinv(unit) @ unit
+    ids = clip.tokenizer()(draft.data["config"]["prompts"])
+    words = F.normalize(clip.net.encode_text(ids), dim=1)
+    few_shot_outputs(draft, dino, clip, "image", feature - embed(x).mean(0, keepdim=True), x, fake, projection)
+    few_shot_outputs(draft, dino, clip, "text", words[:1] - words[1:], x, fake, None)
+    draft.expect({"ref_in_crop": prepared[:, :, 10:31, 5:41], "ref_feature": feature, "UUT": projection,
+                  "x_features": embed(x), "fake_features": embed(fake), "clip_big": embed(torch.cat(big)),
+                  "tokens": clip.encode_with_tokens(seen(fake, 48, OPENAI_MEAN, OPENAI_STD, True), 1)[1][:, :7],
+                  "text_features": words}, share=3e-4)
+    draft.values(text_tokens=[i for i in ids[0].tolist() if i], source_tokens=[i for i in ids[1].tolist() if i])
+    d = discriminator(draft, StyleGAN2Config((12, 8, 8, 8)), "d.", rosinality)
+    a, b = (draft.picture(name, 1, 3, 32, 32) for name in ("a_img", "b_img"))
+    terms, pair = {}, [d.from_rgb(a), d.from_rgb(b)]
+    for k, block in enumerate(d.blocks):
+        pair = [block(y) for y in pair]
+        terms[f"featloss_{k + 1}"] = (pair[0] - pair[1]).abs().mean().item()
+    del terms["featloss_2"]
+    draft.values(1e-5, **terms, featloss_sum=sum(terms.values()), featloss_mean=sum(terms.values()) / 2)
+    return draft
+
+
+CASES = (diffae_tiny, diffae_ffhq256, osasis_tiny, osasis_train, p2_tiny, sg2_rosinality, sg2_nvidia, mmfs_mini,
+         mmfs_full, losses)
+
+
+@torch.no_grad()
+def write(folder: Path) -> Path:
+    """All of CASES; returns the folder."""
+    for case in CASES:
+        with torch.set_grad_enabled(case in (osasis_train, sg2_rosinality, losses)):
+            case().write(folder)
+    return folder

@@ -1,0 +1,252 @@
+"""Diffusion pretraining: targets, rates, exact resume, and that nothing but the seed decides."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.models.diffusion import add_noise, constant_alpha_bar, linear_alpha_bar
+from oneshot_atelier.models.loading import load_clip, load_ddpm, load_diffae
+from oneshot_atelier.models.unet import UNet
+from oneshot_atelier.tests import tiny
+from oneshot_atelier.train import diffusion_pretraining as pretraining
+from oneshot_atelier.train.data import Augmentations, ImageDataset
+from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig
+from oneshot_atelier.train.loop import Hooks, LoopConfig, restore, snapshot, train
+from oneshot_atelier.train.recipes import diffusion
+from oneshot_atelier.train.recipes.config import Folders, RecipeConfig
+
+CPU = torch.device("cpu")
+CONFIG = PretrainingConfig(steps=6, batch=2, lr=1e-3, ema_decay=0.9, seed=3, augmentations=Augmentations())
+
+
+def a_dataset(count=6):
+    pictures = ((tiny.pictures(count) + 1) * 127.5).round().byte()
+    return ImageDataset(pictures, torch.zeros(count, dtype=torch.long), torch.ones(count))
+
+
+def trained(config=CONFIG, steps=None, state=None):
+    state = state or pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
+    step = pretraining.stepper(state, pretraining.picture_loss(pretraining.noise_loss, a_dataset(), config), config)
+    return train(state, step, LoopConfig(steps or config.steps, config.seed, ema_decay=config.ema_decay), CPU)
+
+
+# --- targets -----------------------------------------------------------------------------------------------------
+class Constant(torch.nn.Module):
+    """A UNet whose output is a given tensor; it notes what it is called with."""
+
+    def __init__(self, eps, prediction="eps"):
+        super().__init__()
+        self.eps, self.config = eps, replace(tiny.UNET, prediction=prediction)
+
+    def modulation(self, t, z=None):
+        self.z = z
+
+    def forward(self, x, modulation):
+        self.x = x
+        return self.eps
+
+
+def test_the_loss_of_eps_is_its_mean_squared_error_at_the_noised_picture():
+    x0, noise, t = tiny.pictures(2), torch.randn(2, 3, 32, 32), torch.tensor([10, 900])
+    net = Constant(noise + torch.tensor([0.5, -1.0])[:, None, None, None])
+    assert pretraining.noise_loss(net, x0, t, noise).item() == pytest.approx((0.25 + 1) / 2, rel=1e-4)
+    a = linear_alpha_bar()[t].float()[:, None, None, None]
+    assert torch.allclose(net.x, add_noise(x0, noise, a)) and net.z is None
+
+
+def test_the_loss_of_v_is_the_mean_squared_error_of_v():
+    """v = sqrt(abar) eps - sqrt(1 - abar) x0."""
+    x0, noise, t = tiny.pictures(2), torch.randn(2, 3, 32, 32), torch.tensor([10, 900])
+    a = linear_alpha_bar()[t].float()[:, None, None, None]
+    net = Constant(a.sqrt() * noise - (1 - a).sqrt() * x0 + 0.3, "v")
+    assert pretraining.noise_loss(net, x0, t, noise).item() == pytest.approx(0.09, rel=1e-3)
+    assert torch.allclose(net.x, add_noise(x0, noise, a))
+
+
+def test_the_learned_variance_is_no_part_of_the_loss():
+    noise = torch.randn(1, 3, 32, 32)
+    net = Constant(torch.cat([noise, torch.full_like(noise, 9.0)], dim=1))
+    assert pretraining.noise_loss(net, tiny.pictures(1), torch.tensor([5]), noise).item() < 1e-10
+
+
+def test_the_autoencoder_learns_unet_and_encoder_together_from_the_clean_picture():
+    net = tiny.diffae().requires_grad_(True)
+    net.latent_net.requires_grad_(False)
+    x0, t = tiny.pictures(2), torch.tensor([100, 500])
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pretraining.diffae_loss(net, x0, t, noise).backward()
+    assert all(p.grad is not None for part in (net.unet, net.encoder) for p in part.parameters())
+    assert float(net.encoder.out[3].weight.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in net.latent_net.parameters())
+
+
+def test_the_latent_loss_is_l1_of_eps_on_the_constant_schedule():
+    z, seen = torch.randn(50, 8), []
+
+    class Zero(torch.nn.Module):
+        def forward(self, x, t):
+            seen.append((x, t))
+            return torch.zeros_like(x)
+
+    loss = pretraining.latent_loss(z, replace(CONFIG, batch=4000))
+    assert loss(Zero(), 0).item() == pytest.approx((2 / torch.pi) ** 0.5, rel=0.02)  # mean of |N(0, 1)|
+    x, t = seen[0]
+    assert {int(t.min()), int(t.max())} == {0, 999} or (t.min() < 5 and t.max() > 994)
+    late = x[t > 900]
+    assert float(constant_alpha_bar()[900]) < 1e-3 and abs(float(late.std()) - 1) < 0.03
+    loss(Zero(), 0)
+    assert torch.equal(seen[0][0], seen[1][0])
+    loss(Zero(), 1)
+    assert not torch.equal(seen[0][0], seen[2][0])
+
+
+# --- steps -------------------------------------------------------------------------------------------------------
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    config = PretrainingConfig(steps=100, lr=1.0, warmup=9, decay_from=0.6)
+    rates = [pretraining.rate_at(k, config) for k in range(100)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3]) and rates[9:60] == [1.0] * 51
+    assert rates[60] == 1.0 and rates[80] == pytest.approx(0.5) and rates[99] == pytest.approx(1 / 40)
+    assert {pretraining.rate_at(k, PretrainingConfig(steps=10, lr=0.5)) for k in range(10)} == {0.5}
+
+
+def test_gradients_are_clipped_and_the_rate_is_set(monkeypatch):
+    net = torch.nn.Linear(3, 1)
+    config = PretrainingConfig(steps=10, lr=0.1, warmup=4, max_grad_norm=0.5)
+    run = pretraining.start(net, config)
+    norms = []
+
+    def noted():
+        norms.append(float(torch.stack([p.grad.norm() for p in net.parameters()]).norm()))
+
+    monkeypatch.setattr(run.optimizers["net"], "step", noted)
+    step = pretraining.stepper(run, lambda net, k: 1e4 * net(torch.ones(1, 3)).sum(), config)
+    assert set(step(1, Hooks())) == {"loss"} and norms == pytest.approx([0.5], rel=1e-3)
+    assert run.optimizers["net"].param_groups[0]["lr"] == pytest.approx(0.1 * 2 / 5)
+    pretraining.stepper(run, lambda net, k: net(torch.ones(1, 3)).sum(), replace(config, max_grad_norm=0.0))(1, Hooks())
+    assert norms[1] == pytest.approx(2.0)  # three ones and the bias
+
+
+def test_official_settings_are_the_defaults():
+    config = PretrainingConfig(steps=1)
+    assert (config.lr, config.weight_decay, config.max_grad_norm) == (1e-4, 0, 1.0)
+    assert (config.ema_decay, config.beta2) == (0.9999, 0.999)
+
+
+def test_training_is_a_function_of_the_seed():
+    torch.manual_seed(1)
+    first = trained()
+    torch.manual_seed(2)
+    again = trained()
+    assert tiny.same(snapshot(first)[0], snapshot(again)[0]) and first.loss_history == again.loss_history
+    assert not tiny.same(snapshot(first)[0], snapshot(trained(replace(CONFIG, seed=4)))[0])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    whole, part = trained(), trained(steps=3)
+    tensors, meta = snapshot(part)
+    stored = store.load(store.save(tmp_path / "a", tensors, "snapshot", {}, meta, dtype=None))
+    state = pretraining.start(tiny.filled(UNet(tiny.DDPM), seed=9), CONFIG)
+    restore(state, stored.tensors, stored.meta)
+    assert tiny.same(snapshot(trained(state=state))[0], snapshot(whole)[0])
+
+
+def test_training_lowers_the_loss():
+    """On one picture at fixed noise and times, by the loop as it is."""
+    config = replace(CONFIG, steps=25, lr=3e-3, ema_decay=0.0, augmentations=Augmentations(0, 0, 0, flip=False))
+    state = pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
+    loss = pretraining.picture_loss(pretraining.noise_loss, a_dataset(1), config)
+    train(state, pretraining.stepper(state, lambda net, _: loss(net, 0), config), LoopConfig(25), CPU)
+    assert state.ema == {} and state.loss_history["loss"][-1] < 0.6 * state.loss_history["loss"][0]
+
+
+# --- codes -------------------------------------------------------------------------------------------------------
+def test_statistics_normalise_the_codes_and_stay_in_the_model():
+    net, dataset = tiny.diffae(), a_dataset()
+    z = pretraining.encode_dataset(net, dataset, Augmentations(), rounds=3, seed=1, batch=4)
+    assert z.shape == (18, tiny.WIDTH)
+    assert torch.equal(z, pretraining.encode_dataset(net, dataset, Augmentations(), 3, 1, 4))
+    assert not torch.equal(z[:6], z[6:12])
+    normal = pretraining.set_statistics(net, z)
+    assert normal.mean(0).abs().max() < 1e-4 and torch.allclose(normal.std(0), torch.ones(tiny.WIDTH), atol=1e-3)
+    assert torch.allclose(net.conds_mean, z.mean(0)) and torch.allclose(net.conds_std, z.std(0))
+    still = pretraining.encode_dataset(net, dataset, Augmentations(0, 0, 0, flip=False), 1, 0)
+    assert torch.allclose(still, net.encode(dataset.pictures.float() / 127.5 - 1), atol=1e-3)
+
+
+# --- recipes -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def folders(tmp_path):
+    """Ten photos and two classes of drawings of five."""
+    for i, x in enumerate(tiny.pictures(20)):
+        folder = tmp_path / ("photos" if i < 10 else f"art/a_{'round' if i < 15 else 'square'}")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = ((x + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return Folders(tmp_path / "photos", tmp_path / "art", holdout=5)
+
+
+def test_held_out_pictures_and_excluded_classes_are_not_trained_on(folders):
+    kept, held = folders.photo_paths()
+    assert len(kept) == 8 and [p.stem for p in held] == ["04", "09"]
+    assert len(folders.art_paths()[0]) == 8
+    assert {p.parent.name for p in replace(folders, exclude=("a_round",)).art_paths()[0]} == {"a_square"}
+    assert replace(folders, art=None).art_paths() == ([], [])
+    classes, label = diffusion.clip_classes(folders)
+    assert classes == ("photo", "round", "square")
+    assert [label(folders.art / "a_square" / "x.png"), label(folders.photos / "x.png")] == [2, 0]
+
+
+def test_a_recipe_stopped_by_its_time_resumes_to_the_same_model(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
+    torch.manual_seed(0)
+    start = tiny.filled(UNet(diffusion.small_ddpm(32))).state_dict()
+
+    def built(config):
+        net = UNet(config)
+        net.load_state_dict(start)
+        return net
+
+    monkeypatch.setattr(diffusion, "UNet", built)
+
+    def run(name, minutes=0.0):
+        recipe = RecipeConfig(tmp_path / name, CPU, save_every=2, log_every=1, minutes=minutes)
+        diffusion.ddpm(folders, 32, replace(CONFIG, steps=4), recipe)
+        return load_ddpm(tmp_path / name)
+
+    whole = run("whole.safetensors")
+    run("part.safetensors", minutes=1e-9)  # one step
+    assert store.peek(tmp_path / "part.snapshot").meta["step"] == 1
+    again = run("part.safetensors")
+    assert store.peek(tmp_path / "part.snapshot").meta["step"] == 4
+    assert tiny.same(whole.state_dict(), again.state_dict()) and whole.config.image_size == 32
+
+
+def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(diffusion, "small_diffae", lambda px: tiny.DIFFAE)
+    out, config = tmp_path / "diffae.safetensors", replace(CONFIG, steps=2)
+    recipe = RecipeConfig(out, CPU, log_every=1)
+    with caplog.at_level(logging.INFO):
+        diffusion.diffae(folders, 32, config, recipe)
+    first = load_diffae(out)
+    diffusion.latent(folders, config, recipe)
+    found = load_diffae(out)
+    assert found.config == tiny.DIFFAE and "diffae.safetensors step 2 of 2" in caplog.text
+    assert tiny.same(first.unet.state_dict(), found.unet.state_dict())
+    assert first.conds_std.eq(1).all() and not found.conds_std.eq(1).any()
+    assert not tiny.same(first.latent_net.state_dict(), found.latent_net.state_dict())
+
+
+def test_the_small_clip_is_stored_with_its_words(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion.small_clip, "small_config",
+                        lambda words, px: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=12))
+    config = replace(CONFIG, steps=2)
+    net, accuracy = diffusion.clip(folders, 32, config, RecipeConfig(tmp_path / "clip.safetensors", CPU))
+    found = load_clip(tmp_path / "clip.safetensors")
+    assert set(accuracy) == {"photo", "round", "square", "all"} and 0 <= accuracy["all"] <= 1
+    assert found.config == net.config and "square" in found.config.words
+    with torch.no_grad():
+        assert torch.allclose(found.embed_text(["a round face"]), net.embed_text(["a round face"]), atol=2e-2)

@@ -1,0 +1,118 @@
+"""AtelierNode refuses what a node's schema does not allow, before anything else; and what importing the nodes costs."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from oneshot_atelier.tests import in_comfy
+
+pytestmark = pytest.mark.server
+GOLDEN = json.loads(Path(__file__).with_name("golden_nodes.json").read_text())  # test_schema.py: it is the schemas
+NEVER = ("open_clip", "lpips", "timm", "kornia", "torchvision")
+IMPORT = """
+import runpy, sys
+from pathlib import Path
+root, base = Path(sys.argv[1]), Path(sys.argv[2])
+runpy.run_path(str(root / "cli" / "__main__.py"))["load_checkout"](root)
+from oneshot_atelier.tests import in_comfy
+in_comfy.load(base)
+import comfy.model_management, comfy.model_patcher, comfy.utils, comfy_api.latest, folder_paths
+for name in sys.argv[3:]:  # ComfyUI may have imported some of them: from now on nobody can
+    for loaded in [key for key in sys.modules if key.split(".")[0] == name]:
+        del sys.modules[loaded]
+    sys.modules[name] = None
+import oneshot_atelier.nodes
+print(len(oneshot_atelier.nodes.NODES), "nodes")
+"""
+
+
+def inputs_of(*kinds: str) -> list:
+    """(node, input) of all inputs of these kinds; a choice among the user's files is checked where it is opened."""
+    return [pytest.param(node, field, id=f"{node.removeprefix('Atelier')}-{field['id']}")
+            for node, about in GOLDEN.items() for field in about["inputs"]
+            if field["type"] in kinds and (field["type"] != "COMBO" or "choices" in field)]
+
+
+def refused(nodes, node: str, field: dict, value: object) -> None:
+    execute = getattr(nodes, node.removeprefix("Atelier")).execute
+    with pytest.raises(ValueError, match=rf"^{field['id']} is .*; take "):
+        execute(**{field["id"]: value})
+
+
+@pytest.mark.parametrize(("node", "field"), inputs_of("INT", "FLOAT"))
+def test_numbers_that_the_schema_does_not_allow(nodes, node, field):
+    whole = field["type"] == "INT"
+    lists = getattr(nodes, node.removeprefix("Atelier")).GET_SCHEMA().is_input_list
+    for value in (field["min"] - 1, field["max"] + 1, field["min"] - 1e-6, field["max"] * (1 + 1e-9) + 1e-9,
+                  float("nan"), float("inf"), -float("inf"), "1", True, *([1.5] if whole else [])):
+        refused(nodes, node, field, [value] if lists else value)
+    refused(nodes, node, field, [[field["min"]]] if lists else [field["min"]])
+
+
+@pytest.mark.parametrize(("node", "field"), inputs_of("INT", "FLOAT", "COMBO"))
+def test_what_the_schema_allows_passes(nodes, node, field):
+    schema = getattr(nodes, node.removeprefix("Atelier")).GET_SCHEMA()
+    for value in field.get("choices") or (field["min"], field["max"], field["default"]):
+        nodes.base.check_values(schema, {field["id"]: value})
+
+
+@pytest.mark.parametrize(("node", "field"), inputs_of("COMBO"))
+def test_choices_that_the_schema_does_not_offer(nodes, node, field):
+    for value in ("", "best", f"{field['choices'][0]} ", 0, True):
+        refused(nodes, node, field, value)
+
+
+@pytest.mark.parametrize("node", GOLDEN)
+def test_comfyui_runs_a_locked_copy_of_the_node(nodes, node):
+    """As its executor does; what the copy executes is checked all the same, and once."""
+    from comfy_api.internal import make_locked_method_func
+    original = getattr(nodes, node.removeprefix("Atelier"))
+    execute = make_locked_method_func(original, "EXECUTE_NORMALIZED", original.PREPARE_CLASS_CLONE({}))
+    with pytest.raises(TypeError, match="missing|unexpected"):
+        execute(nonsense=1)
+    for field in (f for f in GOLDEN[node]["inputs"] if "min" in f):
+        with pytest.raises(ValueError, match=f"^{field['id']} is"):
+            execute(**{field["id"]: field["min"] - 1})
+
+
+def test_trainings_join_lists_of_pictures_and_no_other_node_takes_lists(nodes):
+    found = {name: getattr(nodes, name.removeprefix("Atelier")) for name in GOLDEN}
+    assert {name: node.JOINED for name, node in found.items() if node.INPUT_IS_LIST} == {
+        "AtelierOSASISFineTune": ("contents",), "AtelierMMFSFineTune": ("references", "photos"),
+        "AtelierMMFSFineTuneText": ("photos",), "AtelierMMFSTrainStage1": ("photos",),
+        "AtelierMMFSTrainStage2": ("photos", "art"), "AtelierMMFSTrainMapping": ("photos",)}
+    for name, node in found.items():
+        pictures = {field["id"] for field in GOLDEN[name]["inputs"] if field["type"] == "IMAGE"}
+        assert set(node.JOINED) <= pictures and bool(node.JOINED) == node.INPUT_IS_LIST
+
+
+def test_a_list_is_one_batch_or_its_only_item(nodes):
+    joined, one, two = nodes.base.joined, torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3)
+    assert torch.equal(joined("photos", [one, None, two], ("photos",)), torch.cat([one, two]))
+    assert joined("photos", [torch.rand(1, 9, 20, 4), two], ("photos",)).shape == (3, 9, 9, 3)
+    assert joined("photos", [None], ("photos",)) is joined("photos", [], ("photos",)) is joined("seed", [], ()) is None
+    assert joined("seed", [7], ("photos",)) == joined("seed", 7, ("photos",)) == 7
+    with pytest.raises(ValueError, match="seed: one value is needed, not a list of 2. Pick one"):
+        joined("seed", [7, 7], ("photos",))
+
+
+def test_every_seed_reaches_all_64_bits():
+    seeds = [field for about in GOLDEN.values() for field in about["inputs"] if field["id"].endswith("seed")]
+    assert len(seeds) >= 13 and all((field["min"], field["max"]) == (0, 2 ** 64 - 1) for field in seeds)
+
+
+def test_the_nodes_import_without_the_heavy_packages(root, tmp_path):
+    """They are imported where they are used; ComfyUI's start does not wait for them."""
+    try:
+        in_comfy.find_host()
+    except in_comfy.HostMissing as missing:
+        pytest.skip(str(missing))
+    done = subprocess.run([sys.executable, "-c", IMPORT, str(root), str(tmp_path), *NEVER], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{len(GOLDEN)} nodes\n")

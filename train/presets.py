@@ -1,0 +1,14 @@
+"""Named settings of the fine-tunes: fields that differ from the official programs."""
+from __future__ import annotations
+
+OSASIS_PRESETS: dict[str, dict] = {  # of OSASISConfig
+    "official": {},
+    "corrected": {"noise_level": "matched", "spn_time": "timestep", "clamp": "straight-through",
+                  "style_spn_weight": 0.1, "clip_preprocessing": "openai", "precision": "bfloat16"},
+    "demo": {"cached_content": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
+}
+MMFS_PRESETS: dict[str, dict] = {  # of FewShotConfig
+    "official": {},
+    "paper": {"beta1": 0.99, "structure_weight": 1.0, "structure_norm": "frobenius"},  # docs/mmfs.md B.9
+    "demo": {"iterations": 40, "batch": 4, "lr": 1e-3, "cached_content": 64},  # the demo models, on a CPU
+}

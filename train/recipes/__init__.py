@@ -1,0 +1,1 @@
+"""Trainings from folders of pictures to files."""

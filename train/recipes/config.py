@@ -1,0 +1,80 @@
+"""What every recipe is given: folders of pictures, and where and how it runs."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data import find_pictures, split
+from ..distributed import SINGLE_PROCESS, Distributed
+from ..gan import TrainingStage
+from ..loop import Checkpointing, Hooks, Progress
+from ..session import hash_of_network
+from ..stages import RunConfig, reporter, run_stage
+from ..stream import hash_of_files
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the pictures lie. art holds a folder for each class. exclude: art classes that no training sees.
+
+    holdout: every N-th picture of a folder is held out.
+    """
+    photos: Path
+    art: Path | None = None
+    exclude: tuple[str, ...] = ()
+    holdout: int = 10
+
+    def photo_paths(self) -> tuple[list[Path], list[Path]]:
+        return split(find_pictures(self.photos), self.holdout)
+
+    def art_paths(self) -> tuple[list[Path], list[Path]]:
+        if self.art is None:
+            return [], []
+        return split([p for p in find_pictures(self.art) if p.parent.name not in self.exclude], self.holdout)
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Where a recipe writes and how it runs. out: file to write. preview_every: steps between sample grids and
+    measurements, 0 for none. hooks: called beside the log."""
+    out: Path
+    device: torch.device
+    distributed: Distributed = SINGLE_PROCESS
+    save_every: int = 1000
+    log_every: int = 100
+    preview_every: int = 1000
+    minutes: float = 0.0
+    resume: bool = True
+    hooks: Hooks = Hooks()
+
+    @property
+    def run(self) -> RunConfig:
+        checkpointing = Checkpointing(self.out.with_suffix(".snapshot"), self.save_every, self.resume)
+        return RunConfig(self.device, checkpointing, self.log_every, self.minutes, self.distributed)
+
+    def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path]],
+              measure: Callable[[], Mapping[str, float]] | None = None) -> TrainingStage:
+        """Run the stage. networks_and_pictures: what decides the result; a snapshot made with others is refused."""
+        settings = {name: hash_of_network(x) if isinstance(x, nn.Module) else hash_of_files(x)
+                    for name, x in networks_and_pictures.items()}
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        run_stage(stage, settings, self.run, self.stage_hooks(stage, measure))
+        return stage
+
+    def stage_hooks(self, stage: TrainingStage, measure: Callable[[], Mapping[str, float]] | None = None) -> Hooks:
+        """The recipe's hooks; the main process also logs, see stages.reporter."""
+        if not self.distributed.is_main_process:
+            return Hooks(check_interrupt=self.hooks.check_interrupt)
+        folder = self.out.with_name(self.out.stem + "_log")
+        return self.logged(reporter(self.out.stem, stage, folder, self.preview_every, measure))
+
+    def logged(self, report: Callable[[Progress], None]) -> Hooks:
+        """The recipe's hooks, after each iteration `report` first."""
+        def on_iteration(progress: Progress) -> None:
+            report(progress)
+            self.hooks.on_iteration(progress)
+        return replace(self.hooks, on_iteration=on_iteration)
