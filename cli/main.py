@@ -15,7 +15,9 @@ COMMANDS = {  # name: what it does
     "train": "train a model from folders of pictures",
     "report": "measure an autoencoder: reconstruction, what z holds, random pictures",
     "evaluate": "fine-tune styles and measure the stylized photos, OSASIS beside MMFS",
+    "selfcheck": "try what an adversary or a clumsy user would: files, pictures, settings, trainings",
 }
+MODULES = {"selfcheck": ".selfcheck.command"}  # of commands that have a package; the others' are called like them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def parser(named: str | None = None) -> argparse.ArgumentParser:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         if named in (None, name):
-            importlib.import_module(f".{name}", __package__).add_arguments(command)
+            importlib.import_module(MODULES.get(name, f".{name}"), __package__).add_arguments(command)
     return top
 
 

@@ -1,0 +1,223 @@
+"""`atelier selfcheck`: what an adversary and a clumsy user do to files, pictures, settings and trainings, as a sample.
+
+Every attempt must end in a result or in an error that says what to do. Nothing of a file is executed, and nothing is
+written outside a temporary folder, but the report.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from ..options import names_in
+from ..stopping import StopSignals
+from ..terminal import show
+from . import attempts
+from .attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome
+
+PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40}  # shares of the time
+COLUMNS = ("what", "tried", "refused", "loaded", "faults", "seconds")
+SHOWN = 4  # faults of a row in full
+LIMITS = """- An attempt is a random one: that none of them failed does not prove that none can.
+- The numbers of a tensor carry no checksum. A flipped bit among them that leaves a finite number is not noticed.
+- Memory is limited where the system can do it (Linux); elsewhere only time is.
+- Trainings are those of OSASIS on a CPU, on networks of a few thousand numbers. On a GPU, a resumed training equals an
+  uninterrupted one up to what the GPU's own kernels repeat.
+- A computer that loses its power, network folders and file systems without locks are not tried.
+"""
+
+
+@dataclass
+class Row:
+    """The counts of one line of the table."""
+    part: str
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((REFUSED, LOADED, FAULT, NOT_TRIED), 0))
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def tried(self) -> int:
+        return sum(self.counts.values()) - self.counts[NOT_TRIED]
+
+    def add(self, found: Outcome, seconds: float) -> None:
+        self.counts[found.kind] += 1
+        self.seconds += seconds
+        if found.kind == NOT_TRIED:
+            self.reason = found.text
+
+    def cells(self, name: str) -> list[str]:
+        tried = str(self.tried) if self.tried or not self.reason else f"not tried ({self.reason})"
+        counts = [str(self.counts[kind]) for kind in (REFUSED, LOADED, FAULT)]
+        return [f"{self.part}: {name}", tried, *counts, f"{self.seconds:.1f}"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and how it is repeated."""
+    part: str
+    index: int
+    found: Outcome
+
+    def line(self, seed: int) -> str:
+        return (f"FAULT {self.part}: {self.found.row or 'the process'}: {self.found.text}\n"
+                f"      repeat: atelier selfcheck --seed {seed} --repeat {self.part}:{self.index}")
+
+
+@dataclass
+class Result:
+    """All that a check has found. covered: {part: (cases tried, cases there are)}."""
+    seed: int
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    covered: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, part: str, index: int, found: Outcome, seconds: float) -> None:
+        self.rows.setdefault((part, found.row or "the process"), Row(part)).add(found, seconds)
+        if found.kind == FAULT:
+            self.faults.append(Fault(part, index, found))
+
+    def some_faults(self) -> list[Fault]:
+        """The first of every row."""
+        by_row: dict[tuple[str, str], list[Fault]] = {}
+        for fault in self.faults:
+            by_row.setdefault((fault.part, fault.found.row), []).append(fault)
+        return [fault for faults in by_row.values() for fault in faults[:SHOWN]]
+
+    def table(self) -> list[list[str]]:
+        return [row.cells(name) for (_, name), row in self.rows.items()]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=int, default=0, help="which sample (%(default)s)")
+    p.add_argument("--minutes", type=float, default=2.0, help="time for all parts; 10 tries every case (%(default)s)")
+    p.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (%(default)s)")
+    p.add_argument("--report", type=Path, help="Markdown file to write, such as docs/reliability.md")
+    p.add_argument("--repeat", metavar="PART:N", help="make one attempt again, as a fault's line names it")
+    p.add_argument("--child", help=argparse.SUPPRESS)
+    p.add_argument("--folder", help=argparse.SUPPRESS)
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    if options.child == "victim":
+        importlib.import_module(".trainings", __package__).victim(options.folder)
+        return
+    if options.child:
+        attempts.serve(module_of(options.child), options.seed, Path(options.folder))
+        return
+    if options.repeat:
+        repeat(options.repeat, options.seed)
+        return
+    started = time.monotonic()
+    result = check(options.seed, options.minutes, parts_in(options.only), progress=signals.check)
+    show(aligned([list(COLUMNS), *result.table()]))
+    for fault in result.some_faults():
+        show(fault.line(options.seed))
+    if options.report:
+        options.report.write_text(report(result, time.monotonic() - started), encoding="utf-8")
+    if result.faults:
+        raise ValueError(f"{len(result.faults)} faults in {sum(row.tried for row in result.rows.values())} attempts")
+
+
+def parts_in(names: str) -> list[str]:
+    """ValueError for a part that there is none of."""
+    chosen = names_in(names)
+    unknown = [name for name in chosen if name not in PARTS]
+    if unknown or not chosen:
+        raise ValueError(f"there is no part {', '.join(unknown)!r}; take some of {', '.join(PARTS)}")
+    return list(chosen)
+
+
+def module_of(part: str) -> ModuleType:
+    return importlib.import_module(f".{parts_in(part)[0]}", __package__)
+
+
+def child_command(part: str, seed: int, folder: Path) -> list[str]:
+    """The pack may be a checkout or installed: its command line is started by its path."""
+    return [sys.executable, str(Path(__file__).resolve().parents[1] / "__main__.py"), "selfcheck", "--child", part,
+            "--seed", str(seed), "--folder", str(folder)]
+
+
+def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], None] = lambda: None,
+          least: int = 1) -> Result:
+    """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once."""
+    result, end = Result(seed), time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
+        for k, part in enumerate(parts):
+            share = PARTS[part] / sum(PARTS[later] for later in parts[k:])
+            until = time.monotonic() + share * (end - time.monotonic())
+            place = Path(folder) / part
+            with attempts.children(child_command(part, seed, place), place) as ask:
+                total = module_of(part).CASES
+                for index in indices(until, total if minutes >= 10 else least):
+                    progress()
+                    before = time.monotonic()
+                    found = ask(index, module_of(part).SECONDS)
+                    result.add(part, index, found, time.monotonic() - before)
+                    result.covered[part] = (min(index + 1, total), total)
+    return result
+
+
+def indices(until: float, least: int) -> Iterator[int]:
+    """0, 1, .. until the time is over; `least` in any case."""
+    index = 0
+    while index < least or time.monotonic() < until:
+        yield index
+        index += 1
+
+
+def repeat(which: str, seed: int) -> None:
+    """Make one attempt again, in a child, and show what became of it. Its folder is kept if it is a fault."""
+    part, _, number = which.partition(":")
+    if not number.isdecimal():
+        raise ValueError(f"--repeat takes PART:N, such as files:12, not {which!r}")
+    folder = Path(tempfile.mkdtemp(prefix="atelier-selfcheck-"))
+    with attempts.children(child_command(part, seed, folder), folder) as ask:
+        found = ask(int(number), module_of(part).SECONDS)
+    show(f"{part}:{number} {found.row}: {found.kind}. {found.text}")
+    if found.kind == FAULT:
+        raise ValueError(f"a fault; its files are in {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+def aligned(table: list[list[str]]) -> str:
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    return "\n".join("  ".join(cell.ljust(width) if k == 0 else cell.rjust(width)
+                               for k, (cell, width) in enumerate(zip(row, widths))) for row in table)
+
+
+def report(result: Result, seconds: float) -> str:
+    """docs/reliability.md."""
+    import torch
+    lines = ["# Reliability", "",
+             "This page is written by `atelier selfcheck --report docs/reliability.md`. It makes attempts at the pack "
+             "as an adversary or a clumsy user would, and counts what becomes of them.", "",
+             "- refused: the pack named the file or the setting and said what to do",
+             "- loaded: the attempt did no harm, and the result was right as far as it can be known",
+             "- fault: anything else: another exception, no answer within the time, too much memory, code that ran, a "
+             "wrong result", "",
+             f"{datetime.date.today().isoformat()}, seed {result.seed}, {seconds / 60:.1f} minutes, {os.cpu_count()} "
+             f"cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}", "",
+             "| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in result.table()]
+    lines += ["", "Cases tried: " + ", ".join(f"{part} {tried} of {total}"
+                                             for part, (tried, total) in result.covered.items()), ""]
+    if result.faults:
+        lines += ["## Faults", "", "```", *(fault.line(result.seed) for fault in result.some_faults()), "```", ""]
+    lines += ["## What the rows mean", ""]
+    for part in dict.fromkeys(row.part for row in result.rows.values()):
+        meanings = module_of(part).ROWS
+        lines += [f"- {part}, {name}: {meanings[name]}" for name in meanings if (part, name) in result.rows]
+    return "\n".join([*lines, "", "## Known limits", "", LIMITS])

@@ -1,0 +1,153 @@
+"""`atelier selfcheck`: a short sample has no faults, hostile content is what it says, and planted faults are found."""
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from oneshot_atelier.cli import main
+from oneshot_atelier.cli.selfcheck import attempts, command, hostile_pickles
+from oneshot_atelier.cli.selfcheck import files as file_part
+from oneshot_atelier.cli.selfcheck import trainings as training_part
+from oneshot_atelier.cli.selfcheck.attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome
+from oneshot_atelier.models.checkpoints import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[1]
+CHILD = f"""
+import importlib, os, runpy, sys, time
+from pathlib import Path
+runpy.run_path({str(ROOT / "cli" / "__main__.py")!r})["load_checkout"](Path({str(ROOT)!r}))
+from oneshot_atelier.cli.selfcheck import attempts, settings as part
+part.prepare = lambda folder: None
+def hang(*_): time.sleep(60)
+def die(*_): os._exit(3)
+def memory(*_): return attempts.outcome("planted", lambda: bytearray(1 << 34), ValueError)
+part.attempt = lambda prepared, seed, index: [hang, die, memory][index](index)
+attempts.serve(part, 0, Path({{folder!r}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return file_part.prepare(tmp_path_factory.mktemp("files"))
+
+
+def index_of(part, row, what=None, seed=0):
+    """An attempt of a row."""
+    name = part.__name__.rpartition(".")[2]
+    return next(k for k in range(part.CASES) for found in [attempts.chosen(part.CASE_LIST, seed, name, k)]
+                if found[0] == row and what in (None, found[1]))
+
+
+# --- a sample --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("part", ["pictures", "settings"])
+def test_a_sample_has_no_faults(part):
+    result = command.check(1, 0.0, [part], least=60)
+    assert not result.faults and result.covered[part][0] == 60
+    assert {row.part for row in result.rows.values()} == {part}
+
+
+@pytest.mark.parametrize("row", ["whole", "cut off", "bad numbers", "another kind", "no checkpoint"])
+def test_files_of_a_row_have_no_faults(files, row):
+    found = file_part.attempt(files, 0, index_of(file_part, row))
+    assert found.kind == (LOADED if row == "whole" else REFUSED), found.text
+
+
+def test_a_training_that_is_interrupted_and_one_that_has_no_folder(tmp_path):
+    prepared = training_part.prepare(tmp_path)
+    for row in ("interrupted", "no folder", "two of one name", "cut off snapshot"):
+        found = training_part.attempt(prepared, 0, index_of(training_part, row))
+        assert found.kind in (LOADED, REFUSED), found.text
+
+
+def test_an_attempt_is_the_same_again(files):
+    index = index_of(file_part, "changed bytes")
+    made = [file_part.MAKERS["changed bytes"](files, "diffae.safetensors", attempts.dice(3, "files", index))[0]
+            .read_bytes() for _ in range(2)]
+    assert made[0] == made[1] != files.wholes["diffae.safetensors"].path.read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(hostile_pickles.CODE))
+def test_the_code_is_code(tmp_path, name):
+    """It runs under a plain pickle.load; otherwise the check would prove nothing."""
+    canary = tmp_path / "canary"
+    try:
+        pickle.loads(hostile_pickles.plain(hostile_pickles.CODE[name](canary)))
+    except Exception as error:  # noqa: BLE001 - what the code returns may be unfit for the rest of the pickle
+        assert canary.exists(), error
+    assert canary.exists()
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+def runs_it(path):
+    try:
+        pickle.loads(path.read_bytes())
+    except Exception as error:
+        raise CheckpointError("it is hostile; do not use it") from error
+
+
+def raises_key_error(path):
+    raise KeyError("unet.weight")
+
+
+def says_nothing(path):
+    raise CheckpointError("bad file")
+
+
+def shows_the_inside(path):
+    raise CheckpointError("write it again: OpaqueObject(origin=None)")
+
+
+def ends_it(path):
+    raise SystemExit(1)
+
+
+def says_too_much(path):
+    raise CheckpointError("write it again " * 100)
+
+
+@pytest.mark.parametrize(("loader", "words"), [
+    (runs_it, "code in the file was run"), (raises_key_error, "KeyError"), (says_nothing, "what to do"),
+    (shows_the_inside, "inside of the program"), (says_too_much, "1500 characters"), (ends_it, "SystemExit")])
+def test_a_loader_with_a_fault_is_found_out(files, monkeypatch, loader, words):
+    monkeypatch.setattr(file_part, "LOADERS", dict.fromkeys(file_part.LOADERS, loader))
+    found = file_part.attempt(files, 0, index_of(file_part, "code", "exec by REDUCE/plain"))
+    assert found.kind == FAULT and words in found.text
+
+
+def test_a_hanging_a_dying_and_a_greedy_attempt_are_faults_and_the_next_is_made(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.format(folder=str(tmp_path)))
+    with attempts.children([sys.executable, str(script)], tmp_path / "place") as ask:
+        started = time.monotonic()
+        assert ask(0, 1.0).kind == FAULT and time.monotonic() - started < 40
+        died = ask(1, 30.0)
+        assert died.kind == FAULT and "status 3" in died.text
+        if os.path.exists("/proc/self/statm"):
+            assert "MemoryError" in ask(2, 30.0).text
+
+
+def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, capsys):
+    result = command.Result(7)
+    result.add("files", 12, Outcome("cut off", FAULT, "KeyError: 'x'"), 0.5)
+    result.add("files", 13, Outcome("cut off", REFUSED), 0.5)
+    result.add("trainings", 0, Outcome("disk full", NOT_TRIED, "no limits here"), 0.0)
+    result.covered["files"] = (14, 300)
+    monkeypatch.setattr(command, "check", lambda *_, **__: result)
+    page = tmp_path / "reliability.md"
+    assert main.main(["selfcheck", "--seed", "7", "--report", str(page)]) == 1
+    shown = capsys.readouterr().out
+    assert "atelier selfcheck --seed 7 --repeat files:12" in shown and "KeyError" in shown
+    text = page.read_text()
+    assert "| files: cut off | 2 | 1 | 0 | 1 | 1.0 |" in text and "not tried (no limits here)" in text
+    assert "files, cut off: a file that ends early" in text and "files 14 of 300" in text
+
+
+@pytest.mark.parametrize("arguments", [["--only", "weather"], ["--repeat", "files"], ["--repeat", "weather:1"]])
+def test_wrong_options_are_named(arguments, caplog):
+    assert main.main(["selfcheck", *arguments]) == 1
+    assert "atelier selfcheck: " in caplog.text
