@@ -58,6 +58,11 @@ def saved_step(snapshot: Path) -> int:
     return stored.meta["step"]
 
 
+def lock_of(snapshot: Path) -> Path:
+    """What a killed training leaves beside its snapshot, until the next one of that name ends."""
+    return snapshot.with_name(f".{snapshot.name}.lock")
+
+
 def assert_same_result(one: Path, other: Path) -> None:
     """Bit for bit the same tensors, and the same settings (the file's header is in no fixed order)."""
     a, b = (store.load(path) for path in (one, other))

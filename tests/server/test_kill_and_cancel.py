@@ -14,6 +14,7 @@ from oneshot_atelier.tests.server.sessions import (
     assert_same_result,
     at_step,
     lines_of,
+    lock_of,
     node,
     saved_step,
     snapshot_of,
@@ -104,10 +105,10 @@ def restarted(host: Host, killed: Path) -> Iterator[ComfyServer]:
         yield again
 
 
-def test_a_killed_server_leaves_a_whole_snapshot_and_no_other_file(killed: Path) -> None:
+def test_a_killed_server_leaves_a_whole_snapshot_and_its_lock_alone(killed: Path) -> None:
     snapshot = snapshot_of(killed, "killed")
     assert saved_step(snapshot) == 1
-    assert list(snapshot.parent.iterdir()) == [snapshot]
+    assert set(snapshot.parent.iterdir()) == {snapshot, lock_of(snapshot)}
     assert not style_of(killed, "killed").exists()
 
 
@@ -116,3 +117,4 @@ def test_after_a_kill_the_same_graph_goes_on_to_the_same_style(restarted: ComfyS
     assert lines_of(result)[0] == f"resumed at iteration 1 of {ITERATIONS}"
     assert steps_of(result.events)[0] == STEPS + 1 and steps_of(result.events)[-1] == ITERATIONS * STEPS
     assert_same_result(style_of(restarted.base, "killed"), unbroken)
+    assert not lock_of(snapshot_of(restarted.base, "killed")).exists()

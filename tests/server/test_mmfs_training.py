@@ -17,6 +17,7 @@ from oneshot_atelier.tests.server.sessions import (
     assert_same_result,
     at_step,
     lines_of,
+    lock_of,
     node,
     saved_step,
     snapshot_of,
@@ -100,7 +101,7 @@ def killed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def restarted(host: Host, killed: Path) -> Iterator[ComfyServer]:
     snapshot = snapshot_of(killed, "killed")
-    assert saved_step(snapshot) >= 1 and list(snapshot.parent.iterdir()) == [snapshot]
+    assert saved_step(snapshot) >= 1 and set(snapshot.parent.iterdir()) == {snapshot, lock_of(snapshot)}
     with ComfyServer(host, base=killed) as again:
         yield again
 

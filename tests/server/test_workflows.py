@@ -254,7 +254,7 @@ def test_alpha_is_laid_on_white(fit: Callable[..., np.ndarray]) -> None:
 
 def test_a_picture_of_one_pixel(client: Client) -> None:
     graph = fitted(client.upload(encoded(Image.new("RGB", (1, 1))), "one.png"))
-    with pytest.raises(NodeFailed, match="1 x 1 px is too small; take one of at least 8 px"):
+    with pytest.raises(NodeFailed, match="1 x 1 px is too small. Take one of at least 8 px"):
         client.run(graph, timeout=60)
 
 
