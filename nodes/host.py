@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..models.checkpoints import store
-from ..models.loading import DEMO, KINDS
+from ..models.kinds import KINDS
+from ..models.loading import DEMO
 from ..models.precision import AUTO, autocast
 from ..train.data import is_hidden
 

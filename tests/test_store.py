@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oneshot_atelier.models.checkpoints import CheckpointError, WrongKindError, read, store
-from oneshot_atelier.models.loading import KINDS, read_kind
+from oneshot_atelier.models.kinds import KINDS
+from oneshot_atelier.models.loading import read_kind
 
 CONFIG = {"base": 32, "mult": [1, 2], "dropout": 0.1, "spn": None}
 META = {"seed": 7, "losses": [0.5, 0.25], "note": "é \"quoted\""}

@@ -1,0 +1,195 @@
+"""What the pack loads: for every kind of checkpoint its networks, how their configurations are told by the tensors, and
+what a foreign file lacks. KINDS is the one table; loading.py works with it."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import diffae, mmfs, rng, spn, stylegan2, unet
+from .checkpoints import CheckpointError, Stored
+from .checkpoints.formats import vgg
+from .checkpoints.formats.foreign import with_prefix
+from .diffae import DiffAE, DiffAEConfig
+from .features import clip, dino
+from .features.clip import Clip, ClipConfig
+from .features.dino import Dino, DinoConfig
+from .mmfs import MMFS, MMFSConfig
+from .spn import SPN
+from .stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, Synthesis
+from .unet import UNet, UNetConfig
+
+MOST_PX = 4096  # of a StyleGAN2
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network inside a checkpoint.
+
+    config: makes its configuration from what our own file says (entry `entry` of it; "": all) and from what the caller
+    says; None if the tensors say all. detect: makes it from the network's tensors, the file's meta and what the caller
+    says. free: its fields that the tensors do not tell; of those, `told` are what `detect` wants to know. build: makes
+    the network. prefix: of its tensors in the file. inside: of those tensors in the network. optional: a file may lack
+    it. dispensable: a foreign file's is left out, with a warning, if it does not fit. depthwise: its blurs are slow
+    in channels_last.
+    """
+    config: Callable[..., Any] | None
+    detect: Callable[..., Any]
+    build: Callable[[Any], nn.Module]
+    prefix: str = ""
+    entry: str = ""
+    inside: str = ""
+    optional: bool = False
+    dispensable: bool = False
+    free: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    depthwise: bool = False
+
+    def tensors(self, stored: Stored) -> dict[str, Tensor]:
+        """Its tensors, under the names that they have in the network."""
+        return {self.inside + name: value for name, value in with_prefix(stored.tensors, self.prefix).items()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of checkpoint. what, use: how messages call it, and what loads it. page: where the public file is.
+
+    parts: its networks. complete: what is done to a file's content first. undecided: fields of the configuration that
+    a foreign file does not tell, and that its converted copy leaves to the loader.
+    """
+    what: str
+    use: str
+    page: str = ""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    complete: Callable[[Stored], Stored] = lambda stored: stored
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """What is expected, as the end of a message."""
+        return f"Expected here: {self.what}" + (f" (for example {self.page})" if self.page else "")
+
+
+def _with_statistics(stored: Stored) -> Stored:
+    """A DiffAE without its latent network if the statistics of z are missing, as in autoenc files."""
+    if "conds_mean" in stored.tensors:
+        return stored
+    tensors = {name: value for name, value in stored.tensors.items() if not name.startswith("latent_net.")}
+    return replace(stored, tensors=tensors, config=stored.config and stored.config | {"latent": None})
+
+
+def _with_noise_and_mean(stored: Stored) -> Stored:
+    """A foreign StyleGAN2 with what older files lack: the constant noise pictures, as normals of a fixed seed, and the
+    mean style, over 10,000 random z (docs/mmfs.md A.2, A.5)."""
+    if stored.config is not None:
+        return stored
+    const = stored.tensors.get("g.const")
+    if const is not None and const.ndim == 3 and const.shape[1] != const.shape[2]:
+        height, width = const.shape[1:]
+        raise CheckpointError(f"its generator begins with a constant of {height} x {width} px: StyleGAN2 for pictures "
+                              "that are not square is not supported, only that for square ones (4 x 4 px)")
+    config = stylegan2.detect(with_prefix(stored.tensors, "g."))
+    if not 8 <= config.resolution <= MOST_PX:
+        raise CheckpointError(f"it is a StyleGAN2 of {config.resolution} px; 8 to {MOST_PX} px are supported")
+    generator = rng.generator(0, "constant noise")
+    sizes = [2 ** ((i + 5) // 2) for i in range(2 * len(config.channels) - 1)]
+    noise = {f"g.noise_{i}": torch.randn(size, size, generator=generator) for i, size in enumerate(sizes)}
+    tensors = {**noise, **stored.tensors}
+    if "g.w_avg" not in tensors:
+        tensors["g.w_avg"] = stylegan2.mean_w(_mapping(with_prefix(tensors, "g.mapping."), config))
+    return replace(stored, tensors=tensors)
+
+
+def _mapping(tensors: Mapping[str, Tensor], config: StyleGAN2Config) -> stylegan2.Mapping:
+    square = (config.w_dim, config.w_dim)
+    for name, value in tensors.items():
+        if value.shape not in (square, square[:1]):
+            raise CheckpointError(f"its mapping network's '{name}' has shape {list(value.shape)}, not {list(square)}: "
+                                  "z and w of different widths are not supported")
+    net = stylegan2.Mapping(config.w_dim, config.mapping_layers)
+    net.load_state_dict(dict(tensors))
+    return net.float()
+
+
+def _checked_trunk(stored: Stored) -> Stored:
+    vgg.check(stored.tensors)
+    return stored
+
+
+def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
+    """The activation is the caller's choice where a converted file leaves it open."""
+    default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
+    return ClipConfig(**{"quick_gelu": default if quick_gelu is None else quick_gelu, **settings})
+
+
+def _decoder_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the decoder of a style says of its MMFS's configuration."""
+    count = unet.entry_count(tensors, "blocks.")
+    return {"decoder": tuple(tensors[f"blocks.{k}.conv1.weight"].shape[0] for k in range(count)),
+            "w_dim": tensors["blocks.0.conv1.affine.weight"].shape[1]}
+
+
+_UNET_FREE = ("image_size", "dropout", "head_channels", "num_heads", "attention_resolutions",
+              *(f"unet.{name}" for name in ("image_size", "dropout", "head_channels", "num_heads",
+                                            "attention_resolutions")))
+KINDS: dict[str, Kind] = {
+    "diffae": Kind(
+        "a DiffAE model", "the Load DiffAE node",
+        "ffhq256_autoenc_latent/last.ckpt, linked from https://github.com/phizaz/diffae",
+        {"diffae": Part(DiffAEConfig.from_dict, lambda t, _, **told: diffae.detect(t, **told), DiffAE, free=_UNET_FREE,
+                        told=("unet.image_size",))}, _with_statistics),
+    "ddpm": Kind(
+        "a DDPM model", "the Load DDPM node", "ffhq_p2.pt, linked from https://github.com/jychoi118/P2-weighting",
+        {"ddpm": Part(lambda c, **_: UNetConfig(**c), lambda t, _, **given: unet.detect(t, **given), UNet,
+                      free=_UNET_FREE, told=("image_size",))}),
+    "osasis_style": Kind(
+        "an OSASIS style", "the Load OSASIS Style node",
+        "exp/*/ckpt/iter_200.pt, linked from https://github.com/hansam95/OSASIS",
+        {"unet": Part(lambda c: UNetConfig(**c), lambda t, _, **told: unet.detect(t, **told), UNet, "unet.",
+                      "unet", free=_UNET_FREE, told=("image_size",)),
+         "spn": Part(None, lambda t, _: spn.detect(t), SPN, "spn.", "spn", optional=True)}),
+    "clip": Kind(
+        "a CLIP model", "the Load CLIP node",
+        "open_clip_model.safetensors, from https://huggingface.co/timm/vit_base_patch32_clip_224.openai",
+        {"clip": Part(_clip_config, lambda t, _, **given: clip.detect(_bare(t), **given),
+                      Clip, inside="net.", free=("quick_gelu", "mean", "std", "words", "vision_heads", "text_heads",
+                                                 "vision_mlp", "text_mlp"), told=("vision_heads",))},
+        undecided=("quick_gelu",)),
+    "vgg16": Kind(
+        "a VGG-16 trunk", "the Load Perceptual Distance node",
+        "vgg16-397923af.pth, from https://download.pytorch.org/models/vgg16-397923af.pth", complete=_checked_trunk),
+    "stylegan2": Kind(
+        "a StyleGAN2 model", "the Load StyleGAN2 node",
+        "ffhq-res512-mirror-stylegan2-noaug.pkl of NVIDIA's stylegan2-ada-pytorch, or 550000.pt, linked from "
+        "https://github.com/rosinality/stylegan2-pytorch",
+        {"g": Part(lambda c: StyleGAN2Config(**c), lambda t, meta: stylegan2.detect(t, meta["mbstd_group_size"]),
+                   StyleGAN2, "g.", "g", depthwise=True, free=("mbstd_group_size",)),
+         "d": Part(lambda c: StyleGAN2Config(**c),
+                   lambda t, meta: stylegan2.detect_discriminator(t, meta["mbstd_group_size"]), Discriminator,
+                   "d.", "g", optional=True, dispensable=True, depthwise=True)}, _with_noise_and_mean),
+    "mmfs": Kind(
+        "an MMFS model", "the Load MMFS node",
+        "phase3_pretrain_10000.pth, linked from https://github.com/dong-y21/MMFS",
+        {"g": Part(lambda c: MMFSConfig(**c), lambda t, _: mmfs.detect(t), MMFS, "g.", "g", depthwise=True,
+                   free=("mapper.head_channels", "mapper.dropout")),
+         "d": Part(lambda c: StyleGAN2Config(**c), lambda t, _: stylegan2.detect_discriminator(t), Discriminator, "d.",
+                   "d", optional=True, dispensable=True, depthwise=True,
+                   free=("w_dim", "mapping_layers", "mbstd_group_size"))}),
+    "mmfs_style": Kind(
+        "an MMFS style", "the Load MMFS Style node", "example_ref01.pth, linked from https://github.com/dong-y21/MMFS",
+        {"decoder": Part(lambda c: MMFSConfig(**c), lambda t, _: _decoder_sizes(t),
+                         lambda c: Synthesis(c.decoder, c.w_dim), "decoder.", "g")}),
+    "dino": Kind(
+        "a DINO ViT", "the Load Structure Network node",
+        "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino",
+        {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
+                      free=("heads", "antialias"))}),
+    "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
+}
+
+
+def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return with_prefix(tensors, "net.")
