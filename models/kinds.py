@@ -31,10 +31,10 @@ class Part:
 
     config: makes its configuration from what our own file says (entry `entry` of it; "": all) and from what the caller
     says; None if the tensors say all. detect: makes it from the network's tensors, the file's meta and what the caller
-    says. free: its fields that the tensors do not tell; of those, `told` are what `detect` wants to know. build: makes
-    the network. prefix: of its tensors in the file. inside: of those tensors in the network. optional: a file may lack
-    it. dispensable: a foreign file's is left out, with a warning, if it does not fit. depthwise: its blurs are slow
-    in channels_last.
+    says. free: its fields that the tensors do not tell; of them, `told` is what `detect` wants to know. widths: fields
+    that bound what is built where it is not laid out without memory first. build: makes the network. prefix: of its
+    tensors in the file. inside: of those tensors in the network. optional: a file may lack it. dispensable: a foreign
+    file's is left out, with a warning, if it does not fit. depthwise: its blurs are slow in channels_last.
     """
     config: Callable[..., Any] | None
     detect: Callable[..., Any]
@@ -46,6 +46,7 @@ class Part:
     dispensable: bool = False
     free: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
     depthwise: bool = False
 
     def tensors(self, stored: Stored) -> dict[str, Tensor]:
@@ -186,7 +187,7 @@ KINDS: dict[str, Kind] = {
         "a DINO ViT", "the Load Structure Network node",
         "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino",
         {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
-                      free=("heads", "antialias"))}),
+                      free=("heads", "antialias"), widths=("width", "patch", "image_size"))}),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
 }
 

@@ -116,13 +116,15 @@ def _check_claims(config: Any, tensors: Mapping[str, Tensor], part: Part) -> Non
     facts = _fields(found if isinstance(found, dict) else asdict(found))
     names = facts if isinstance(found, dict) else facts | claims
     for name in names:
-        if name not in part.free and _extent(name, claims) != _extent(name, facts):
+        if name not in part.free and _extent(name, claims, part.widths) != _extent(name, facts, part.widths):
             raise ValueError(f"it says {name} is {short(claims.get(name))}, its tensors say {short(facts.get(name))}")
 
 
-def _extent(name: str, values: Mapping[str, Any]) -> Any:
-    """What the value of a field says of the number of layers."""
+def _extent(name: str, values: Mapping[str, Any], widths: tuple[str, ...]) -> Any:
+    """What the value of a field says of the number of layers, or, if it is one of `widths`, the value."""
     value = values.get(name)
+    if name in widths:
+        return value
     if isinstance(value, (tuple, list)):
         return len(value)
     return value if name.rpartition(".")[2] in _COUNTS else name in values and value is not None

@@ -43,10 +43,13 @@ CLAIMS = [
     ("clip", "vocabulary", 2), ("clip", "words", ["cartoon", 5, "photo", "red"]), ("clip", "words", ["a"]),
     ("clip", "mean", [0.5]), ("clip", "std", [0, 0, 0]), ("clip", "mean", ["a", "b", "c"]), ("clip", "vision_heads", 7),
     ("clip", "text_heads", -1), ("stylegan2", "g.mapping_layers", HUGE), ("stylegan2", "g.channels", [8] * 100_000),
-    ("stylegan2", "g.group", 0), ("stylegan2", "g.group", "four"), ("mmfs", "g.mapping_layers", HUGE),
-    ("mmfs", "g.mapper.layers", HUGE), ("mmfs", "d.channels", [8] * 100_000), ("mmfs", "d.group", 0),
-    ("mmfs", "g.mapper", None), ("mmfs_style", "g.decoder", [8] * 100_000), ("mmfs_style", "g.style", HUGE),
-    ("dino", "layers", HUGE), ("dino", "heads", "many"), ("dino", "heads", 0), ("ddpm", "colour", "red"),
+    ("stylegan2", "g.mbstd_group_size", 0), ("stylegan2", "g.mbstd_group_size", "four"),
+    ("mmfs", "g.mapping_layers", HUGE),
+    ("mmfs", "g.mapper.layers", HUGE), ("mmfs", "d.channels", [8] * 100_000),
+    ("mmfs", "d.mbstd_group_size", 0),
+    ("mmfs", "g.mapper", None), ("mmfs_style", "g.decoder", [8] * 100_000), ("mmfs_style", "g.w_dim", HUGE),
+    ("dino", "layers", HUGE), ("dino", "width", 2 ** 20), ("dino", "patch", 2 ** 12), ("dino", "image_size", 2 ** 16),
+    ("dino", "heads", "many"), ("dino", "heads", 0), ("ddpm", "colour", "red"),
     ("stylegan2", "g", 3), ("mmfs", "g.mapper", 5), ("clip", "words", 5)]
 
 

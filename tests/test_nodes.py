@@ -608,7 +608,7 @@ def test_options(nodes):
     assert corrected["clamp"] != "hard" and corrected.get("cross_weight") != 9.0
     weights = [name for name in values if name.endswith("_weight") and name != "style_spn_weight"]
     assert len(weights) == 5
-    with pytest.raises(ValueError, match="nor all be 0"):
+    with pytest.raises(ValueError, match="must not all be 0"):
         nodes.OSASISFineTuneOptions.execute(**values | dict.fromkeys(weights, 0.0))
     with pytest.raises(ValueError, match="preset"):
         nodes.OSASISFineTuneOptions.execute(**values | {"preset": "best"})

@@ -1,12 +1,11 @@
 """Perceptual distances: LPIPS-VGG from a local trunk, the substitute from an encoder; no network at all."""
 
-import builtins
 import socket
 
 import pytest
 import torch
 
-from oneshot_atelier.models.features import encoder
+from oneshot_atelier.models.features import encoder, packages
 from oneshot_atelier.models.features import lpips as lpips_module
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.features.lpips import LpipsVGG
@@ -100,15 +99,11 @@ def test_an_incomplete_trunk_is_an_error(trunk):
 
 
 def test_a_missing_package_says_what_to_install(trunk, monkeypatch):
-    plain = builtins.__import__
+    def broken(name):
+        raise OSError(f"libc10.so is broken, {name} cannot be loaded")
 
-    def without_lpips(name, *arguments, **options):
-        if name == "lpips":
-            raise OSError("libc10.so is broken")
-        return plain(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_lpips)
-    with pytest.raises(ImportError, match="libc10.so is broken.*pip install 'lpips>=0.1.3'"):
+    monkeypatch.setattr(packages.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match="libc10.so is broken, lpips.*pip install 'lpips>=0.1.3'"):
         LpipsVGG(trunk)
 
 

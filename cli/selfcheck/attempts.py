@@ -6,6 +6,7 @@ limit and starts another one.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import random
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TypeVar
+
+import torch
 
 Case = TypeVar("Case")
 LOADED, REFUSED, FAULT, NOT_TRIED = "loaded", "refused", "fault", "not tried"
@@ -83,6 +86,8 @@ def serve(part: ModuleType, seed: int, folder: Path) -> None:
     to stderr."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
+        torch.set_num_threads(1)
+        logging.getLogger().setLevel(logging.ERROR)
         prepared = part.prepare(folder)
         print(json.dumps({"memory": limit_memory(MEMORY)}), file=out, flush=True)
         for line in sys.stdin:

@@ -6,7 +6,6 @@ snapshot. Resumed, it must end in the style of one that was not stopped, bit for
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -191,8 +190,6 @@ class Prepared:
 
 
 def prepare(folder: Path) -> Prepared:
-    torch.set_num_threads(1)
-    logging.getLogger().setLevel(logging.ERROR)
     tiny, counted, files = Tiny.make(), Events(-1, print), Events(-1, print, calls=False)
     (folder / "whole").mkdir(parents=True, exist_ok=True)
     (folder / "files").mkdir(exist_ok=True)

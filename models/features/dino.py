@@ -90,9 +90,10 @@ class Dino(nn.Module):
 
 def _vision_transformer(config: DinoConfig) -> VisionTransformer:
     timm = package_module("timm.models.vision_transformer", "timm")
-    return timm.VisionTransformer(config.image_size, config.patch, embed_dim=config.width, depth=config.layers,
-                                  num_heads=config.heads, num_classes=0, norm_layer=partial(nn.LayerNorm, eps=EPS),
-                                  dynamic_img_size=True)
+    with torch.device("cpu"):  # timm before 1.0.21 calculates with numbers that the meta device does not have
+        return timm.VisionTransformer(config.image_size, config.patch, embed_dim=config.width, depth=config.layers,
+                                      num_heads=config.heads, num_classes=0, norm_layer=partial(nn.LayerNorm, eps=EPS),
+                                      dynamic_img_size=True)
 
 
 def build(config: DinoConfig, tensors: Mapping[str, Tensor]) -> Dino:
