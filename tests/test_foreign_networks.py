@@ -205,11 +205,22 @@ def test_hugging_faces_clip_is_a_renaming(tmp_path, name):
         assert found.config == SMALL and tiny.same(found.net.state_dict(), dict(net.net.state_dict()))
 
 
-def test_a_picture_tower_alone_is_refused_with_what_is_missing(tmp_path):
-    state = {k: v for k, v in hugging_state(a_clip()).items() if k.startswith("vi")}
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="picture tower of a CLIP alone, without the text tower.*open_clip_model"):
-        loading.load_clip(tmp_path / "model.safetensors")
+def test_a_picture_tower_alone_embeds_pictures_and_refuses_prompts(tmp_path):
+    net, path, x = a_clip(), tmp_path / "model.safetensors", tiny.pictures(2, px=16)
+    save_file({k: v for k, v in hugging_state(net).items() if k.startswith("vi")}, path)
+    slim = loading.convert(path, tmp_path / "slim", dtype=torch.float32)
+    for found in (loading.load_clip(path), loading.load_clip(slim)):
+        torch.testing.assert_close(found.embed(x), net.embed(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.tokens(x, 0), net.tokens(x, 0), atol=1e-4, rtol=1e-4)
+        for ask, text in ((found.check_prompt, "red"), (found.embed_text, ["red"])):
+            with pytest.raises(ValueError, match="picture tower alone and reads no prompts. Load a whole CLIP"):
+                ask(text)
+
+
+def test_a_picture_tower_without_its_projection_is_refused(tmp_path):
+    save_file({k: v for k, v in hugging_state(a_clip()).items() if k.startswith("vision_")}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="picture tower of a CLIP without its projection.*open_clip_model"):
+        loading.load_clip(tmp_path / "a.safetensors")
 
 
 # --- LPIPS -------------------------------------------------------------------------------------------------------

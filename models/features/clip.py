@@ -41,7 +41,8 @@ WIDEST_OF_64 = 1024  # every published tower up to this width has heads of 64 ch
 class ClipConfig:
     """The towers' sizes. words: the word list of a small model, empty for CLIP's own 49,408 byte pairs.
 
-    heads: of the attention, 0 for 64 channels each. mlp: width of a block's hidden layer, 0 for 4 times the tower's.
+    Without a text tower, what concerns texts is 0. heads: of the attention, 0 for 64 channels each. mlp: width of a
+    block's hidden layer, 0 for 4 times the tower's.
     """
     embed: int
     image_size: int
@@ -83,9 +84,11 @@ def detect(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None,
     try:
         width, _, patch, _ = tensors["visual.conv1.weight"].shape
         positions = tensors["visual.positional_embedding"].shape[0]
-        context, text_width = tensors["positional_embedding"].shape
-        vocabulary = tensors["token_embedding.weight"].shape[0]
         embed = tensors["visual.proj"].shape[1]
+        context, text_width, vocabulary = 0, 0, 0
+        if not all(name.startswith("visual.") for name in tensors):
+            context, text_width = tensors["positional_embedding"].shape
+            vocabulary = tensors["token_embedding.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a CLIP with ViT towers in OpenAI's layout ({error} is missing or of another shape); "
                          "ViT-B-32 of OpenCLIP as safetensors is what this pack expects") from error
@@ -196,6 +199,7 @@ class Clip(nn.Module):
 
     def check_prompt(self, text: str) -> None:
         """ValueError for a text that CLIP cannot read whole: empty, too long, or without any word that it knows."""
+        self._check_text_tower()
         if not text.strip():
             raise ValueError("the prompt is empty; describe the style in a few words, such as 'watercolor painting'")
         tokenizer, context = self.tokenizer(), self.config.context
@@ -206,8 +210,14 @@ class Clip(nn.Module):
         tokenizer([text])
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (B, D) of texts."""
+        """Embeddings (B, D) of texts. ValueError without a text tower."""
+        self._check_text_tower()
         return self.net.encode_text(self.tokenizer()(list(texts)).to(self.mean.device))
+
+    def _check_text_tower(self) -> None:
+        if not self.config.vocabulary:
+            raise ValueError("this CLIP is the picture tower alone and reads no prompts. Load a whole CLIP, such as "
+                             "open_clip_model.safetensors of OpenAI's ViT-B/32")
 
     def tokenizer(self) -> WordTokenizer | SimpleTokenizer:
         """The word list's tokenizer, or CLIP's own byte pairs (the list comes with the open_clip package)."""
@@ -220,6 +230,18 @@ def _package() -> ModuleType:
     return package_module("open_clip", "open_clip_torch")
 
 
+class PictureTower(nn.Module):
+    """The picture tower of a CLIP, called as the whole one is."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, inputs: Tensor) -> Tensor:
+        """Embeddings (B, D) of preprocessed inputs (B, 3, S, S)."""
+        return self.visual(inputs)
+
+
 def _open_clip(config: ClipConfig) -> CLIP:
     heads = config.vision_heads or max(1, config.vision_width // 64)
     towers = (("picture", config.vision_width, heads), ("text", config.text_width, config.text_heads))
@@ -230,6 +252,10 @@ def _open_clip(config: ClipConfig) -> CLIP:
     vision = package.CLIPVisionCfg(
         layers=config.vision_layers, width=config.vision_width, patch_size=config.patch, image_size=config.image_size,
         head_width=config.vision_width // heads, mlp_ratio=_ratio(config.vision_mlp, config.vision_width))
+    if not config.vocabulary:
+        least = package.CLIPTextCfg(context_length=1, vocab_size=1, width=64, heads=1, layers=1)
+        whole = package.CLIP(config.embed, vision, least, quick_gelu=config.quick_gelu)
+        return cast("CLIP", PictureTower(whole.visual))
     text = package.CLIPTextCfg(
         context_length=config.context, vocab_size=config.vocabulary, width=config.text_width,
         heads=config.text_heads or max(1, config.text_width // 64), layers=config.text_layers,

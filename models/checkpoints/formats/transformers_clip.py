@@ -1,4 +1,5 @@
-"""CLIP as Hugging Face's transformers store it (CLIPModel): other names, split attention, transposed projections."""
+"""CLIP as Hugging Face's transformers store it (CLIPModel, CLIPVisionModelWithProjection): other names, split
+attention, transposed projections."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from .weights import Weights
 
 _SIGN = "vision_model.embeddings.patch_embedding.weight"
 _BUFFERS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
+_TEXT_SIGN = "text_model.embeddings.token_embedding.weight"
 _PLAIN = {"visual.class_embedding": "vision_model.embeddings.class_embedding", "visual.conv1.weight": _SIGN,
           "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-          "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+          "token_embedding.weight": _TEXT_SIGN,
           "positional_embedding": "text_model.embeddings.position_embedding.weight"}
 _TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 _NORMS = (("visual.ln_pre", "vision_model.pre_layrnorm"), ("visual.ln_post", "vision_model.post_layernorm"),
@@ -31,24 +33,28 @@ def matches(weights: Weights) -> bool:
 
 
 def parse(weights: Weights) -> Foreign:
-    """Kind "clip", in OpenAI's layout. CheckpointError for a file of one tower, and for other architectures."""
+    """Kind "clip", in OpenAI's layout; the picture tower alone is one without prompts. CheckpointError for other
+    architectures."""
     state = weights.state
-    if "text_model.embeddings.token_embedding.weight" not in state:
-        raise CheckpointError("it is the picture tower of a CLIP alone, without the text tower, which reads the "
-                              f"prompts; {ADVICE}")
-    if "vision_model.embeddings.class_embedding" not in state or "logit_scale" not in state:
+    whole = _TEXT_SIGN in state
+    if "vision_model.embeddings.class_embedding" not in state or whole and "logit_scale" not in state:
         raise CheckpointError(f"it is no CLIP but a model of another architecture (SigLIP?); {ADVICE}")
+    if "visual_projection.weight" not in state:
+        raise CheckpointError("it is the picture tower of a CLIP without its projection, which gives the embeddings; "
+                              f"{ADVICE}")
     rows = [row for ours, theirs in _blocks(state) for row in
             linear((f"{ours}.{a}", f"{theirs}.{b}") for a, b in _BLOCK)]
     rest = {name: value for name, value in state.items() if name not in (*_BUFFERS, "logit_scale")}
-    rows += linear(_NORMS) + [Row(ours, theirs) for ours, theirs in (_PLAIN | _TURNED).items()]
+    rows += linear(row for row in _NORMS if whole or row[0].startswith("visual."))
+    rows += [Row(ours, theirs) for ours, theirs in (_PLAIN | _TURNED).items() if whole or ours.startswith("visual.")]
     found = read(rest, rows)
-    for name in _TURNED:
+    for name in found.keys() & _TURNED:
         found[name] = found[name].T.contiguous()
     for ours, _ in _blocks(state):
         for part in ("weight", "bias"):
             found[f"{ours}.attn.in_proj_{part}"] = torch.cat([found.pop(f"{ours}.attn.{x}.{part}") for x in "qkv"])
-    return Foreign(found | {"logit_scale": temperature(weights)}, "clip", {"format": "transformers"})
+    found |= {"logit_scale": temperature(weights)} if whole else {}
+    return Foreign(found, "clip", {"format": "transformers"})
 
 
 def _blocks(names: Iterable[str]) -> list[tuple[str, str]]:
