@@ -1,6 +1,7 @@
 # make demo   the demo, in a real ComfyUI: pictures in demo_output/ (COMFYUI_PATH=... takes your own ComfyUI)
 # make test   the whole test suite             make host   only set up what both run on (outside this folder)
 # make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
+# make oldest what depends on the packages of requirements.txt, with the oldest versions that it allows
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
 # Threads of a busy machine must not spin while they wait for each other: that made a UNet call 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test host lint page clean
+.PHONY: demo test host lint oldest page clean
 
 demo:
 	@test -n "$$COMFYUI_PATH" || $(SETUP)
@@ -27,6 +28,12 @@ lint:
 	@$(SETUP)
 	@$(HOST_PYTHON) -m ruff check .
 	@$(HOST_PYTHON) -m pyright --pythonpath $(HOST_PYTHON)
+
+oldest:
+	@$(SETUP)
+	@$(HOST_PYTHON) -m pip install -q --no-deps --target build/oldest $$(sed -n 's/>=/==/p' requirements.txt)
+	@PYTHONPATH=build/oldest $(HOST_PYTHON) -m pytest tests/test_clip.py tests/test_perceptual.py tests/test_metrics.py \
+	    tests/test_foreign_networks.py tests/test_networks.py tests/test_losses.py tests/test_nodes_mmfs.py $(ARGS)
 
 page:
 	@$(SETUP) --with-page
