@@ -165,7 +165,7 @@ def _check_fit(path: Path, make: Callable[[], nn.Module], tensors: Mapping[str, 
     try:
         with torch.device("meta"):
             shapes = {key: value.shape for key, value in make().state_dict().items()}
-    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: its configuration cannot be built ({_in_words(error)}); it is damaged, "
                               "write or download it again") from error
     unexpected = sorted(shapes.keys() ^ tensors.keys()) + [
