@@ -47,7 +47,8 @@ CLAIMS = [
     ("mmfs", "g.mapping_layers", HUGE),
     ("mmfs", "g.mapper.layers", HUGE), ("mmfs", "d.channels", [8] * 100_000),
     ("mmfs", "d.mbstd_group_size", 0),
-    ("mmfs", "g.mapper.head_channels", 5), ("mmfs", "g.mapper", None), ("mmfs_style", "g.decoder", [8] * 100_000), ("mmfs_style", "g.w_dim", HUGE),
+    ("mmfs", "g.mapper.head_channels", 5),
+    ("mmfs", "g.mapper", None), ("mmfs_style", "g.decoder", [8] * 100_000), ("mmfs_style", "g.w_dim", HUGE),
     ("dino", "layers", HUGE), ("dino", "width", 2 ** 20), ("dino", "patch", 2 ** 12), ("dino", "image_size", 2 ** 16),
     ("dino", "heads", "many"), ("dino", "heads", 0), ("ddpm", "colour", "red"),
     ("stylegan2", "g", 3), ("mmfs", "g.mapper", 5), ("clip", "words", 5)]
