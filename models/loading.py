@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,6 @@ DEMO = Path(__file__).parent / "demo"
 _COUNTS = ("blocks", "layers", "mapping_layers", "vision_layers", "text_layers")  # fields that count layers
 STYLE_PICTURE = 256  # px, of the picture inside a style file
 log = logging.getLogger(__name__)
-Net = TypeVar("Net", bound=nn.Module)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
