@@ -1,0 +1,121 @@
+"""Kernels beside plain torch, in float32, forward and backward: prints {case: largest error}, relative to the largest
+value. Started by test_kernels.py with TRITON_INTERPRET=1, so that they run on the CPU; on a GPU it can be run as it is:
+
+    python3 tests/kernel_checks.py [cuda]
+"""
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+runpy.run_path(str(ROOT / "cli" / "__main__.py"))["load_checkout"](ROOT)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+from oneshot_atelier.models import kernels, ops  # noqa: E402
+from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
+from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
+from oneshot_atelier.tests import tiny  # noqa: E402
+
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+
+
+def randn(*shape, seed=0, scale=1.0, shift=0.0):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
+    return x.to(DEVICE).requires_grad_()
+
+
+def error(found, expected):
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in zip(found, expected, strict=True))
+
+
+def both(work, *leaves):
+    """Error of work(*leaves) and of its gradients, with kernels against without."""
+    def once():
+        y = work(*leaves)
+        weight = randn(*y.shape, seed=9).detach()
+        return [y.detach(), *torch.autograd.grad((y * weight).sum(), leaves)]
+    with patch.object(kernels, "usable", lambda x: False):
+        plain = once()
+    with patch.object(kernels, "usable", lambda x: True):
+        return error(once(), plain)
+
+
+def norm_cases():
+    """(B, C, H, W), groups: held by one program, and in chunks; widths and sides that are no powers of 2."""
+    for shape, groups in (((2, 8, 4, 4), 2), ((2, 96, 8, 8), 32), ((1, 32, 70, 66), 4), ((2, 192, 32, 36), 3)):
+        b, c = shape[:2]
+        norm = torch.nn.GroupNorm(groups, c).to(DEVICE)
+        x = randn(*shape, scale=2.0, shift=30.0)
+        weight, bias = (randn(c, seed=s) for s in (1, 2))
+        affine = randn(b, 2 * c, seed=3), randn(c, seed=4)
+
+        def plain_norm(x, weight, bias, norm=norm):
+            norm.weight, norm.bias = (torch.nn.Parameter(v.detach()) for v in (weight, bias))
+            return ops.group_norm(x, norm)
+        yield f"norm {shape}", both(lambda x, f=plain_norm, w=weight, q=bias: f(x, w, q), x)
+        yield f"norm, affine, bias, SiLU {shape}", both(
+            lambda x, ab, cb, norm=norm: ops.norm_silu(x, norm, tuple(ab.chunk(2, 1)), cb), x, *affine)
+
+
+def map_cases():
+    x, h, third, bias = randn(2, 24, 6, 10), randn(2, 24, 6, 10, seed=1), randn(2, 24, 6, 10, seed=2), randn(24)
+    yield "residual", both(lambda x, h, b: ops.residual([x, h], b), x, h, bias)
+    yield "residual of three, two biases", both(lambda *v: ops.residual(v[:3], v[3], v[3]), x, h, third, bias)
+    yield "residual without bias", both(lambda x, h: ops.residual([x, h], None), x, h)
+    yield "halve", both(ops.halve, x)
+    yield "double", both(ops.double, x)
+    norm = torch.nn.GroupNorm(8, 96).to(DEVICE)
+    for side in (4, 66):
+        parts = randn(2, 32, side, side), randn(2, 64, side, side, seed=1)
+
+        def two_ways(x, other):
+            y, rest = ops.branch(ops.side_by_side(x, other), norm)
+            rest = torch.cat(rest, 1) if isinstance(rest, tuple) else rest
+            return y + rest.square()
+        yield f"two maps side by side, two ways, {side} px", both(two_ways, *parts)
+
+
+def dropout_case():
+    norm, x = torch.nn.GroupNorm(4, 64).to(DEVICE), randn(2, 64, 32, 32)
+    with patch.object(kernels, "usable", lambda x: True):
+        torch.manual_seed(1)
+        y = ops.norm_silu(x, norm, dropout=0.3)
+        found = torch.autograd.grad(y.sum(), x)
+        torch.manual_seed(2)
+        assert not torch.equal(ops.norm_silu(x, norm, dropout=0.3) == 0, y == 0)
+    kept = (y != 0).float()
+    assert abs(float(kept.mean()) - 0.7) < 0.01
+    yield "dropout", error([y.detach(), *found], [
+        (F.silu(F.group_norm(x, 4)) * kept / 0.7).detach(),
+        *torch.autograd.grad((F.silu(F.group_norm(x, 4)) * kept / 0.7).sum(), x)])
+
+
+def network_cases():
+    x, t = randn(2, 3, 32, 32), torch.tensor([7, 800], device=DEVICE)
+    config = replace(tiny.UNET, base=64)  # with one channel a group, gradients of biases are rounding noise
+    net = ops.channels_last(tiny.filled(UNet(config)).to(DEVICE)).eval()
+    z = randn(2, tiny.WIDTH, seed=2)
+    yield "UNet", both(lambda x, z, *p: net(x, net.modulation(t, z)), x, z, *net.parameters())
+    encoder = tiny.filled(SemanticEncoder(config, (1, 2, 2)).to(DEVICE)).eval()
+    yield "encoder", both(encoder, x)
+    for timed in (True, False):
+        spn = tiny.filled(SPN(SPNConfig(timed, 64, 128, 32, 32)).to(DEVICE))
+        yield f"SPN, timed {timed}", both(lambda x, *p, spn=spn: spn(x, 3), x, *spn.parameters())
+
+
+def main() -> None:
+    found = {}
+    for cases in (norm_cases, map_cases, dropout_case, network_cases):
+        found |= dict(cases())
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
