@@ -166,7 +166,8 @@ def content_files(content: GeneratedContent, folder: ContentFolder) -> ContentFi
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}")
     settings = {name: getattr(config, name) for name in MAKES} | {
-        "version": VERSION, "stream": content.stream, "model": hash_of_network(frozen, None), "torch": torch.__version__,
+        "version": VERSION, "torch": str(torch.__version__), "stream": content.stream,
+        "model": hash_of_network(frozen, None),
         "precision": str(compute_dtype(device, config.precision)), "device": f"{device.type}, {processor}"}
     with torch.device("meta"):
         picture = torch.empty(BLOCK, 3, frozen.image_size, frozen.image_size, dtype=content.dtype)

@@ -93,10 +93,9 @@ class ContentFiles:
             return None
         try:
             tensors = self._load(number)
-        except FileNotFoundError:  # another process has just removed it
-            return None
         except (OSError, CheckpointError) as error:
-            self.hooks.warn(f"Prepared content cannot be used, and is made anew: {error}")
+            if os.path.lexists(self.path(number)):  # else another process has just removed it
+                self.hooks.warn(f"Prepared content cannot be used, and is made anew: {error}")
             return None
         with suppress(OSError):  # of a folder that may only be read
             os.utime(self.place)
