@@ -86,7 +86,8 @@ def test_a_style_is_the_same_bit_for_bit_without_a_store_and_with_it_empty_half_
     needed = config.cached_content or 12
     starts = [text.split(" from disk")[0] for text in said if "from disk" in text]
     assert starts == [f"content: {n} of {needed} pictures" for n in (0, needed, needed - BLOCK)]
-    assert str(folder.path) in said[0] and "GB of at most 4 GB" in said[0]
+    told = [text for text in said if text.startswith("content: ")]
+    assert all(text.endswith(f" GB of at most 4 GB in {folder.path}") for text in told) and len(told) == len(said)
 
 
 def test_every_style_of_a_model_uses_what_the_first_one_made(folder, made):

@@ -127,7 +127,11 @@ class GeneratedContent:
         if self.files is not None:
             size = len(blocks_of(numbers)) * self.files.bytes
             self.hooks.tell(f"content: {self.on_disk(numbers)} of {len(numbers)} pictures from disk "
-                            f"({size / 1e9:.2f} GB for all); {self.files.folder.describe()}")
+                            f"({size / 1e9:.2f} GB for all){self.place()}")
+
+    def place(self) -> str:
+        """Where they are kept and how large that is, for the end of a sentence."""
+        return f"; {self.files.folder.describe()}" if self.files is not None else ""
 
     def _block(self, b: int) -> Content:
         stored = self.files.read(b) if self.files is not None else None
@@ -229,5 +233,5 @@ def content_source(frozen: DiffAE, config: ContentSettings, photos: Tensor | Non
     parts = []
     for first in range(0, count, BLOCK):
         parts.append(made.items(range(first, min(first + BLOCK, count))))
-        hooks.tell(f"content: {min(first + BLOCK, count)} of {count} pictures are prepared")
+        hooks.tell(f"content: {min(first + BLOCK, count)} of {count} pictures are prepared{made.place()}")
     return ReusedContent(Content.joined(parts), config.batch, config.seed)
