@@ -19,6 +19,7 @@ from ..evaluate.tables import Rows, beside, first_of_each, table
 from ..models import loading
 from ..models.features.encoder import EncoderDistance, EncoderKeys
 from ..models.mmfs import clip_fingerprint, clip_warning
+from ..train.content_files import DEFAULT_GB, ContentFolder
 from ..train.data import find_pictures, read_pictures, split, to_unit
 from ..train.fewshot import FewShotConfig
 from ..train.loop import Hooks
@@ -60,6 +61,10 @@ def add_osasis(p: argparse._ArgumentGroup) -> None:
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32)):
         p.add_argument(f"--{name}", type=kind, default=default)
+    p.add_argument("--content", type=Path, help="folder that keeps generated content pictures: all styles, and later "
+                   "runs with the same DiffAE, seed and settings, take them from there (default: none is kept)")
+    p.add_argument("--content-gb", type=float, default=DEFAULT_GB, help="how large --content may become, in GB; what "
+                   "was used longest ago leaves first (%(default)s)")
 
 
 def add_mmfs(p: argparse._ArgumentGroup) -> None:
@@ -110,7 +115,8 @@ def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None, ho
 def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
     config = from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set)
     settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
-                               decode_steps=options.decode_steps, change_point=options.change_point)
+                               decode_steps=options.decode_steps, change_point=options.change_point,
+                               content=options.content and ContentFolder.of(options.content, options.content_gb))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
     photos = read_photos(options, evaluator.diffae.image_size, device)
     return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)

@@ -20,6 +20,7 @@ from ..models.precision import autocast
 from ..models.style import OSASISStyle, fingerprint
 from ..models.unet import UNet
 from ..train.content import Content, prepare_content
+from ..train.content_files import ContentFolder
 from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
@@ -50,7 +51,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin."""
+    """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin.
+
+    content: where content pictures of the fine-tunes are kept, which all styles share.
+    """
     config: OSASISConfig
     candidates: int = 30
     twin_t0: float = 0.5
@@ -60,6 +64,7 @@ class Settings:
     change_point: int = 32
     batch: int = 28
     seed: int = 0
+    content: ContentFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     styles = {}
     for spn in (True, False):
         styles[spn], run = tune_style(nets, twin, style_image, config if spn else replace(config, spn="none"),
-                                      hooks=hooks)
+                                      hooks=hooks, folder=settings.content)
         losses = run.loss_history["loss"]
         log.info("fine-tuned %s SPN, loss %.2f -> %.2f", "with" if spn else "without", losses[0], losses[-1])
     seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))

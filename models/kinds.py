@@ -188,6 +188,7 @@ KINDS: dict[str, Kind] = {
         "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino",
         {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
                       free=("heads", "antialias"), widths=("width", "patch", "image_size"))}),
+    "osasis_content": Kind("prepared content pictures", "an OSASIS fine-tune, by itself, from its content folder"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
 }
 

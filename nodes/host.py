@@ -41,6 +41,7 @@ FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": 
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 NO_FOLDER = "none"
 MOST_FOLDERS = 500  # offered as choices
+OURS = "atelier"  # marks the patchers of this pack
 PREVIEW_SECONDS = 0.25
 PREVIEW_SIDE = 768
 
@@ -131,6 +132,11 @@ def snapshot_folder() -> Path:
     return output_folder() / "atelier" / "snapshots"
 
 
+def content_folder() -> Path:
+    """Where OSASIS fine-tunes keep the content pictures that they have prepared."""
+    return output_folder() / "atelier" / "content"
+
+
 def input_folders() -> list[str]:
     """Sub-folders of ComfyUI's input folder, as 'a/b'; hidden ones are left out."""
     root, found = Path(folder_paths.get_input_directory()), []
@@ -173,6 +179,7 @@ class PatchedModule:
         self.net = net
         self.bytes = bytes_of(net)
         self.patcher = patcher(net, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+        self.patcher.set_attachments(OURS, True)
 
 
 def bytes_of(net: nn.Module | None) -> int:
@@ -199,14 +206,22 @@ def training_device() -> torch.device:
     return mm.get_torch_device()
 
 
+def unload_ours(device: torch.device) -> None:
+    """This pack's networks leave the device; those of others stay."""
+    others = [loaded for loaded in mm.current_loaded_models if not (loaded.model and loaded.model.get_attachment(OURS))]
+    mm.free_memory(1e30, device, keep_loaded=others)
+
+
 @contextlib.contextmanager
 def trainable(*things: nn.Module | Tensor | None, memory: int = 0) -> Iterator[tuple]:
-    """Gradients on, and a copy of every network and tensor on the computing device, fit for autograd.
+    """Gradients on, and a copy of every network and tensor on the computing device, fit for autograd. What this pack
+    had there for sampling leaves it; memory: bytes that are asked for beside.
 
     ComfyUI runs nodes in inference mode, where everything made or moved is unfit; and what comes in on a socket is
     cached and shared, so it must not be trained in place.
     """
     device = training_device()
+    unload_ours(device)
     mm.free_memory(memory, device)
     with torch.inference_mode(False), torch.enable_grad():
         yield tuple(_own(thing, device) for thing in things)
@@ -259,6 +274,12 @@ def show_text(text: str) -> None:
 def warn(text: str) -> None:
     """Show a line of text on the running node, and in the log."""
     log.warning(text)
+    show_text(text)
+
+
+def inform(text: str) -> None:
+    """Show a line of text on the running node, and in the log, where it is no warning."""
+    log.info(text)
     show_text(text)
 
 

@@ -122,7 +122,7 @@ def session_inputs(name: str, save_every: int, most: int, unit: str) -> list:
 
 
 def changed_pictures() -> io.Boolean.Input:
-    """The switch to resume a training whose folders of pictures have changed; the last input of a training."""
+    """The switch to resume a training whose folders of pictures have changed."""
     return advanced(io.Boolean.Input("changed_pictures", default=False, optional=True,
                                      tooltip="Resume although the photos or the art have changed since the snapshot. "
                                              "Off: such a snapshot is refused."))

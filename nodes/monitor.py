@@ -24,7 +24,7 @@ class TrainingMonitor:
         self.progress = NodeProgress(steps * per_step)
         self.loss_history: dict[str, list[float]] = {}
         self.predictions: Tensor | None = None
-        self.warning = ""
+        self.warning, self.note = "", ""
 
     @property
     def losses(self) -> list[float]:
@@ -33,7 +33,7 @@ class TrainingMonitor:
 
     def hooks(self) -> Hooks:
         """Of a fine-tune."""
-        return Hooks(self.on_start, self.on_step, self.on_iteration, host.check_interrupt, self.warn)
+        return Hooks(self.on_start, self.on_step, self.on_iteration, host.check_interrupt, self.warn, self.tell)
 
     def stage_hooks(self, stage: TrainingStage, preview_every: int) -> Hooks:
         """Of a stage: its preview is shown every N steps, and at the last one."""
@@ -43,7 +43,7 @@ class TrainingMonitor:
             self.show(self.predictions, most=8)
             self.on_iteration(progress)
         return Hooks(self.on_start, on_iteration=on_iteration, check_interrupt=host.check_interrupt,
-                     warn=self.warn)
+                     warn=self.warn, tell=self.tell)
 
     def on_start(self, run: Run) -> None:
         self.loss_history = run.loss_history
@@ -57,12 +57,17 @@ class TrainingMonitor:
 
     def on_iteration(self, progress: Progress) -> None:
         state = f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}"
-        host.show_text("\n".join(filter(None, (state, self.warning))))
+        host.show_text("\n".join(filter(None, (state, self.note, self.warning))))
 
     def warn(self, text: str) -> None:
         """The last warning stays on the node."""
         self.warning = text
         host.warn(text)
+
+    def tell(self, text: str) -> None:
+        """The last note stays on the node."""
+        self.note = text
+        host.inform(text)
 
     def show(self, predictions: Tensor, most: int = 6) -> None:
         self.progress(lambda: plots.progress_picture(predictions, self.losses, most=most))

@@ -88,7 +88,11 @@ class SemanticEncode(AtelierNode):
 
 
 def encode(diffae: DiffAEModel, x: Tensor) -> Tensor:
-    """z (B, E) of pictures (B, 3, px, px), in float32 as in the official program."""
+    """z (B, E) of pictures (B, 3, px, px), in float32 as in the official program; computed once."""
+    return diffae.codes.get({"picture": x}, ("z",), lambda: _encode(diffae, x))
+
+
+def _encode(diffae: DiffAEModel, x: Tensor) -> Tensor:
     progress, codes = NodeProgress(len(chunks(len(x)))), []
     with host.running(diffae.patched, memory=sampling_memory(diffae.unet, min(CHUNK, len(x)))) as device:
         for rows in chunks(len(x)):
@@ -132,18 +136,30 @@ class StructuralEncode(AtelierNode):
             t0 = style.settings.t0 if style else T0
         elif t0 < 0.05:
             raise ValueError(f"t0 is {t0:g}; take 0.05 to 1, or -1 for the style's")
-        x, count = images.to_model(image, diffae.net.image_size), ddim_steps(steps, t0)
+        ddim_steps(steps, t0)
+        x = images.to_model(image, diffae.net.image_size)
         if semantic is not None:
             sockets.same_model("the semantic code", semantic.fingerprint, diffae.fingerprint)
         z = encode(diffae, x) if semantic is None else sockets.batch_of(semantic.z, len(x), "the semantic code")
-        progress, parts = NodeProgress(count * len(chunks(len(x)))), []
-        memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
-        with host.running(diffae.patched, memory=memory) as device, host.inference_autocast(device):
-            for rows in chunks(len(x)):
-                code = diffae.net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0,
-                                                  progress_hook(progress))
-                parts.append(code.float().cpu())
-        return io.NodeOutput(StructuralCode(torch.cat(parts), x, t0, steps, diffae.unet, diffae.fingerprint))
+        code = structural_code(diffae, x, z, steps, t0)
+        return io.NodeOutput(StructuralCode(code, x, t0, steps, diffae.unet, diffae.fingerprint))
+
+
+def structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str = AUTO) -> Tensor:
+    """x_t0 (B, 3, px, px) of pictures (B, 3, px, px) with codes z (B, E); computed once."""
+    return diffae.codes.get({"picture": x, "z": z}, ("x_t0", steps, t0, precision),
+                            lambda: _structural_code(diffae, x, z, steps, t0, precision))
+
+
+def _structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str) -> Tensor:
+    progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
+    memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
+    with host.running(diffae.patched, memory=memory) as device, host.inference_autocast(device, precision):
+        for rows in chunks(len(x)):
+            code = diffae.net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0,
+                                              progress_hook(progress))
+            parts.append(code.float().cpu())
+    return torch.cat(parts)
 
 
 class MixCodes(AtelierNode):

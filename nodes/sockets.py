@@ -4,7 +4,7 @@ B is the batch, E the width of the semantic code, px the side of the model's pic
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
@@ -20,6 +20,7 @@ from ..models.spn import SPN
 from ..models.style import OSASISStyle
 from ..models.stylegan2 import Discriminator, StyleGAN2, mean_w
 from ..models.unet import UNet, UNetConfig
+from .code_cache import CodeCache
 from .host import PatchedModule, bytes_of, running, warn
 
 DIFFAE = io.Custom("ATELIER_DIFFAE")
@@ -76,8 +77,10 @@ class CLIPModel(LoadedModel):
 
 @dataclass(frozen=True)
 class DiffAEModel(LoadedModel):
-    """ATELIER_DIFFAE. fingerprint: of its weights; codes and styles name the model they belong to by it."""
+    """ATELIER_DIFFAE. fingerprint: of its weights; codes and styles name the model they belong to by it. codes: those
+    that it has computed."""
     fingerprint: str
+    codes: CodeCache = field(default_factory=CodeCache, compare=False)
 
     @property
     def net(self) -> DiffAE:
@@ -86,6 +89,10 @@ class DiffAEModel(LoadedModel):
     @property
     def unet(self) -> UNetConfig:
         return self.net.config.unet
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights and of the codes that are kept."""
+        return self.patched.bytes + self.codes.bytes
 
 
 @dataclass(frozen=True)

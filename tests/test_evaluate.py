@@ -194,13 +194,18 @@ def test_both_methods_stand_in_one_table():
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
-def test_evaluate_from_the_command_line(tmp_path, capsys):
+def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     files = tiny_models.write(tmp_path)
     photos, styles = save_pictures(tmp_path / "photos", 2), save_pictures(tmp_path / "styles" / "oil", 3, 4).parent
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
     status = main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
                        f"--out={tmp_path / 'out'}", *models, "--device=cpu", "--candidates=2", "--encode-steps=4",
-                       "--decode-steps=4", f"--set={TINY}"])
+                       "--decode-steps=4", f"--set={TINY}", f"--content={tmp_path / 'content'}", "--content-gb=0.5"])
+    content = [record.message for record in caplog.records if record.message.startswith("content: ")]
+    assert "content: 0 of 2" in content[0] and f"GB of at most 0.5 GB in {tmp_path / 'content'}" in content[0]
+    assert "content: 2 of 2 pictures from disk" in content[2], "the fine-tune without SPN takes that of the one with it"
+    assert list((tmp_path / "content").rglob("*.content"))
     out = capsys.readouterr().out
     assert status == 0 and "| mixed codes, SPN |" in out and "reconstruction" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())

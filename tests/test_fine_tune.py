@@ -105,7 +105,7 @@ def test_a_snapshot_of_another_run_does_not_fit():
 def test_a_run_can_start_from_a_style():
     t = trainer(replace(CONFIG, iterations=1))
     run = osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
-    style = osasis.finish(t.nets, run, t.style_image, {})
+    style = osasis.finish(t.nets, run, t.style_image, osasis.encode_style(t.nets, t.style_image), {})
     again = osasis.start(t.nets.diffae, CONFIG, style)
     for name, weights in (("unet", style.unet), ("spn", style.spn)):
         assert tiny.same({k: v.half() for k, v in again.nets[name].state_dict().items()}, dict(weights))
@@ -340,7 +340,7 @@ def test_cached_content_is_generated_once_and_used_again(monkeypatch):
     monkeypatch.setattr(content_module, "generate_pictures", counted)
     source = content_source(frozen, replace(CONFIG, cached_content=5))
     pictures = torch.cat([source(k).picture for k in range(20)])
-    assert calls == [2, 2, 1] and len({p.numpy().tobytes() for p in pictures}) == 5
+    assert calls == [8] and len({p.numpy().tobytes() for p in pictures}) == 5
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -375,7 +375,8 @@ def test_a_style_is_saved_and_loaded_whole(tmp_path, spn):
     config = replace(CONFIG, iterations=1, spn=spn)
     t = trainer(config)
     run = osasis.fine_tune(t, osasis.start(t.nets.diffae, config))
-    style = osasis.finish(t.nets, run, t.style_image, asdict(config) | {"twin": "seed 3"})
+    z_style = osasis.encode_style(t.nets, t.style_image)
+    style = osasis.finish(t.nets, run, t.style_image, z_style, asdict(config) | {"twin": "seed 3"})
     found = load_style(save_style(tmp_path / "my style.safetensors", style))
     assert tiny.same(dict(found.unet), dict(style.unet)) and (found.config, found.model) == (style.config, style.model)
     assert (found.spn is None) == (spn == "none") and tiny.same(dict(found.spn or {}), dict(style.spn or {}))

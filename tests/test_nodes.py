@@ -666,3 +666,26 @@ def test_an_official_style_has_no_code(nodes, tune, comfy):
     _, code, shown = nodes.LoadOSASISStyle.execute("bare.safetensors").args
     assert "Encode Semantics" in code.message
     assert shown.message == code.message
+
+
+# --- content on disk -----------------------------------------------------------------------------------------------
+def test_a_second_style_takes_the_content_of_the_first_from_disk(nodes, tune, comfy, monkeypatch):
+    said = []
+    monkeypatch.setattr(nodes.host, "show_text", said.append)
+    first = tune("first")
+    folder = comfy / "output" / "atelier" / "content"
+    assert f"content: 0 of 4 pictures from disk (0.00 GB for all); 0.00 GB of at most 4 GB in {folder}" in said
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.content")}
+    assert len(files) == 1
+    plain = tune("plain", style_image=picture(7), content_gb=0.0)
+    said.clear()
+    second = tune("second", style_image=picture(7))
+    assert said[0].startswith("content: 4 of 4 pictures from disk") and str(folder) in said[-1], "it stays on the node"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.content")} == files
+    assert same(weights_of(second[0]), weights_of(plain[0])) and not same(weights_of(second[0]), weights_of(first[0]))
+
+
+def test_no_content_is_kept_if_it_is_turned_off_or_photos_are_the_content(tune, comfy):
+    tune("off", content_gb=0.0)
+    tune("photos", contents=picture(4, 2))
+    assert not (comfy / "output" / "atelier" / "content").exists()

@@ -120,13 +120,14 @@ class Hooks:
 
     on_start: once, with the run as it begins or is resumed. on_step: after every optimiser step. on_iteration: after
     every step of the loop. check_interrupt: before every network call of the loops. warn: what the user should know
-    while the training continues.
+    while the training continues. tell: what the user may like to know.
     """
     on_start: Callable[[Run], None] = _ignore
     on_step: Callable[[StepResult], None] = _ignore
     on_iteration: Callable[[Progress], None] = _ignore
     check_interrupt: Callable[[], None] = _ignore
     warn: Callable[[str], None] = log.warning
+    tell: Callable[[str], None] = log.info
 
     def sampler(self) -> Callable[[int, Tensor, Tensor], None]:
         """A sampler's hook that checks for an interrupt."""

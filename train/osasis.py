@@ -30,6 +30,7 @@ from ..models.style import OSASISStyle
 from ..models.unet import UNet
 from . import losses
 from .content import Content, content_source, prepare_content
+from .content_files import ContentFolder
 from .data import to_bytes
 from .loop import Checkpointing, Hooks, LoopConfig, Run, StepResult, finite, of_kind, total, train
 from .session import Session, hash_of_network
@@ -108,11 +109,16 @@ class OSASISConfig:
 
 @dataclass(frozen=True)
 class FrozenNetworks:
-    """What a fine-tune needs and leaves as it is, on one device. fingerprint: of the DiffAE, for the style."""
+    """What a fine-tune needs and leaves as it is, on one device. fingerprint: of the DiffAE, for the style.
+
+    leaves: the DiffAE goes to main memory as soon as the training needs it no more. It must be nobody else's then, and
+    share nothing with the perceptual distance.
+    """
     diffae: DiffAE
     clip: Clip
     perceptual: PerceptualDistance
     fingerprint: str = ""
+    leaves: bool = False
 
 
 @dataclass
@@ -150,25 +156,29 @@ class Trainer:
 # --- a fine-tune as a session -----------------------------------------------------------------------------------------
 def tune_style(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
                photos: Tensor | None = None, checkpointing: Checkpointing = Checkpointing(),
-               hooks: Hooks = Hooks()) -> tuple[OSASISStyle, Run]:
+               hooks: Hooks = Hooks(), folder: ContentFolder | None = None) -> tuple[OSASISStyle, Run]:
     """Fine-tune a style; resume its snapshot if there is one. Returns the style and the finished run.
 
-    twin, style_image (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. Raises
-    ValueError (CheckpointError) for a snapshot of other settings or a damaged one, before anything long.
+    twin, style_image (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. folder: where
+    content pictures are kept for other styles, which changes nothing but the time. Raises ValueError (CheckpointError)
+    for a snapshot of other settings or a damaged one, before anything long.
     """
     if photos is None and nets.diffae.latent_net is None:
         raise ValueError("this DiffAE has no latent DDIM to generate content pictures with: connect photos as "
                          "contents, or load the '..._autoenc_latent' checkpoint")
     run = start(nets.diffae, config)
     def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
-        content = content_source(nets.diffae, config, photos, hooks)
+        content = content_source(nets.diffae, config, photos, hooks, folder)
         twin_content = prepare_content(nets.diffae, twin, config, hooks)
         trainer = Trainer(nets, twin_content, style_image, config, content)
+        if nets.leaves and content.is_prepared(range(run.step, config.iterations)):
+            nets.diffae.to("cpu")
         return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
     with Session.open(run, describe(nets, twin, style_image, config, photos), checkpointing, hooks) as session:
+        z_style = encode_style(nets, style_image)
         settings = session.train(work, config.iterations, style_image.device, hooks)
-    return finish(nets, run, style_image, settings), run
+    return finish(nets, run, style_image, z_style, settings), run
 
 
 def describe(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
@@ -198,12 +208,16 @@ def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = No
                       for name, net in nets.items()})
 
 
-def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, settings: dict) -> OSASISStyle:
+@torch.no_grad()
+def encode_style(nets: FrozenNetworks, style_image: Tensor) -> Tensor:
+    """z of the style image, (1, E), on the CPU."""
+    return nets.diffae.encode(style_image).float().cpu()
+
+
+def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, z_style: Tensor, settings: dict) -> OSASISStyle:
     """The style as it stands: 16-bit weights on the CPU, z of the style image, everything needed to use it."""
     def weights(name: str) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", torch.float16) for k, v in run.nets[name].state_dict().items()}
-    with torch.no_grad():
-        z_style = nets.diffae.encode(style_image).float().cpu()
     spn = weights("spn") if "spn" in run.nets else None
     return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, to_bytes(style_image[0]),
                        nets.fingerprint, settings)

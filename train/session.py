@@ -222,10 +222,10 @@ def _lock(file: BinaryIO) -> None:
 
 
 # --- what decides a result --------------------------------------------------------------------------------------------
-def hash_of_network(net: Weighted) -> str:
-    """Hash of a network's weights and of its configuration, if it has one."""
+def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) -> str:
+    """Hash of a network's weights and of its configuration, if it has one. dtype: as in `hash_of`."""
     config = repr(getattr(net, "config", None)).encode()
-    return hashlib.sha256(hash_of(net.state_dict()).encode() + config).hexdigest()[:32]
+    return hashlib.sha256(hash_of(net.state_dict(), dtype).encode() + config).hexdigest()[:32]
 
 
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:

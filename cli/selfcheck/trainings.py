@@ -1,7 +1,8 @@
 """The self-check's attempts at trainings: killed, stopped, interrupted, without room, two of one name, other settings.
 
 A tiny OSASIS fine-tune is stopped at an event of an attempt's own: a call of a hook, or a file operation of the
-snapshot. Resumed, it must end in the style of one that was not stopped, bit for bit.
+snapshot or of the content that is kept on disk. Resumed, it must end in the style of one that was not stopped, bit for
+bit.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from ...models.checkpoints import CheckpointError, store
 from ...models.features.encoder import EncoderDistance
 from ...models.style import fingerprint
+from ...train.content_files import ContentFolder
 from ...train.loop import Checkpointing, Hooks
 from ...train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..stopping import Stopped, StopSignals
@@ -30,16 +32,17 @@ from . import whole_files
 from .attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome, chosen, complaint, dice
 
 SECONDS = 120.0
-NAME = "tiny.snapshot"
+NAME, CONTENT = "tiny.snapshot", "content"
 CONFIG = OSASISConfig(iterations=3, batch=1, lr=1e-3, lr_spn=1e-3, forward_steps=4, reverse_steps=4, latent_steps=2,
                       generate_steps=2, seed=3)
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.chmod", "tempfile.mkstemp", "os.mkdir"}
 ROWS = {
-    "killed": "SIGKILL at a call of a hook or at a file operation of the snapshot, then resumed",
-    "killed in writing": "SIGKILL a few milliseconds after the snapshot's temporary file was made, then resumed",
+    "killed": "SIGKILL at a call of a hook or at a file operation of the snapshot or the content, then resumed",
+    "killed in writing": "SIGKILL a few milliseconds after a file operation, then resumed",
     "stopped by a signal": "SIGTERM, as a job manager sends it, then resumed",
     "interrupted": "an exception of a hook, as ComfyUI's cancel button raises it, up to three times, then resumed",
-    "file errors": "a file operation of the snapshot fails: the training goes on, and its style is the right one",
+    "file errors": "a file operation of the snapshot or the content fails: the training goes on, and its style is the "
+                   "right one",
     "disk full": "files have a size limit: the training goes on or is refused, and can be resumed without the limit",
     "unwritable folder": "the folder's rights forbid writing",
     "no folder": "a file lies where the folder should be",
@@ -80,7 +83,7 @@ class Tiny:
               photos: Tensor | None = None, every: int = 1) -> dict[str, Tensor]:
         """The style's weights after training to the end, from the snapshot if there is one."""
         style, run = tune_style(self.nets, self.twin, self.style_image, config, photos,
-                                Checkpointing(folder / NAME, every), hooks)
+                                Checkpointing(folder / NAME, every), hooks, ContentFolder(folder / CONTENT))
         if run.step != config.iterations:
             raise Wrong(f"the training ended at iteration {run.step} of {config.iterations}")
         return {f"unet.{k}": v for k, v in style.unet.items()} | {f"spn.{k}": v for k, v in (style.spn or {}).items()}
@@ -226,10 +229,10 @@ def check_style(prepared: Prepared, style: dict[str, Tensor]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """The snapshot can be read whole, and nothing else but its lock lies beside it."""
+    """The snapshot can be read whole, and nothing else but its lock and the content lies beside it."""
     if (folder / NAME).exists():
         store.load(folder / NAME, "snapshot")
-    left = sorted(path.name for path in folder.iterdir() if path.name not in (NAME, f".{NAME}.lock"))
+    left = sorted(path.name for path in folder.iterdir() if path.name not in (NAME, f".{NAME}.lock", CONTENT))
     if left:
         raise Wrong(f"temporary files were left: {left}")
 

@@ -103,6 +103,12 @@ def load(path: str | Path, *kinds: str) -> Stored:
     return Stored(tensors, header.kind, header.config or {}, header.meta or {})
 
 
+def remove(path: str | Path) -> None:
+    """Remove a file of `save`, and what killed processes left while they wrote it. OSError if it cannot be removed."""
+    _remove_stale(Path(path))
+    Path(path).unlink(missing_ok=True)
+
+
 def peek(path: str | Path) -> Header:
     """Read the header only (bounded; no tensor is touched). CheckpointError if it is no valid safetensors file."""
     path = Path(path)
