@@ -151,7 +151,7 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     """
     results, px = {}, models.diffae.image_size
     chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
-              (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
+              (settings.encode_steps, settings.decode_steps, t0, settings.config.solver) for t0 in (settings.config.t0, 1.0)}
     with autocast(photos.device, settings.config.precision):
         rebuilt = reconstruction(models.diffae, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))

@@ -32,6 +32,8 @@ class ContentSettings(Protocol):
     def precision(self) -> str: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def solver(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def prepare_content(frozen: DiffAE, pictures: Tensor, config: ContentSettings, h
     """z (always computed in float32, A.9) and x_t0 of pictures with the frozen A (C.3, steps 2 and 3)."""
     with autocast(pictures.device, config.precision):
         z = frozen.encode(pictures)
-        x = frozen.structural_code(pictures, z, config.forward_steps, config.t0, hooks.sampler())
+        x = frozen.structural_code(pictures, z, config.forward_steps, config.t0, hooks.sampler(), config.solver)
     return Content(pictures, z, x.float())
 
 
@@ -67,7 +69,7 @@ def generate_pictures(frozen: DiffAE, items: Iterable[int], stream: str, config:
     latent_noise = rng.randn((frozen.config.unet.cond,), config.seed, f"{stream} z", items, device)
     with autocast(device, config.precision):
         z = frozen.sample_z(latent_noise, config.latent_steps, hooks.sampler())
-        return frozen.decode(noise, z, config.generate_steps, 1.0, hooks.sampler()).float()
+        return frozen.decode(noise, z, config.generate_steps, 1.0, hooks.sampler(), config.solver).float()
 
 
 def content_source(frozen: DiffAE, config: ContentSettings, photos: Tensor | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models import rng
 from ..models.diffae import DiffAE
-from ..models.diffusion import Schedule, ddim_schedule, ddim_step, denoiser
+from ..models.diffusion import SOLVERS, Schedule, ddim_schedule, ddim_step, denoiser
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
@@ -35,6 +35,7 @@ from .session import Session, hash_of_network
 SPNS = ("timed", "untimed", "none")
 CLAMPS = ("hard", "straight-through")
 CLIP_PREPROCESSINGS = ("osasis", "openai")
+TRAINED = ("all", "decoder", "modulation")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class OSASISConfig:
     style_spn_weight: the style stream's SPN factor, 1 in the code though lambda is 0.1 (D 2). clamp: "hard" stops the
     gradient where x0 leaves [-1, 1] (official), "straight-through" lets it pass. micro_batch: rows a forward, 0 for
     all; changes memory, not the result. precision: of the UNet and CLIP on a GPU (official: float16, no scaler).
+    solver: of generating and encoding content, and of sampling with the style (A.10); the reverse chain is DDIM's.
     """
     iterations: int = 200
     batch: int = 8
@@ -72,10 +74,12 @@ class OSASISConfig:
     micro_batch: int = 0
     precision: str = "float16"
     seed: int = 0
+    solver: str = "ddim"
+    trained: str = "all"
 
     def __post_init__(self) -> None:
         for name, allowed in (("spn", SPNS), ("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("clamp", CLAMPS),
-                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS)):
+                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS), ("solver", SOLVERS), ("trained", TRAINED)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
         check_fields(self, at_least_1=("iterations", "batch"))
@@ -185,10 +189,20 @@ def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = No
         nets["unet"].load_state_dict(dict(weights.unet))
         if weights.spn and "spn" in nets:
             nets["spn"].load_state_dict(dict(weights.spn))
+    for name, p in nets["unet"].named_parameters():
+        p.requires_grad_(is_trained(name, config.trained))
     for net in nets.values():
         net.train(config.dropout)
     rates = {"unet": config.lr, "spn": config.lr_spn}
-    return Run(nets, {name: torch.optim.Adam(net.parameters(), rates[name]) for name, net in nets.items()})
+    return Run(nets, {name: torch.optim.Adam([p for p in net.parameters() if p.requires_grad], rates[name])
+                      for name, net in nets.items()})
+
+
+def is_trained(name: str, trained: str) -> bool:
+    """Is this parameter of the UNet trained?"""
+    if trained == "decoder":
+        return name.startswith(("output_blocks.", "out."))
+    return trained == "all" or "emb_layers" in name
 
 
 def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, settings: dict) -> OSASISStyle:
