@@ -2,6 +2,7 @@
 
     python3 tools/launch.py bench.fast --photos inputs --styles art --only npr_pencil,npr_popart --holdout 10 --out fast
     python3 tools/launch.py bench.fast --size ffhq256        seconds alone, at an official size, on random weights
+    python3 tools/launch.py bench.fast --accuracy --photos inputs --limit 4         errors of the solvers, nothing trained
 
 The options are those of `atelier evaluate`. Every case of CASES is a fine-tune of each style, sampled in several ways.
 Its numbers are kept in OUT/CASE.json and its pictures in OUT/CASE.png (rows: style | photos, twin | results of each
@@ -15,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,16 +24,17 @@ import torch
 from torch import Tensor
 
 from ..cli import evaluate as command
-from ..cli.options import names_in
-from ..evaluate import osasis
+from ..cli.options import changed
 from ..evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from ..evaluate.osasis import SHOWN, Models, Settings, Variant, best_twin, stylize_all
 from ..evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, metric
 from ..evaluate.tables import file_name, name_of
 from ..models import loading
 from ..models.diffae import CONFIGS, DiffAE
+from ..models.diffusion import SOLVERS
 from ..models.features.clip import Clip, ClipConfig
 from ..models.features.encoder import EncoderDistance
+from ..models.osasis import SamplingSettings, stylize
 from ..models.style import OSASISStyle
 from ..train.content import prepare_content
 from ..train.data import read_picture, to_unit
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 VIT_B_32 = ClipConfig(512, 224, 32, 768, 12, 77, 49408, 512, 12)
 Way = tuple[str, int, int]  # solver, steps of encoding, steps of decoding (of the whole schedule)
 OFFICIAL: Way = ("ddim", 100, 50)
+CALLS = (5, 6, 8, 10, 25)
 FEW: tuple[Way, ...] = (("dpmpp_2m", 20, 20), ("dpmpp_2m", 12, 12))
 
 
@@ -60,7 +64,7 @@ CASES: dict[str, Case] = {
     "fast, twice the steps": Case(FAST | {"iterations": 2 * FAST["iterations"], "lr": FAST["lr"] / 2}),
     "fast, official noise level and indices": Case(FAST | {"noise_level": "official", "reverse_steps": 20,
                                                             "iterations": FAST["iterations"] * 6 // 10}),
-    "fast, half the batch": Case(FAST | {"batch": FAST["batch"] // 2}),
+    "fast, half the batch": Case(FAST | {"batch": 4}),
     "fast, decoder alone": Case(FAST | {"trained": "decoder"}),
     "fast, modulation alone": Case(FAST | {"trained": "modulation", "lr": FAST["lr"] * 10}),
 }
@@ -94,7 +98,8 @@ def measured(models: Models, photos: Tensor, style_image: Tensor, settings: Sett
     start = models.evaluator.embed(twin)
     for way in ways:
         results = result_of(models, photos, styles[0], way, settings)
-        picture = [timed(lambda: result_of(models, photos[:1], styles[0], way, settings), device) for _ in range(4)]
+        one = partial(result_of, models, photos[:1], styles[0], way, settings)
+        picture = [timed(one, device) for _ in range(4)]
         figures = means(Comparison(seen, PictureFeatures(models.evaluator, results), shown, start),
                         (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
         name = f"{way[0]} {way[1]} / {way[2]}"
@@ -128,6 +133,29 @@ def table(cases: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
+def accuracy(net: DiffAE, photos: Tensor) -> str:
+    """A table of root mean squared errors: of the structural code and of decoding it, against dpmpp_2m in 100 calls,
+    and of both together against the photos (docs/osasis.md A.10)."""
+    z = net.encode(photos)
+
+    def decoded(code: Tensor, steps: int, solver: str) -> Tensor:
+        return stylize(net.unet, code, z, steps=steps, settings=SamplingSettings(noise_level="matched", solver=solver))
+
+    def error(a: Tensor, b: Tensor) -> float:
+        return float((a - b).square().mean().sqrt())
+    code = net.structural_code(photos, z, 200, solver="dpmpp_2m")
+    picture = decoded(code, 200, "dpmpp_2m")
+    lines = ["| network calls | solver | code | decoding | round trip |", "|---|---|---|---|---|"]
+    for calls in CALLS:
+        for solver in SOLVERS:
+            own = net.structural_code(photos, z, 2 * calls, solver=solver)
+            errors = (error(own, code), error(decoded(code, 2 * calls, solver), picture),
+                      error(decoded(own, 2 * calls, solver), photos))
+            lines.append(f"| {calls} | {solver} | {' | '.join(f'{e:.3f}' for e in errors)} |")
+    return "\n".join(lines)
+
+
 def seconds_at(size: str, device: torch.device) -> str:
     """A table of the fast preset's seconds at an official size, on random weights, after one short fine-tune."""
     def still(net):
@@ -139,13 +167,12 @@ def seconds_at(size: str, device: torch.device) -> str:
     short = replace(config, iterations=1, cached_content=config.batch)
     style, _ = tune_style(models.frozen(), twin, style_image, short)
     lines = ["| what | s |", "|---|---|"]
-    for name, work in {"a style, fast": lambda: tune_style(models.frozen(), twin, style_image, config)}.items():
-        lines.append(f"| {name} | {timed(work, device):.1f} |")
+    tune = partial(tune_style, models.frozen(), twin, style_image, config)
+    lines.append(f"| a style, fast | {timed(tune, device):.1f} |")
     for way in (OFFICIAL, *FEW):
-        def work(way: Way = way) -> Tensor:
-            return result_of(models, photo, style, way, Settings(config))
-        work()
-        lines.append(f"| a picture, {way[0]} {way[1]} / {way[2]} | {median(timed(work, device) for _ in range(5)):.3f} |")
+        one = partial(result_of, models, photo, style, way, Settings(config))
+        picture = [timed(one, device) for _ in range(6)]
+        lines.append(f"| a picture, {way[0]} {way[1]} / {way[2]} | {median(picture[1:]):.3f} |")
     return "\n".join(lines)
 
 
@@ -156,14 +183,19 @@ def main() -> int:
     for action in p._actions:
         action.required = False
     p.add_argument("--cases", default="", help="cases to run, separated by ; (default: all)")
+    p.add_argument("--accuracy", action="store_true", help="errors of the solvers alone")
     p.add_argument("--size", choices=CONFIGS, help="seconds alone, at this size")
     options = p.parse_args()
     device = torch.device(options.device)
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}\n", flush=True)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{where}, torch {torch.__version__}\n", flush=True)
     if options.size:
         print(seconds_at(options.size, device))
         return 0
     evaluator = command.load_evaluator(options, device)
+    if options.accuracy:
+        print(accuracy(evaluator.diffae, command.read_photos(options, evaluator.diffae.image_size, device)))
+        return 0
     models = Models(loading.load_ddpm(loading.DEMO / "ddpm.safetensors").to(device), evaluator)
     photos, styles = command.read_photos(options, evaluator.diffae.image_size, device), command.style_paths(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -171,7 +203,7 @@ def main() -> int:
     for name in [c.strip() for c in options.cases.split(";") if c.strip()] or CASES:
         kept = options.out / f"{file_name(name)}.json"
         if not kept.exists():
-            config = command.changed(OSASISConfig(**CASES[name].changes), options.set)
+            config = changed(OSASISConfig(**CASES[name].changes), options.set)
             settings = Settings(config, options.candidates, options.twin_t0)
             found[name] = run_case(models, photos, styles, settings, CASES[name].ways, kept.with_suffix(".png"))
             kept.write_text(json.dumps(found[name], indent=1))

@@ -421,7 +421,8 @@ def test_impossible_settings_are_refused(field, value):
         SamplingSettings(**{field: value})
 
 
-@pytest.mark.parametrize(("level", "times"), [("official", [480, 270, 120, 30, 0]), ("matched", [500, 281, 125, 31, 0])])
+@pytest.mark.parametrize(("level", "times"), [("official", [480, 270, 120, 30, 0]),
+                                              ("matched", [500, 281, 125, 31, 0])])
 def test_stylizing_with_dpmpp_2m_takes_as_many_calls_and_gives_the_spn_the_same_hook(level, times):
     unet, spn, picture = Network(lambda x, t: torch.zeros_like(x)), Times(), torch.zeros(1, 3, 4, 4)
     settings = SamplingSettings(noise_level=level, solver="dpmpp_2m")

@@ -112,6 +112,16 @@ def test_a_run_can_start_from_a_style():
     assert again.nets["unet"].out[2].weight.requires_grad
 
 
+@pytest.mark.parametrize("photos", [None, tiny.pictures(2, 5)])
+def test_content_is_made_with_the_solver_of_the_configuration(photos):
+    ddim, few = (content_source(tiny.diffae(), replace(CONFIG, solver=solver), photos)(0)
+                 for solver in ("ddim", "dpmpp_2m"))
+    assert not torch.allclose(few.x, ddim.x, atol=1e-3)
+    assert torch.allclose(few.picture, ddim.picture, atol=1e-3) == (photos is not None)
+    frozen = tiny.diffae()
+    assert torch.allclose(few.x, frozen.structural_code(few.picture, few.z, 4, 0.5, solver="dpmpp_2m"), atol=1e-3)
+
+
 # --- what is trained ---------------------------------------------------------------------------------------------
 def test_frozen_networks_and_inputs_are_left_alone():
     photos = tiny.pictures(3, 5)

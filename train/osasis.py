@@ -79,7 +79,8 @@ class OSASISConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (("spn", SPNS), ("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("clamp", CLAMPS),
-                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS), ("solver", SOLVERS), ("trained", TRAINED)):
+                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS),
+                              ("solver", SOLVERS), ("trained", TRAINED)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
         check_fields(self, at_least_1=("iterations", "batch"))
