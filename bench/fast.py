@@ -2,7 +2,7 @@
 
     python3 tools/launch.py bench.fast --photos inputs --styles art --only npr_pencil,npr_popart --holdout 10 --out fast
     python3 tools/launch.py bench.fast --size ffhq256        seconds alone, at an official size, on random weights
-    python3 tools/launch.py bench.fast --accuracy --photos inputs --limit 4         errors of the solvers, nothing trained
+    python3 tools/launch.py bench.fast --accuracy --photos inputs --limit 4         errors of the solvers alone
 
 The options are those of `atelier evaluate`. Every case of CASES is a fine-tune of each style, sampled in several ways.
 Its numbers are kept in OUT/CASE.json and its pictures in OUT/CASE.png (rows: style | photos, twin | results of each
@@ -28,7 +28,7 @@ from ..cli.options import changed
 from ..evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from ..evaluate.osasis import SHOWN, Models, Settings, Variant, best_twin, stylize_all
 from ..evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, metric
-from ..evaluate.tables import file_name, name_of
+from ..evaluate.tables import file_name
 from ..models import loading
 from ..models.diffae import CONFIGS, DiffAE
 from ..models.diffusion import SOLVERS
@@ -116,11 +116,10 @@ def run_case(models: Models, photos: Tensor, styles: list[Path], settings: Setti
         style_image = to_unit(read_picture(path, models.diffae.image_size))[None].to(photos.device)
         pictures.append(torch.cat([style_image, photos[:SHOWN]]))
         for name, figures, row in measured(models, photos, style_image, settings, ways):
-            found.setdefault(name, []).append(figures | {f"{name_of(path)} {k}": figures[k] for k in STYLE_SIMILARITY})
+            found.setdefault(name, []).append(figures)
             pictures.append(row)
     grid(pictures).save(out)
-    return {name: {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if all(k in r for r in rows)}
-            for name, rows in found.items()}
+    return {name: {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]} for name, rows in found.items()}
 
 
 def table(cases: dict[str, dict[str, dict[str, float]]]) -> str:

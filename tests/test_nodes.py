@@ -223,7 +223,8 @@ def test_the_solver_comes_from_the_style_unless_the_user_sets_it(nodes, loaded, 
 
 def test_the_solver_of_decode(nodes, loaded):
     _, semantic, structure = encoded(nodes, loaded)
-    ddim, few = (nodes.Decode.execute(loaded.diffae, structure, semantic, 10, solver=s)[0] for s in ("ddim", "dpmpp_2m"))
+    ddim, few = (nodes.Decode.execute(loaded.diffae, structure, semantic, 10, solver=solver)[0]
+                 for solver in ("ddim", "dpmpp_2m"))
     assert ddim.shape == few.shape and not torch.allclose(ddim, few, atol=1e-3)
 
 
