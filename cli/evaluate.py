@@ -59,7 +59,7 @@ def add_osasis(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--preset", default="demo", help=", ".join(OSASIS_PRESETS))
     p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
                    "preset; the default suits the demo models on a CPU (%(default)s)")
-    p.add_argument("--solver", choices=SOLVERS, help="how content and photos are encoded, and photos decoded (default: "
+    p.add_argument("--solver", choices=SOLVERS, help="how pictures are encoded, and codes decoded (default: "
                    "the preset's)")
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32)):

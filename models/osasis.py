@@ -77,6 +77,8 @@ def reverse_chain(steps: int, settings: SamplingSettings) -> tuple[Schedule, ran
     schedule = ddim_schedule(steps)
     if settings.solver == "ddim":
         return schedule, reverse_indices(schedule, settings.t0, settings.noise_level)
+    if not schedule.num_steps(settings.t0):
+        raise ValueError(f"t0 x steps < 1 (t0 {settings.t0:g}, {steps} steps); increase t0 or steps")
     below = OFFICIAL_STEP if settings.noise_level == "official" else 0
     schedule = decoding_schedule(schedule.num_steps(settings.t0), settings.t0, below)
     return schedule, range(len(schedule) - 1, -1, -1)

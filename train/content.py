@@ -69,7 +69,7 @@ def generate_pictures(frozen: DiffAE, items: Iterable[int], stream: str, config:
     latent_noise = rng.randn((frozen.config.unet.cond,), config.seed, f"{stream} z", items, device)
     with autocast(device, config.precision):
         z = frozen.sample_z(latent_noise, config.latent_steps, hooks.sampler())
-        return frozen.decode(noise, z, config.generate_steps, 1.0, hooks.sampler(), config.solver).float()
+        return frozen.decode(noise, z, config.generate_steps, 1.0, hooks.sampler()).float()
 
 
 def content_source(frozen: DiffAE, config: ContentSettings, photos: Tensor | None = None,
