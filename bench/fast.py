@@ -4,17 +4,16 @@
     python3 tools/launch.py bench.fast --size ffhq256        seconds alone, at an official size, on random weights
     python3 tools/launch.py bench.fast --accuracy --photos inputs --limit 4         errors of the solvers alone
 
-The options are those of `atelier evaluate`. Every case of CASES is a fine-tune of each style, sampled in several ways.
-Its numbers are kept in OUT/CASE.json and its pictures in OUT/CASE.png (rows: style | photos, twin | results of each
-style's first way, and so on): run again, it goes on with the cases that are missing.
+The options are those of `atelier evaluate`. Every case of CASES is a fine-tune of each style, sampled in several ways
+(mixed codes, SPN); its numbers are means over the styles. They are kept in OUT/CASE.json, and pictures in OUT/CASE.png
+(for each style: style | photos, then photo twin | results, a row a way). Run again, it goes on with what is missing.
 """
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,47 +25,47 @@ from torch import Tensor
 from ..cli import evaluate as command
 from ..cli.options import changed
 from ..evaluate.evaluator import Comparison, Evaluator, PictureFeatures
-from ..evaluate.osasis import SHOWN, Models, Settings, Variant, best_twin, stylize_all
+from ..evaluate.osasis import SHOWN, Models, Settings, best_twin, codes_for
 from ..evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, metric
-from ..evaluate.tables import file_name
+from ..evaluate.tables import Rows, file_name, mean_rows
 from ..models import loading
 from ..models.diffae import CONFIGS, DiffAE
 from ..models.diffusion import SOLVERS
 from ..models.features.clip import Clip, ClipConfig
 from ..models.features.encoder import EncoderDistance
 from ..models.osasis import SamplingSettings, stylize
+from ..models.precision import autocast
 from ..models.style import OSASISStyle
-from ..train.content import prepare_content
 from ..train.data import read_picture, to_unit
 from ..train.osasis import OSASISConfig, tune_style
 from ..train.plots import grid
 from ..train.presets import OSASIS_PRESETS
 
-log = logging.getLogger(__name__)
 VIT_B_32 = ClipConfig(512, 224, 32, 768, 12, 77, 49408, 512, 12)
+SECONDS = ("s a style", "s a picture")
+CALLS = (5, 6, 8, 10, 25)
 Way = tuple[str, int, int]  # solver, steps of encoding, steps of decoding (of the whole schedule)
 OFFICIAL: Way = ("ddim", 100, 50)
-CALLS = (5, 6, 8, 10, 25)
-FEW: tuple[Way, ...] = (("dpmpp_2m", 20, 20), ("dpmpp_2m", 12, 12))
+DDIM_20: Way = ("ddim", 20, 20)
+FEW: tuple[Way, ...] = (("dpmpp_2m", 20, 20), ("dpmpp_2m", 20, 12), ("dpmpp_2m", 12, 12))
+FAST = OSASIS_PRESETS["fast"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fine-tune, and the ways in which its style is sampled."""
-    changes: dict
-    ways: tuple[Way, ...] = FEW
+    """A fine-tune, as fields of OSASISConfig, and the ways in which its styles are sampled."""
+    fields: dict
+    ways: tuple[Way, ...]
 
 
-FAST = OSASIS_PRESETS["fast"]
 CASES: dict[str, Case] = {
-    "official, 64 content pictures": Case({"cached_content": 64}, (OFFICIAL, ("ddim", 20, 20), *FEW)),
-    "fast": Case(FAST, (OFFICIAL, *FEW)),
-    "fast, twice the steps": Case(FAST | {"iterations": 2 * FAST["iterations"], "lr": FAST["lr"] / 2}),
-    "fast, official noise level and indices": Case(FAST | {"noise_level": "official", "reverse_steps": 20,
-                                                            "iterations": FAST["iterations"] * 6 // 10}),
-    "fast, half the batch": Case(FAST | {"batch": 4}),
-    "fast, decoder alone": Case(FAST | {"trained": "decoder"}),
-    "fast, modulation alone": Case(FAST | {"trained": "modulation", "lr": FAST["lr"] * 10}),
+    "fast": Case(FAST, (*FEW, OFFICIAL)),
+    "demo, 100 steps of batch 2": Case(OSASIS_PRESETS["demo"] | {"iterations": 10, "batch": 2, "lr": 1e-4},
+                                       (OFFICIAL, DDIM_20, *FEW)),
+    "official, 64 content pictures": Case({"cached_content": 64}, (OFFICIAL, DDIM_20, *FEW)),
+    "fast, at DDIM's times": Case(FAST | {"solver": "ddim", "reverse_steps": 10}, FEW),
+    "fast, SPN at the official rate": Case(FAST | {"lr_spn": 1e-4}, FEW),
+    "fast, half the batch": Case(FAST | {"batch": 4}, FEW),
 }
 
 
@@ -79,55 +78,75 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def result_of(models: Models, photos: Tensor, style: OSASISStyle, way: Way, settings: Settings) -> Tensor:
-    """The photos in the style, from picture to picture."""
+def sampler(diffae: DiffAE, style: OSASISStyle, way: Way, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """From photos (B, 3, px, px) in [-1, 1] to the stylized ones; the style's networks are loaded here."""
     solver, encode_steps, decode_steps = way
-    config = replace(settings.config, solver=solver, forward_steps=encode_steps)
-    style = replace(style, settings={**style.settings, "solver": solver})
-    content = prepare_content(models.diffae, photos, config)
-    return stylize_all(models, style, content, Variant(), replace(settings, config=config, decode_steps=decode_steps))
+    sampling = replace(SamplingSettings.of(style.settings), solver=solver)
+    unet, spn = style.networks()
+    device = next(diffae.parameters()).device
+    unet, spn, z_style = unet.to(device), None if spn is None else spn.to(device), style.semantic_code().to(device)
+
+    @torch.no_grad()
+    def sample(photos: Tensor) -> Tensor:
+        with autocast(device, settings.config.precision):
+            z = diffae.encode(photos)
+            code = diffae.structural_code(photos, z, encode_steps, sampling.t0, solver=solver)
+            codes = codes_for("mix", diffae, z, z_style.float(), settings.change_point)
+            return stylize(unet, code.float(), codes, steps=decode_steps, settings=sampling, spn=spn,
+                           picture=photos).float()
+    return sample
 
 
-def measured(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
-             ways: tuple[Way, ...]) -> Iterator[tuple[str, dict[str, float], Tensor]]:
-    """(way, numbers, picture row) of a fine-tune to one style image, for every way to sample it."""
-    device, (twin, _) = photos.device, best_twin(models, style_image, settings)
+def median_seconds(sample: Callable[[Tensor], Tensor], photo: Tensor) -> float:
+    """Of one picture, after a warm-up."""
+    return median([timed(partial(sample, photo), photo.device) for _ in range(4)][1:])
+
+
+def in_words(way: Way) -> str:
+    return f"{way[0]} {way[1]} / {way[2]}"
+
+
+def run_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
+              ways: tuple[Way, ...]) -> tuple[Rows, list[Tensor]]:
+    """Numbers for every way to sample one style, and the rows of its picture sheet."""
+    twin, _ = best_twin(models, style_image, settings)
     styles: list[OSASISStyle] = []
-    seconds = timed(lambda: styles.append(tune_style(models.frozen(), twin, style_image, settings.config)[0]), device)
+    seconds = timed(lambda: styles.append(tune_style(models.frozen(), twin, style_image, settings.config)[0]),
+                    photos.device)
     seen, shown = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
     start = models.evaluator.embed(twin)
+    rows: Rows = {}
+    pictures = [torch.cat([style_image, photos[:SHOWN]])]
     for way in ways:
-        results = result_of(models, photos, styles[0], way, settings)
-        one = partial(result_of, models, photos[:1], styles[0], way, settings)
-        picture = [timed(one, device) for _ in range(4)]
-        figures = means(Comparison(seen, PictureFeatures(models.evaluator, results), shown, start),
-                        (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
-        name = f"{way[0]} {way[1]} / {way[2]}"
-        yield name, {"s a style": seconds, "s a picture": median(picture[1:])} | figures, \
-            torch.cat([twin, results[:SHOWN].clamp(-1, 1)])
+        sample = sampler(models.diffae, styles[0], way, settings)
+        results = sample(photos)
+        rows[in_words(way)] = dict(zip(SECONDS, (seconds, median_seconds(sample, photos[:1])))) | means(
+            Comparison(seen, PictureFeatures(models.evaluator, results), shown, start),
+            (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
+        pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
+    return rows, pictures
 
 
 def run_case(models: Models, photos: Tensor, styles: list[Path], settings: Settings, ways: tuple[Way, ...],
-             out: Path) -> dict[str, dict[str, float]]:
-    """Means over the styles, a row for each way; the pictures go to `out`."""
-    found: dict[str, list[dict[str, float]]] = {}
-    pictures = []
+             out: Path) -> Rows:
+    """Means over the styles; the picture sheet goes to `out`."""
+    found: dict[str, Rows] = {}
+    sheet: list[Tensor] = []
     for path in styles:
         style_image = to_unit(read_picture(path, models.diffae.image_size))[None].to(photos.device)
-        pictures.append(torch.cat([style_image, photos[:SHOWN]]))
-        for name, figures, row in measured(models, photos, style_image, settings, ways):
-            found.setdefault(name, []).append(figures)
-            pictures.append(row)
-    grid(pictures).save(out)
-    return {name: {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]} for name, rows in found.items()}
+        found[str(path)], pictures = run_style(models, photos, style_image, settings, ways)
+        sheet += pictures
+    grid(sheet).save(out)
+    return mean_rows(found)
 
 
-def table(cases: dict[str, dict[str, dict[str, float]]]) -> str:
-    columns = list(next(iter(next(iter(cases.values())).values())))
-    titles = [c if c.startswith("s a ") else metric(c).title for c in columns]
-    lines = [f"| fine-tune | sampling | {' | '.join(titles)} |", "|---" * (len(columns) + 2) + "|"]
+def table(cases: dict[str, Rows]) -> str:
+    """A row for each case and way."""
+    columns = [*SECONDS, *STYLE_SIMILARITY, *CONTENT_PRESERVATION]
+    titles = [column if column in SECONDS else metric(column).title for column in columns]
+    lines = [f"| fine-tune | solver, steps | {' | '.join(titles)} |", "|---" * (len(columns) + 2) + "|"]
     for case, rows in cases.items():
-        lines += [f"| {case} | {way} | {' | '.join(f'{values[c]:.3f}' for c in columns)} |"
+        lines += [f"| {case} | {way} | {' | '.join(f'{values[column]:.3f}' for column in columns)} |"
                   for way, values in rows.items()]
     return "\n".join(lines)
 
@@ -156,31 +175,44 @@ def accuracy(net: DiffAE, photos: Tensor) -> str:
 
 
 def seconds_at(size: str, device: torch.device) -> str:
-    """A table of the fast preset's seconds at an official size, on random weights, after one short fine-tune."""
-    def still(net):
-        return net.to(device).eval().requires_grad_(False)
-    diffae, clip = still(DiffAE(CONFIGS[size])), still(Clip(VIT_B_32))
-    models = Models(diffae.unet, Evaluator(clip, diffae, EncoderDistance(diffae.encoder)))
+    """A table of the fast preset's seconds at an official size, on random weights, after a short fine-tune."""
+    diffae = DiffAE(CONFIGS[size]).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
+    nets = Models(diffae.unet, Evaluator(clip, diffae, EncoderDistance(diffae.encoder))).frozen()
     px, config = diffae.image_size, OSASISConfig(**FAST)
     twin, style_image, photo = (torch.rand(1, 3, px, px, device=device) * 2 - 1 for _ in range(3))
-    short = replace(config, iterations=1, cached_content=config.batch)
-    style, _ = tune_style(models.frozen(), twin, style_image, short)
-    lines = ["| what | s |", "|---|---|"]
-    tune = partial(tune_style, models.frozen(), twin, style_image, config)
-    lines.append(f"| a style, fast | {timed(tune, device):.1f} |")
+    style, _ = tune_style(nets, twin, style_image, replace(config, iterations=1, cached_content=config.batch))
+    seconds = timed(lambda: tune_style(nets, twin, style_image, config), device)
+    lines = ["| what | s |", "|---|---|", f"| a style, fast | {seconds:.1f} |"]
     for way in (OFFICIAL, *FEW):
-        one = partial(result_of, models, photo, style, way, Settings(config))
-        picture = [timed(one, device) for _ in range(6)]
-        lines.append(f"| a picture, {way[0]} {way[1]} / {way[2]} | {median(picture[1:]):.3f} |")
+        sample = sampler(diffae, style, way, Settings(config))
+        lines.append(f"| a picture, {in_words(way)} | {median_seconds(sample, photo):.3f} |")
     return "\n".join(lines)
+
+
+def compare(options: argparse.Namespace, evaluator: Evaluator, photos: Tensor) -> str:
+    """Run the cases that are missing in options.out; the table of all."""
+    ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(photos.device)
+    models, styles, found = Models(ddpm, evaluator), command.style_paths(options), {}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in [case.strip() for case in options.cases.split(";") if case.strip()] or CASES:
+        kept = options.out / f"{file_name(name)}.json"
+        if not kept.exists():
+            config = changed(OSASISConfig(**CASES[name].fields), options.set)
+            settings = Settings(config, options.candidates, options.twin_t0)
+            rows = run_case(models, photos, styles, settings, CASES[name].ways, kept.with_suffix(".png"))
+            kept.write_text(json.dumps(rows, indent=1))
+        found[name] = json.loads(kept.read_text())
+        print(table({name: found[name]}), flush=True)
+    return "\n" + table(found)
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_arguments(p)
-    p.set_defaults(candidates=8, twin_t0=0.4, set="")
     for action in p._actions:
         action.required = False
+    p.set_defaults(candidates=8, twin_t0=0.4, set="")
     p.add_argument("--cases", default="", help="cases to run, separated by ; (default: all)")
     p.add_argument("--accuracy", action="store_true", help="errors of the solvers alone")
     p.add_argument("--size", choices=CONFIGS, help="seconds alone, at this size")
@@ -191,22 +223,9 @@ def main() -> int:
     if options.size:
         print(seconds_at(options.size, device))
         return 0
+    if not options.photos or not options.accuracy and not (options.styles and options.out):
+        p.error("give --photos, and without --accuracy also --styles and --out")
     evaluator = command.load_evaluator(options, device)
-    if options.accuracy:
-        print(accuracy(evaluator.diffae, command.read_photos(options, evaluator.diffae.image_size, device)))
-        return 0
-    models = Models(loading.load_ddpm(loading.DEMO / "ddpm.safetensors").to(device), evaluator)
-    photos, styles = command.read_photos(options, evaluator.diffae.image_size, device), command.style_paths(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for name in [c.strip() for c in options.cases.split(";") if c.strip()] or CASES:
-        kept = options.out / f"{file_name(name)}.json"
-        if not kept.exists():
-            config = changed(OSASISConfig(**CASES[name].changes), options.set)
-            settings = Settings(config, options.candidates, options.twin_t0)
-            found[name] = run_case(models, photos, styles, settings, CASES[name].ways, kept.with_suffix(".png"))
-            kept.write_text(json.dumps(found[name], indent=1))
-        found[name] = json.loads(kept.read_text())
-        print(table({name: found[name]}), flush=True)
-    print("\n" + table(found))
+    photos = command.read_photos(options, evaluator.diffae.image_size, device)
+    print(accuracy(evaluator.diffae, photos) if options.accuracy else compare(options, evaluator, photos))
     return 0

@@ -36,7 +36,6 @@ from .session import Session, hash_of_network
 SPNS = ("timed", "untimed", "none")
 CLAMPS = ("hard", "straight-through")
 CLIP_PREPROCESSINGS = ("osasis", "openai")
-TRAINED = ("all", "decoder", "modulation")
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,11 @@ class OSASISConfig:
     precision: str = "float16"
     seed: int = 0
     solver: str = "ddim"
-    trained: str = "all"
 
     def __post_init__(self) -> None:
         for name, allowed in (("spn", SPNS), ("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("clamp", CLAMPS),
                               ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS),
-                              ("solver", SOLVERS), ("trained", TRAINED)):
+                              ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
         check_fields(self, at_least_1=("iterations", "batch"))
@@ -197,20 +195,10 @@ def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = No
         nets["unet"].load_state_dict(dict(weights.unet))
         if weights.spn and "spn" in nets:
             nets["spn"].load_state_dict(dict(weights.spn))
-    for name, p in nets["unet"].named_parameters():
-        p.requires_grad_(is_trained(name, config.trained))
     for net in nets.values():
         net.train(config.dropout)
     rates = {"unet": config.lr, "spn": config.lr_spn}
-    return Run(nets, {name: torch.optim.Adam([p for p in net.parameters() if p.requires_grad], rates[name])
-                      for name, net in nets.items()})
-
-
-def is_trained(name: str, trained: str) -> bool:
-    """Is this parameter of the UNet trained?"""
-    if trained == "decoder":
-        return name.startswith(("output_blocks.", "out."))
-    return trained == "all" or "emb_layers" in name
+    return Run(nets, {name: torch.optim.Adam(net.parameters(), rates[name]) for name, net in nets.items()})
 
 
 def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, settings: dict) -> OSASISStyle:
