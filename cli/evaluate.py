@@ -5,6 +5,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..evaluate.evaluator import Evaluator
 from ..evaluate.registry import METRICS, legend
 from ..evaluate.tables import Rows, beside, first_of_each, table
 from ..models import loading
+from ..models.diffusion import SOLVERS
 from ..models.features.encoder import EncoderDistance, EncoderKeys
 from ..models.mmfs import clip_fingerprint, clip_warning
 from ..train.content_files import DEFAULT_GB, ContentFolder
@@ -26,7 +28,7 @@ from ..train.loop import Hooks
 from ..train.osasis import OSASISConfig
 from ..train.presets import MMFS_PRESETS, OSASIS_PRESETS
 from ..train.source_faces import Samples
-from .options import add_device, from_preset, names_in
+from .options import add_device, from_preset, given, names_in
 from .stopping import StopSignals
 from .terminal import ProgressBar, show
 
@@ -58,6 +60,8 @@ def add_osasis(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--preset", default="demo", help=", ".join(OSASIS_PRESETS))
     p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
                    "preset; the default suits the demo models on a CPU (%(default)s)")
+    p.add_argument("--solver", choices=SOLVERS, help="how pictures are encoded, and codes decoded (default: "
+                   "the preset's)")
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32)):
         p.add_argument(f"--{name}", type=kind, default=default)
@@ -113,7 +117,7 @@ def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None, ho
 
 
 def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
-    config = from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set)
+    config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **given(options, "solver"))
     settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
                                decode_steps=options.decode_steps, change_point=options.change_point,
                                content=options.content and ContentFolder.of(options.content, options.content_gb))

@@ -155,8 +155,9 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     so far are written to OUT/results.json after each style, and logged.
     """
     results, px = {}, models.diffae.image_size
-    chains = {f"t0 {t0}, {settings.encode_steps} / {settings.decode_steps} steps":
-              (settings.encode_steps, settings.decode_steps, t0) for t0 in (settings.config.t0, 1.0)}
+    steps = settings.encode_steps, settings.decode_steps
+    chains = {f"t0 {t0}, {steps[0]} / {steps[1]} steps": (*steps, t0, settings.config.solver)
+              for t0 in (settings.config.t0, 1.0)}
     with autocast(photos.device, settings.config.precision):
         rebuilt = reconstruction(models.diffae, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))

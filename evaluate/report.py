@@ -19,10 +19,10 @@ CHAINS = {"half 50/20": (50, 20, 0.5), "half 100/50": (100, 50, 0.5), "full 50/5
 THUMBNAIL_PX = 16
 
 
-def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float) -> Tensor:
+def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float, solver: str = "ddim") -> Tensor:
     """Encode and decode again with the given steps of the whole schedule, to strength t0."""
     z = net.encode(x)
-    return net.decode(net.structural_code(x, z, forward, t0), z, reverse, t0)
+    return net.decode(net.structural_code(x, z, forward, t0, solver=solver), z, reverse, t0, solver=solver)
 
 
 @torch.no_grad()

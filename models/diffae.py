@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from . import unet
-from .diffusion import Denoise, StepHook, constant_alpha_bar, ddim_forward, ddim_reverse, ddim_schedule, denoiser
+from .diffusion import (
+    Denoise,
+    StepHook,
+    constant_alpha_bar,
+    ddim_forward,
+    ddim_reverse,
+    ddim_schedule,
+    decoding_schedule,
+    denoiser,
+    dpmpp_2m,
+    encoding_schedule,
+)
 from .precision import full_precision
 from .unet import SemanticEncoder, UNet, UNetConfig, time_features
 
@@ -121,20 +132,30 @@ class DiffAE(nn.Module):
             return self.encoder(picture.float())
 
     def structural_code(self, picture: Tensor, z: Tensor, steps: int, t0: float = 0.5,
-                        hook: StepHook | None = None) -> Tensor:
-        """x_t0: forward DDIM over the first t0 * steps of `steps` indices (Eq. 7). t0 = 1 gives DiffAE's x_T."""
+                        hook: StepHook | None = None, solver: str = "ddim") -> Tensor:
+        """x_t0: forward DDIM over the first t0 * steps of `steps` indices (Eq. 7). t0 = 1 gives DiffAE's x_T.
+
+        `solver` "dpmpp_2m" takes as many steps to the same x_t0 (A.10).
+        """
         schedule = ddim_schedule(steps)
         indices = range(schedule.num_steps(t0))
-        denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
-        return ddim_forward(denoise, picture, schedule, indices, hook)
+        if solver == "ddim":
+            denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
+            return ddim_forward(denoise, picture, schedule, indices, hook)
+        schedule = encoding_schedule(len(indices), t0)
+        return dpmpp_2m(denoiser(self.unet, z, schedule.times), picture, schedule, indices, hook=hook)
 
     def decode(self, x: Tensor, z: Tensor | Sequence[Tensor], steps: int, t0: float = 0.5,
-               hook: StepHook | None = None) -> Tensor:
-        """Reverse DDIM from the structural code to a picture in [-1, 1]; z as in `UNet.modulation`."""
+               hook: StepHook | None = None, solver: str = "ddim") -> Tensor:
+        """Reverse DDIM from the structural code to a picture in [-1, 1]; z as in `UNet.modulation`. `solver`
+        "dpmpp_2m" takes as many steps (A.10)."""
         schedule = ddim_schedule(steps)
-        indices = range(schedule.num_steps(t0))
-        denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
-        return ddim_reverse(denoise, x, schedule, reversed(indices), hook=hook)
+        indices = range(schedule.num_steps(t0))[::-1]
+        if solver == "ddim":
+            denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
+            return ddim_reverse(denoise, x, schedule, indices, hook=hook)
+        schedule = decoding_schedule(len(indices), t0)
+        return dpmpp_2m(denoiser(self.unet, z, schedule.times), x, schedule, indices, hook=hook)
 
     def sample_z(self, noise: Tensor, steps: int = 200, hook: StepHook | None = None) -> Tensor:
         """z (B, E) of the latent DDIM: constant schedule, no clamp, then denormalised. noise (B, E)."""

@@ -1,4 +1,4 @@
-"""Schedules, spacing rules and the steps of DDIM and DDPM sampling (docs/osasis.md A.8, B).
+"""Schedules, spacing rules and the steps of DDIM, DPM-Solver++(2M) and DDPM sampling (docs/osasis.md A.8, A.10, B).
 
 alpha-bar_t is the product of (1 - beta) over steps 0 .. t. Schedules are float64 Python numbers: no transfers.
 A network is seen as `denoise(x, t) -> eps` with x (B, 3, H, W) or (B, E) and t the original integer time 0 .. 999.
@@ -16,6 +16,7 @@ from torch import Tensor
 from .unet import Codes, UNetConfig
 
 TRAIN_STEPS = 1000
+SOLVERS = ("ddim", "dpmpp_2m")
 Denoise = Callable[[Tensor, int], Tensor]
 StepHook = Callable[[int, Tensor, Tensor], None]
 
@@ -192,3 +193,69 @@ def ancestral_step(x: Tensor, output: Tensor, schedule: Schedule, i: int, noise:
         return x0, mean + noise * math.exp(low / 2)
     fraction = (output[:, 3:] + 1) / 2
     return x0, mean + torch.exp((fraction * math.log(beta) + (1 - fraction) * low) / 2) * noise
+
+
+# --- few steps: DPM-Solver++(2M) (A.10) -------------------------------------------------------------------------------
+def quadratic_schedule(count: int, last: int) -> Schedule:
+    """A schedule of `count` (at least 1) different times from 0 to `last`, whose square roots are evenly spaced.
+
+    ValueError if there are fewer times than that.
+    """
+    if not 1 <= count <= last + 1:
+        raise ValueError(f"{count} steps do not fit between the times 0 and {last}; take 1 to {last + 1}")
+    times: list[int] = []
+    for left in range(count - 1, -1, -1):
+        even = round(last * (1 - left / max(count - 1, 1)) ** 2)
+        times.append(min(max(even, times[-1] + 1 if times else 0), last - left))
+    alpha_bar = linear_alpha_bar()
+    return Schedule(tuple(times), tuple(float(alpha_bar[t]) for t in times))
+
+
+def encoding_schedule(count: int, t0: float) -> Schedule:
+    """Where `count` steps of encoding up to t0 (0..1] begin, and where the last of them ends. At t0 = 1 it ends at
+    abar 0, which is behind the schedule."""
+    end = round(TRAIN_STEPS * t0)
+    return quadratic_schedule(count + 1, end) if end < TRAIN_STEPS else quadratic_schedule(count, TRAIN_STEPS - 1)
+
+
+def decoding_schedule(count: int, t0: float, below: int = 0) -> Schedule:
+    """Where `count` steps of decoding begin: from `below` times below t0 (0..1] down to 0."""
+    return quadratic_schedule(count, max(min(round(TRAIN_STEPS * t0), TRAIN_STEPS - 1) - below, 0))
+
+
+def log_snr(alpha_bar: float) -> float:
+    """lambda = log(alpha / sigma) for 0 < abar < 1."""
+    return (math.log(alpha_bar) - math.log1p(-alpha_bar)) / 2
+
+
+def dpmpp_2m_step(x: Tensor, x0: Tensor, before: Tensor, schedule: Schedule, i: int, to: int) -> Tensor:
+    """x at index `to` = i - 1 or i + 1, of x and the prediction x0 at i, and the one `before` at the index before i.
+
+    It is DDIM's step with x0 extrapolated, linearly in lambda, to the middle of the step.
+    """
+    towards = to - i
+    here = log_snr(schedule.alpha_bar(i))
+    ratio = (log_snr(schedule.alpha_bar(to)) - here) / (here - log_snr(schedule.alpha_bar(i - towards)))
+    middle = x0 + (x0 - before) * (ratio / 2)
+    a, b = schedule.alpha_bar(i), schedule.alpha_bar(to)
+    return middle * b ** 0.5 + (x - middle * a ** 0.5) * ((1 - b) / (1 - a)) ** 0.5
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, indices: range, *, clamp_x0: bool = True,
+             x_hook: Callable[[Tensor, int], Tensor] | None = None, hook: StepHook | None = None) -> Tensor:
+    """Encode over rising, decode over falling indices (step 1 or -1), a network call each; hooks as in `ddim_reverse`.
+
+    The first step and one that ends at abar 0 or 1 are DDIM's.
+    """
+    before: Tensor | None = None
+    for i in indices:
+        to = i + indices.step
+        if x_hook:
+            x = x_hook(x, i)
+        x0, following = ddim_step(x, denoise(x, schedule.times[i]), schedule, i, to, clamp_x0)
+        if before is not None and 0 < schedule.alpha_bar(to) < 1:
+            following = dpmpp_2m_step(x, x0, before, schedule, i, to)
+        before, x = x0, following
+        if hook:
+            hook(i, x0, x)
+    return x

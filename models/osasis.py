@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from . import rng
 from .diffusion import (
+    SOLVERS,
     Denoise,
     NoisePredictor,
     Schedule,
@@ -22,7 +23,9 @@ from .diffusion import (
     ancestral_step,
     ddim_reverse,
     ddim_schedule,
+    decoding_schedule,
     denoiser,
+    dpmpp_2m,
     respaced_schedule,
 )
 from .fields import check_fields
@@ -31,22 +34,25 @@ from .unet import UNetConfig
 
 NOISE_LEVELS = ("official", "matched")
 SPN_TIMES = ("index", "timestep")
+OFFICIAL_STEP = 20  # times between two of the official 50 steps of stylizing
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What a style's fine-tune decides for sampling with it. t0: encoding strength (0..1]. Defaults are official."""
+    """What a style's fine-tune decides for sampling with it. t0: encoding strength (0..1]. solver: of the reverse
+    chain, one of SOLVERS (A.10). Defaults are official."""
     t0: float = 0.5
     spn_weight: float = 0.1
     spn_time: str = "index"
     noise_level: str = "official"
+    solver: str = "ddim"
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 < self.t0 <= 1:
             raise ValueError(f"t0 is {self.t0}; take a number above 0, at most 1")
-        for name, allowed in (("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS)):
+        for name, allowed in (("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
 
@@ -64,6 +70,21 @@ def reverse_indices(schedule: Schedule, t0: float, noise_level: str = "official"
     return range(min(top, len(schedule) - 1), -1, -1)
 
 
+def reverse_chain(steps: int, settings: SamplingSettings) -> tuple[Schedule, range]:
+    """The schedule of stylizing, and the falling indices of its network calls. ValueError for steps that do not fit.
+
+    dpmpp_2m begins where the official 50 steps do, or at t0 ("matched"), whatever its number of steps.
+    """
+    schedule = ddim_schedule(steps)
+    if settings.solver == "ddim":
+        return schedule, reverse_indices(schedule, settings.t0, settings.noise_level)
+    if not schedule.num_steps(settings.t0):
+        raise ValueError(f"t0 x steps < 1 (t0 {settings.t0:g}, {steps} steps); increase t0 or steps")
+    below = OFFICIAL_STEP if settings.noise_level == "official" else 0
+    schedule = decoding_schedule(schedule.num_steps(settings.t0), settings.t0, below)
+    return schedule, range(len(schedule) - 1, -1, -1)
+
+
 def spn_hook(spn: SPN, picture: Tensor, weight: float | Tensor, schedule: Schedule,
              time: str = "index") -> Callable[[Tensor, int], Tensor]:
     """`x_hook(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1)."""
@@ -79,12 +100,12 @@ def stylize(unet: NoisePredictor, x_t0: Tensor, codes: Sequence[Tensor] | Tensor
 
     Returns pictures in [-1, 1]. With `spn` None or weight 0 there is no SPN call at all.
     """
-    schedule, x_hook = ddim_schedule(steps), None
+    (schedule, indices), x_hook = reverse_chain(steps, settings), None
     if spn is not None and picture is not None and settings.spn_weight:
         x_hook = spn_hook(spn, picture, settings.spn_weight, schedule, settings.spn_time)
-    indices = reverse_indices(schedule, settings.t0, settings.noise_level)
+    solve = ddim_reverse if settings.solver == "ddim" else dpmpp_2m
     denoise = denoiser(unet, codes, schedule.times[:len(indices)])
-    return ddim_reverse(denoise, x_t0, schedule, indices, x_hook=x_hook, hook=hook)
+    return solve(denoise, x_t0, schedule, indices, x_hook=x_hook, hook=hook)
 
 
 def twin_steps(steps: int, t0: float, noise_level: str = "official") -> int:

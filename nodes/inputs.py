@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..models.diffusion import TRAIN_STEPS, ddim_times
+from ..models.diffusion import SOLVERS, TRAIN_STEPS, ddim_times
 from ..models.precision import AUTO, PRECISIONS
 from ..models.rng import MAX_SEED
 from ..train.session import plain_name
@@ -59,6 +59,15 @@ def steps(default: int, tooltip: str, name: str = "steps") -> io.Int.Input:
 def precision(tooltip: str = "Number format of the networks on a GPU. auto is float16, as the official program. A CPU "
                              "always computes in float32.") -> io.Combo.Input:
     return advanced(choice("precision", (AUTO, *PRECISIONS), AUTO, tooltip))
+
+
+def solver(default: str, tooltip: str = "", optional: bool = False) -> io.Combo.Input:
+    """How the steps of the chain are made. default: FROM_STYLE is offered where it is that."""
+    choices = SOLVERS if default in SOLVERS else (default, *SOLVERS)
+    return advanced(io.Combo.Input(
+        "solver", options=list(choices), default=default, optional=optional,
+        tooltip="ddim: the official solver. dpmpp_2m: DPM-Solver++(2M), which needs far fewer steps: 20 are good."
+                f" {tooltip}".rstrip()))
 
 
 def batch(tooltip: str, default: int = 8, most: int = 64, optional: bool = False) -> io.Int.Input:

@@ -120,7 +120,9 @@ class StructuralEncode(AtelierNode):
                                             tooltip="The pictures' semantic codes. Not connected: they are encoded "
                                                     "here."),
                 sockets.OSASIS_STYLE.Input("style", optional=True,
-                                           tooltip="The style that the code will be decoded with. It supplies t0.")],
+                                           tooltip="The style that the code will be decoded with. It supplies t0 and "
+                                                   "the solver."),
+                inputs.solver(FROM_STYLE, "'from style' without one: ddim.", optional=True)],
             outputs=[sockets.STRUCTURAL_CODE.Output("structure", display_name="structure",
                                                     tooltip="The structural codes, with the pictures.")])
 
@@ -130,8 +132,10 @@ class StructuralEncode(AtelierNode):
 
     @classmethod
     def execute(cls, diffae: DiffAEModel, image: Tensor, steps: int, t0: float, semantic: SemanticCode | None = None,
-                style: LoadedStyle | None = None) -> io.NodeOutput:
+                style: LoadedStyle | None = None, solver: str = FROM_STYLE) -> io.NodeOutput:
         inputs.require(inputs.valid_steps(steps))
+        if solver == FROM_STYLE:
+            solver = style.settings.solver if style else SamplingSettings().solver
         if t0 == UNSET:
             t0 = style.settings.t0 if style else T0
         elif t0 < 0.05:
@@ -141,23 +145,25 @@ class StructuralEncode(AtelierNode):
         if semantic is not None:
             sockets.same_model("the semantic code", semantic.fingerprint, diffae.fingerprint)
         z = encode(diffae, x) if semantic is None else sockets.batch_of(semantic.z, len(x), "the semantic code")
-        code = structural_code(diffae, x, z, steps, t0)
+        code = structural_code(diffae, x, z, steps, t0, solver)
         return io.NodeOutput(StructuralCode(code, x, t0, steps, diffae.unet, diffae.fingerprint))
 
 
-def structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str = AUTO) -> Tensor:
+def structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, solver: str,
+                    precision: str = AUTO) -> Tensor:
     """x_t0 (B, 3, px, px) of pictures (B, 3, px, px) with codes z (B, E); computed once."""
-    return diffae.codes.get({"picture": x, "z": z}, ("x_t0", steps, t0, precision),
-                            lambda: _structural_code(diffae, x, z, steps, t0, precision))
+    return diffae.codes.get({"picture": x, "z": z}, ("x_t0", steps, t0, solver, precision),
+                            lambda: _structural_code(diffae, x, z, steps, t0, solver, precision))
 
 
-def _structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str) -> Tensor:
+def _structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, solver: str,
+                     precision: str) -> Tensor:
     progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
     memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
-    with host.running(diffae.patched, memory=memory) as device, host.inference_autocast(device, precision):
+    with host.sampling(diffae.patched, precision, memory=memory) as (device, net):
         for rows in chunks(len(x)):
-            code = diffae.net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0,
-                                              progress_hook(progress))
+            code = net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
+                                       solver)
             parts.append(code.float().cpu())
     return torch.cat(parts)
 
@@ -231,7 +237,8 @@ class StylizeOSASIS(AtelierNode):
                     "noise_level", (FROM_STYLE, *osasis.NOISE_LEVELS), FROM_STYLE,
                     "Where decoding starts. official: one step cleaner than encoding ended, as in the official "
                     "program. matched: where encoding ended.")),
-                inputs.precision()],
+                inputs.precision(),
+                inputs.solver(FROM_STYLE)],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The stylized photos, one for each.")])
 
     @classmethod
@@ -241,14 +248,16 @@ class StylizeOSASIS(AtelierNode):
     @classmethod
     def execute(cls, style: LoadedStyle, structure: StructuralCode, mix: MixedCodes, steps: int, use_spn: bool,
                 spn_weight: float, batch: int, spn_time: str, noise_level: str,
-                precision: str = AUTO) -> io.NodeOutput:
+                precision: str = AUTO, solver: str = FROM_STYLE) -> io.NodeOutput:
         inputs.require(inputs.valid_steps(steps))
         check_osasis_style(style.style, structure.config, structure.fingerprint)
         for what, code in (("the content code", mix.content), ("the style code", mix.style)):
             sockets.same_model(what, code.fingerprint, structure.fingerprint)
         settings = chosen_settings(style, structure, spn_weight, spn_time, noise_level)
+        if solver != FROM_STYLE:
+            settings = replace(settings, solver=solver)
         ddim_steps(steps, settings.t0)
-        indices = osasis.reverse_indices(ddim_schedule(steps), settings.t0, settings.noise_level)
+        _, indices = osasis.reverse_chain(steps, settings)
         codes, spn = mix.codes(structure), style.spn if use_spn else None
         if use_spn and spn is None:
             host.show_text("this style has no SPN: stylized without it")
@@ -292,7 +301,8 @@ class Decode(AtelierNode):
                 sockets.SEMANTIC_CODE.Input("semantic", tooltip="The semantic codes: one for each picture, or one for "
                                                                 "all."),
                 inputs.steps(50, "Steps of the whole schedule. Of these, t0 x steps are run."),
-                inputs.precision()],
+                inputs.precision(),
+                inputs.solver(SamplingSettings().solver)],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The decoded pictures.")])
 
     @classmethod
@@ -301,21 +311,23 @@ class Decode(AtelierNode):
 
     @classmethod
     def execute(cls, diffae: DiffAEModel, structure: StructuralCode, semantic: SemanticCode, steps: int,
-                precision: str = AUTO) -> io.NodeOutput:
+                precision: str = AUTO, solver: str = SamplingSettings().solver) -> io.NodeOutput:
         inputs.require(inputs.valid_steps(steps))
         sockets.same_model("the structural code", structure.fingerprint, diffae.fingerprint)
         sockets.same_model("the semantic code", semantic.fingerprint, diffae.fingerprint)
         z = sockets.batch_of(semantic.z, len(structure.x), "the semantic code")
-        return io.NodeOutput(decode(diffae, structure.x, z, steps, structure.t0, precision))
+        return io.NodeOutput(decode(diffae, structure.x, z, steps, structure.t0, precision, solver))
 
 
-def decode(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str = AUTO) -> Tensor:
+def decode(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str = AUTO,
+           solver: str = SamplingSettings().solver) -> Tensor:
     """Codes -> IMAGE, in chunks."""
     progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
     memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
     with host.running(diffae.patched, memory=memory) as device, host.inference_autocast(device, precision):
         for rows in chunks(len(x)):
-            decoded = diffae.net.decode(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress))
+            decoded = diffae.net.decode(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
+                                        solver)
             parts.append(images.to_image(decoded))
     return torch.cat(parts)
 

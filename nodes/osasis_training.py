@@ -46,8 +46,9 @@ class OSASISFineTuneOptions(AtelierNode):
             inputs=[
                 inputs.choice("preset", (OWN, *OSASIS_PRESETS), OWN,
                               f"'{OWN}' takes the settings below. Any other preset replaces all of them. official: the "
-                              "released program. corrected: without its deviations from the paper. demo: less work, "
-                              "for the demo models on a CPU."),
+                              "released program. corrected: without its deviations from the paper. fast: a style in "
+                              "about a sixth of the steps; it sets iterations and learning rates of Fine-Tune OSASIS, "
+                              "too. demo: less work, for the demo models on a CPU."),
                 weight("cross_weight", "Weight of the cross-domain loss: photo to result must change as photo twin to "
                                        "style image."),
                 weight("in_domain_weight", "Weight of the in-domain loss: results must differ as their photos do."),
@@ -83,7 +84,9 @@ class OSASISFineTuneOptions(AtelierNode):
                              tooltip="Gradient accumulation: rows at a time, 0 for all. Small values need little "
                                      "memory. The result is the same up to rounding and dropout."),
                 choice("precision", PRECISIONS[::-1], "Number format of the networks on a GPU. float16 without loss "
-                                                      "scaling is official.")],
+                                                      "scaling is official."),
+                inputs.solver(DEFAULTS["solver"], "Content is encoded with it, and training visits the times that "
+                                                  "sampling with it visits. The style keeps it.")],
             outputs=[sockets.OSASIS_TUNE_OPTIONS.Output("options", display_name="options", tooltip="For Fine-Tune "
                                                                                                    "OSASIS.")])
 
@@ -166,8 +169,12 @@ class OSASISFineTune(AtelierNode):
                 spn_weight: float, seed: int, name: str, save_every: int, resume: bool,
                 options: TuneOptions | None = None, contents: Tensor | None = None,
                 changed_pictures: bool = False, content_gb: float = DEFAULT_GB) -> io.NodeOutput:
-        config = OSASISConfig(iterations=iterations, batch=batch, lr=lr, lr_spn=lr_spn, spn=spn, spn_weight=spn_weight,
-                              seed=seed, **(options.fields if options else {}))
+        own = {"iterations": iterations, "batch": batch, "lr": lr, "lr_spn": lr_spn, "spn": spn,
+               "spn_weight": spn_weight, "seed": seed}
+        further = options.fields if options else {}
+        if replaced := [f"{field} {further[field]}" for field in own if field in further]:
+            host.show_text(f"from the options: {', '.join(replaced)}")
+        config = OSASISConfig(**own | further)
         checkpointing = Checkpointing(snapshot_file(host.snapshot_folder(), name), save_every, resume,
                                       changed_pictures)
         px = diffae.net.image_size
@@ -177,8 +184,8 @@ class OSASISFineTune(AtelierNode):
             raise ValueError("twin and style_image are the same picture, so there is no change to learn. Connect the "
                              "twin of Make Photo Twin, and check that this node is not bypassed")
         photos = None if contents is None else images.to_model(contents, px, "contents")
-        monitor = TrainingMonitor(iterations, len(config.indices))
-        memory = training_memory(diffae.unet, config.micro_batch or batch + 1)
+        monitor = TrainingMonitor(config.iterations, len(config.indices))
+        memory = training_memory(diffae.unet, config.micro_batch or config.batch + 1)
         with host.trainable(diffae.net, clip.net, perceptual.distance(), twin, style_image, photos,
                             memory=memory) as (net, clip_net, distance, twin, style_image, photos):
             nets = FrozenNetworks(net, clip_net, distance, diffae.fingerprint, leaves=True)

@@ -160,6 +160,99 @@ def test_the_x_hook_changes_what_the_network_and_the_formula_see():
     assert float(end.mean()) == pytest.approx((between + 0.01) / b ** 0.5)
 
 
+# --- few steps ---------------------------------------------------------------------------------------------------
+def gaussian(alphas, s2=0.09):
+    """The denoiser of data N(0, s2), with abar at time t from `alphas`: the flow scales x as its deviation."""
+    return lambda x, t: x * (1 - alphas[t]) ** 0.5 / (alphas[t] * s2 + 1 - alphas[t])
+
+
+def error(solve, steps, rising, s2=0.09):
+    """Relative error of so many steps, even in lambda, between the noise levels of the times 500 and 5."""
+    first, last = (D.log_snr(float(D.linear_alpha_bar()[t])) for t in (5, 500))
+    alphas = tuple(1 / (1 + math.exp(-2 * (first + (last - first) * k / steps))) for k in range(steps + 1))
+    table, x = D.Schedule(tuple(range(steps + 1)), alphas), torch.full((1,), 0.01, dtype=DOUBLE)
+    result = solve(gaussian(alphas), x, table, range(steps) if rising else range(steps, 0, -1))
+    clean, noisy = ((a * s2 + 1 - a) ** 0.5 for a in (alphas[0], alphas[-1]))
+    return abs(float(result / x) / (noisy / clean if rising else clean / noisy) - 1)
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_the_error_of_dpmpp_2m_falls_with_the_square_of_the_steps_and_that_of_ddim_with_the_steps(rising):
+    ddim = D.ddim_forward if rising else D.ddim_reverse
+    for solve, least, most in ((ddim, 1.85, 2.05), (D.dpmpp_2m, 3.3, 4.1)):
+        errors = [error(solve, steps, rising) for steps in (10, 20, 40, 80)]
+        assert all(least < a / b < most for a, b in zip(errors, errors[1:])), errors
+    assert error(D.dpmpp_2m, 10, rising) < error(ddim, 80, rising)
+
+
+def test_the_first_step_and_the_last_to_a_clean_picture_are_ddim_s():
+    table, x = D.quadratic_schedule(5, 500), noise(1, 3, 4, 4) * 0.1
+    denoise = gaussian([float(a) for a in D.linear_alpha_bar()])
+    assert torch.equal(D.dpmpp_2m(denoise, x, table, range(4, 3, -1)), D.ddim_reverse(denoise, x, table, [4]))
+    assert torch.equal(D.dpmpp_2m(denoise, x, table, range(1)), D.ddim_forward(denoise, x, table, [0]))
+    late = D.dpmpp_2m(denoise, x, table, range(4, 0, -1))
+    assert torch.equal(D.dpmpp_2m(denoise, x, table, range(4, -1, -1)), D.ddim_reverse(denoise, late, table, [0]))
+    assert not torch.allclose(late, D.ddim_reverse(denoise, x, table, range(4, 0, -1)), rtol=1e-3)
+
+
+def test_a_constant_prediction_is_solved_in_any_number_of_steps():
+    c = noise(1, 3, 4, 4).clamp(-0.9, 0.9)
+    x = D.add_noise(c, noise(2, 3, 4, 4, seed=1), 0.9999)
+    table = D.quadratic_schedule(4, 500)
+    code = D.dpmpp_2m(point(c), x, table, range(3))
+    a = table.alpha_bar(3)
+    assert torch.allclose(code, a ** 0.5 * c + (1 - a) ** 0.5 * point(c)(x, 0), atol=1e-9)
+    assert torch.allclose(D.dpmpp_2m(point(c), code, table, range(3, -1, -1)), c.expand_as(x), atol=1e-9)
+
+
+def test_dpmpp_2m_clamps_its_predictions_unless_it_is_told_not_to():
+    table, x, seen = D.quadratic_schedule(4, 500), noise(1, 3, 4, 4) * 9, []
+    for clamp in (True, False):
+        D.dpmpp_2m(lambda x, t: x * 0.1, x, table, range(3, -1, -1), clamp_x0=clamp,
+                   hook=lambda i, x0, _: seen.append(float(x0.abs().max())))
+    assert max(seen[:4]) == 1 and min(seen[4:]) > 1
+
+
+def test_the_x_hook_comes_before_each_call_of_dpmpp_2m():
+    table, seen, start = D.quadratic_schedule(3, 500), [], torch.zeros(1, 3, 2, 2, dtype=DOUBLE)
+
+    def denoise(x, t):
+        seen.append((t, float(x.mean())))
+        return torch.zeros_like(x)
+    D.dpmpp_2m(denoise, start, table, range(2, -1, -1), x_hook=lambda x, i: x + 0.01 * (i + 1))
+    assert [t for t, _ in seen] == [500, 125, 0] and seen[0][1] == pytest.approx(0.03)
+    a, b = table.alpha_bar(2), table.alpha_bar(1)
+    assert seen[1][1] == pytest.approx(0.03 * (b / a) ** 0.5 + 0.02)
+
+
+@pytest.mark.parametrize(("count", "last", "times"), [
+    (1, 480, (480,)), (2, 500, (0, 500)), (6, 500, (0, 20, 80, 180, 320, 500)), (6, 5, (0, 1, 2, 3, 4, 5)),
+    (5, 8, (0, 1, 2, 4, 8))])
+def test_quadratic_times_are_different_and_denser_near_the_picture(count, last, times):
+    table = D.quadratic_schedule(count, last)
+    assert table.times == times and table.alphas == tuple(float(D.linear_alpha_bar()[t]) for t in times)
+
+
+@pytest.mark.parametrize(("count", "last"), [(0, 500), (502, 500), (2, 0)])
+def test_more_steps_than_times_are_refused(count, last):
+    with pytest.raises(ValueError, match=f"{count} steps do not fit between the times 0 and {last}; take 1 to"):
+        D.quadratic_schedule(count, last)
+
+
+def test_encoding_ends_at_t0_and_decoding_begins_there_or_below():
+    assert D.encoding_schedule(5, 0.5).times[-1] == 500 and len(D.encoding_schedule(5, 0.5)) == 6
+    whole = D.encoding_schedule(5, 1.0)
+    assert whole.times[-1] == 999 and whole.alpha_bar(5) == 0
+    assert [D.decoding_schedule(5, *ends).times[-1] for ends in ((0.5, 0), (0.5, 20), (1.0, 0))] == [500, 480, 999]
+    assert D.decoding_schedule(1, 0.01, 20).times == (0,)
+
+
+def test_encoding_to_pure_noise_ends_with_the_noise():
+    x, eps = noise(1, 3, 4, 4) * 0.1, noise(1, 3, 4, 4, seed=1) * 0.01
+    code = D.dpmpp_2m(lambda x, t: eps, x, D.encoding_schedule(4, 1.0), range(4), clamp_x0=False)
+    assert torch.allclose(code, eps, atol=1e-9)
+
+
 # --- ancestral steps ---------------------------------------------------------------------------------------------
 def posterior(table, i, x, x0):
     """Mean and variance of q(x_{i-1} | x_i, x_0) by Bayes' rule."""
@@ -324,10 +417,20 @@ def test_the_noise_level_decides_the_first_time_of_stylizing():
 
 
 @pytest.mark.parametrize(("field", "value"), [("t0", 0.0), ("t0", 1.1), ("t0", math.nan), ("spn_weight", -0.1),
-                                              ("spn_weight", math.inf), ("noise_level", "other"), ("spn_time", "day")])
+                                              ("spn_weight", math.inf), ("noise_level", "other"), ("spn_time", "day"),
+                                              ("solver", "euler")])
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"^{field} is {value!r}; (take|it must be)"):
         SamplingSettings(**{field: value})
+
+
+@pytest.mark.parametrize(("level", "times"), [("official", [480, 270, 120, 30, 0]),
+                                              ("matched", [500, 281, 125, 31, 0])])
+def test_stylizing_with_dpmpp_2m_takes_as_many_calls_and_gives_the_spn_the_same_hook(level, times):
+    unet, spn, picture = Network(lambda x, t: torch.zeros_like(x)), Times(), torch.zeros(1, 3, 4, 4)
+    settings = SamplingSettings(noise_level=level, solver="dpmpp_2m")
+    osasis.stylize(unet, picture, torch.zeros(1, 4), steps=10, spn=spn, picture=picture, settings=settings)
+    assert unet.times == times and spn.times == [4, 3, 2, 1, 0]
 
 
 def test_settings_of_a_style_are_its_own_and_official_where_it_says_nothing():

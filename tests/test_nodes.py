@@ -210,6 +210,32 @@ def test_structure_is_encoded_up_to_the_t0_of_the_style(nodes, loaded, own_style
     assert encode(t0=0.6, style=own_style)[0].t0 == 0.6
 
 
+def test_the_solver_comes_from_the_style_unless_the_user_sets_it(nodes, loaded, tune, sampling, official_style):
+    style = tune("few", QUICK | {"solver": "dpmpp_2m"}, iterations=1)[0]
+    assert style.settings.solver == "dpmpp_2m" and sampling(style)[0].solver == "dpmpp_2m"
+    assert sampling(style, solver="ddim")[0].solver == "ddim" == sampling(official_style)[0].solver
+    assert sampling(official_style, solver="dpmpp_2m")[0].solver == "dpmpp_2m"
+    encode = partial(nodes.StructuralEncode.execute, diffae=loaded.diffae, image=picture(5), steps=10, t0=0.5)
+    ddim, own, given = (encode(**chosen)[0].x for chosen in ({}, {"style": style}, {"solver": "dpmpp_2m"}))
+    assert torch.equal(own, given) and not torch.allclose(own, ddim, atol=1e-3)
+    assert torch.equal(encode(style=style, solver="ddim")[0].x, ddim)
+
+
+def test_the_solver_of_decode(nodes, loaded):
+    _, semantic, structure = encoded(nodes, loaded)
+    ddim, few = (nodes.Decode.execute(loaded.diffae, structure, semantic, 10, solver=solver)[0]
+                 for solver in ("ddim", "dpmpp_2m"))
+    assert ddim.shape == few.shape and not torch.allclose(ddim, few, atol=1e-3)
+
+
+def test_a_preset_that_says_iterations_and_rates_is_followed_and_named(tune, monkeypatch, nodes):
+    texts = []
+    monkeypatch.setattr(nodes.host, "show_text", texts.append)
+    result = tune(options=QUICK | {"iterations": 3, "lr": 0.002})
+    assert texts[0] == "from the options: iterations 3, lr 0.002" and len(result[4]["loss"]) == 3
+    assert result[0].style.settings["iterations"] == 3 and result[0].style.settings["lr"] == 0.002
+
+
 @pytest.mark.parametrize("value", [-0.5, -0.01])
 def test_between_unset_and_zero_there_is_nothing(nodes, loaded, own_style, sampling, value):
     with pytest.raises(ValueError, match="^t0 is"):

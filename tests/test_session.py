@@ -47,6 +47,13 @@ def test_a_difference_is_named(other, message):
     assert str(session.difference(described(), described(**other))) == message
 
 
+def test_a_snapshot_of_before_a_setting_was_added_is_one_of_its_default():
+    before = {name: value for name, value in described().items() if name != "solver"}
+    assert session.difference(before, described()) is None
+    now = described(OSASISConfig(solver="dpmpp_2m"))
+    assert session.difference(before, now) == "solver was 'ddim' and is 'dpmpp_2m' now"
+
+
 def test_a_network_s_hash_is_of_its_weights_and_its_configuration():
     net = tiny.clip()
     same, moved, other = session.hash_of_network(tiny.clip()), tiny.clip(1), tiny.clip()

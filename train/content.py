@@ -42,6 +42,8 @@ class ContentSettings(Protocol):
     def precision(self) -> str: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def solver(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def prepare_content(frozen: DiffAE, pictures: Tensor, config: ContentSettings, h
     """z (always computed in float32, A.9) and x_t0 of pictures with the frozen A (C.3, steps 2 and 3)."""
     with autocast(pictures.device, config.precision):
         z = frozen.encode(pictures)
-        x = frozen.structural_code(pictures, z, config.forward_steps, config.t0, hooks.sampler())
+        x = frozen.structural_code(pictures, z, config.forward_steps, config.t0, hooks.sampler(), config.solver)
     return Content(pictures, z, x.float())
 
 

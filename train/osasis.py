@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models import rng
 from ..models.diffae import DiffAE
-from ..models.diffusion import Schedule, ddim_between, ddim_schedule, eps_of
+from ..models.diffusion import SOLVERS, Schedule, ddim_between, ddim_schedule, eps_of
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
 from ..models.graphs import Graphs
 from ..models.hashing import hash_of
-from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
+from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, SamplingSettings, reverse_chain
 from ..models.precision import PRECISIONS, autocast
 from ..models.spn import SPN, SPNConfig
 from ..models.style import OSASISStyle
@@ -49,6 +50,7 @@ class OSASISConfig:
     style_spn_weight: the style stream's SPN factor, 1 in the code though lambda is 0.1 (D 2). clamp: "hard" stops the
     gradient where x0 leaves [-1, 1] (official), "straight-through" lets it pass. micro_batch: rows a forward, 0 for
     all; changes memory, not the result. precision: of the UNet and CLIP on a GPU (official: float16, no scaler).
+    solver: of encoding, and of sampling with the style (A.10). The reverse chain visits its times, in DDIM's steps.
     """
     iterations: int = 200
     batch: int = 8
@@ -76,10 +78,12 @@ class OSASISConfig:
     micro_batch: int = 0
     precision: str = "float16"
     seed: int = 0
+    solver: str = "ddim"
 
     def __post_init__(self) -> None:
         for name, allowed in (("spn", SPNS), ("spn_time", SPN_TIMES), ("noise_level", NOISE_LEVELS), ("clamp", CLAMPS),
-                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS)):
+                              ("clip_preprocessing", CLIP_PREPROCESSINGS), ("precision", PRECISIONS),
+                              ("solver", SOLVERS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
         check_fields(self, at_least_1=("iterations", "batch"))
@@ -99,12 +103,18 @@ class OSASISConfig:
 
     @property
     def schedule(self) -> Schedule:
-        return ddim_schedule(self.reverse_steps)
+        return self.chain[0]
 
     @property
     def indices(self) -> range:
         """Indices of the reverse chain, falling: one optimiser step each."""
-        return reverse_indices(self.schedule, self.t0, self.noise_level)
+        return self.chain[1]
+
+    @cached_property
+    def chain(self) -> tuple[Schedule, range]:
+        """The reverse chain visits the times that sampling in `reverse_steps` visits."""
+        return reverse_chain(self.reverse_steps, SamplingSettings(self.t0, noise_level=self.noise_level,
+                                                                  solver=self.solver))
 
 
 @dataclass(frozen=True)

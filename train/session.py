@@ -33,6 +33,7 @@ PREDICTIONS = "session/predictions"
 MAX_NAME_LETTERS, MAX_NAME_BYTES = 80, 200  # of the 255 that a file's name may have, endings and the rest share 55
 RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 FREE_FIELDS = ("iterations",)  # may change when a training is resumed
+ADDED = {"solver": "ddim"}  # settings later than version 0.2.0: how snapshots without them were made
 PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
@@ -231,6 +232,7 @@ def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) ->
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
     """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS and those
     in `free`."""
+    saved = {**ADDED, **saved}
     if saved.get("training") != now.get("training"):
         return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
     for name in [n for n in now if n not in (*FREE_FIELDS, *free)]:
