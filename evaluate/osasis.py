@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.osasis import SamplingSettings, photo_twins, stylize, twin_noise, twin_scores
 from ..models.precision import autocast
@@ -89,8 +90,9 @@ VARIANTS: dict[str, Variant] = {
 def best_twin(models: Models, style_image: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """The best of the candidates (1, 3, px, px) and every score, ascending."""
     noise = twin_noise(settings.seed, range(settings.candidates), style_image.shape[1:], style_image.device)
-    with autocast(style_image.device, settings.config.precision):
-        twins = photo_twins(models.ddpm, style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
+    device, precision = style_image.device, settings.config.precision
+    with autocast(device, precision):
+        twins = photo_twins(accelerated(models.ddpm, device, precision), style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
         twins = twins.clamp(-1, 1)
         scores, order = twin_scores(twins, style_image, models.evaluator.perceptual_network()).sort()
     return twins[order[:1]].float(), scores.float()
@@ -109,7 +111,7 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
     """The photos of `content` in the style; (B, 3, px, px) in [-1, 1]."""
     device, parts = content.z.device, []
     unet, spn = style.networks()
-    unet, spn = unet.to(device), None if spn is None else spn.to(device)
+    unet, spn = (net and accelerated(net.to(device), device, settings.config.precision) for net in (unet, spn))
     for rows in torch.arange(len(content.z), device=device).split(settings.batch):
         part = content.rows(rows)
         codes = codes_for(variant.codes, models.diffae, part.z, style.semantic_code().to(device), settings.change_point)
@@ -125,7 +127,8 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet."""
     config, nets = settings.config, models.frozen()
     twin, scores = best_twin(models, style_image, settings)
-    content = prepare_content(models.diffae, photos, replace(config, forward_steps=settings.encode_steps), hooks)
+    frozen = accelerated(models.diffae, photos.device, config.precision)
+    content = prepare_content(frozen, photos, replace(config, forward_steps=settings.encode_steps), hooks)
     log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", (twin - style_image).abs().mean(), scores[0],
              settings.candidates, scores[-1])
     styles = {}
@@ -159,7 +162,8 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     chains = {f"t0 {t0}, {steps[0]} / {steps[1]} steps": (*steps, t0, settings.config.solver)
               for t0 in (settings.config.t0, 1.0)}
     with autocast(photos.device, settings.config.precision):
-        rebuilt = reconstruction(models.diffae, photos, chains)
+        frozen = accelerated(models.diffae, photos.device, settings.config.precision)
+        rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
     report = {"reconstruction": rebuilt, "styles": results, "mean": {}}
     for path in styles:

@@ -1,4 +1,4 @@
-"""A UNet made ready for sampling: its convolutions' weights in the run's number format, its calls as CUDA graphs."""
+"""Networks made ready for sampling: convolutions' weights in the run's number format, calls as CUDA graphs."""
 from __future__ import annotations
 
 import copy
@@ -7,28 +7,30 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .diffae import DiffAE
-from .graphs import Graphs
+from .diffae import DiffAE, LatentNet
+from .graphs import Replayed
 from .precision import AUTO, dtype_of, full_precision
-from .unet import Codes, UNet, UNetConfig
+from .unet import Codes, SemanticEncoder, UNet, UNetConfig
 
-Net = TypeVar("Net", UNet, DiffAE)
+Net = TypeVar("Net", bound=nn.Module)
 
 
-class AcceleratedUNet(nn.Module):
+class AcceleratedUNet(Replayed):
     """Stands for a frozen UNet wherever one predicts noise; see `UNet`.
 
-    Maps are of `dtype`; statistics of norms, modulations and the output are float32. The graphs hold where the weights
-    lie, so they are dropped if those have moved; that is looked at where a run begins, by its first modulation.
+    Maps are of `dtype`; statistics of norms, modulations and the output are float32.
     """
 
     def __init__(self, unet: UNet, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.unet = copy.deepcopy(unet).eval().requires_grad_(False)
-        for part in self.unet.modules():
+        super().__init__(unet)
+        for part in unet.modules():
             if isinstance(part, (nn.Conv1d, nn.Conv2d)):
                 part.to(dtype)
-        self.dtype, self.graphs, self.places = dtype, Graphs(), ()
+        self.dtype = dtype
+
+    @property
+    def unet(self) -> UNet:
+        return cast(UNet, self.net)
 
     @property
     def config(self) -> UNetConfig:
@@ -39,29 +41,22 @@ class AcceleratedUNet(nn.Module):
         return self.time_modulation(t) * self.code_modulation(z)
 
     def time_modulation(self, t: Tensor) -> Tensor:
-        """As of `UNet`, float32."""
-        self._follow_the_weights()
+        """As of `UNet`, float32. A run begins with it: where the weights lie is looked at here, not in every call."""
+        self.follow_weights()
         with full_precision(t.device):
             return self.unet.time_modulation(t)
 
     def code_modulation(self, z: Codes = None) -> Tensor | float:
         """As of `UNet`, float32."""
-        codes = z if isinstance(z, (list, tuple)) else [] if z is None else [z]
-        if not codes:
+        if z is None:
             return 1.0
-        with full_precision(codes[0].device):
+        with full_precision(z.device if isinstance(z, Tensor) else z[0].device):
             return self.unet.code_modulation(z)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """As of `UNet`; float32."""
         output, = self.graphs("", self._call, x, modulation)
         return output.to(torch.float32, copy=True)
-
-    def _follow_the_weights(self) -> None:
-        places = tuple(p.data_ptr() for p in self.unet.parameters())
-        if places != self.places:
-            self.graphs.clear()
-            self.places = places
 
     def _call(self, x: Tensor, modulation: Tensor) -> tuple[Tensor]:
         with full_precision(x.device):
@@ -70,16 +65,26 @@ class AcceleratedUNet(nn.Module):
 
 
 def accelerated(net: Net, device: torch.device, precision: str = AUTO) -> Net:
-    """A UNet, or a DiffAE with one, ready for sampling at a precision (see `precision.autocast`): on a GPU an
-    `AcceleratedUNet` takes the UNet's place, elsewhere it is the network itself. The networks are on the device."""
+    """A UNet, an SPN, a DiffAE or a container of such, ready for sampling at a precision (see `precision.autocast`):
+    on a GPU a copy, elsewhere the network itself. It does not need the caller's autocast."""
     if device.type != "cuda":
         return net
+    dtype = dtype_of(device, precision)
+    return cast(Net, _copied(net, dtype))
+
+
+def _copied(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     if isinstance(net, UNet):
-        return cast(Net, AcceleratedUNet(net, dtype_of(device, precision)))
+        return AcceleratedUNet(copy.deepcopy(net), dtype)
+    if isinstance(net, nn.ModuleDict):
+        return nn.ModuleDict({name: _copied(part, dtype) for name, part in net.items()})
+    if not isinstance(net, DiffAE):
+        return Replayed(copy.deepcopy(net))
     with torch.device("meta"):
         new = DiffAE(net.config)
-    new.unet = cast(UNet, AcceleratedUNet(net.unet, dtype_of(device, precision)))
-    new.encoder, new.latent_net = net.encoder, net.latent_net
+    new.unet = cast(UNet, _copied(net.unet, dtype))
+    new.encoder = cast(SemanticEncoder, _copied(net.encoder, dtype))
     if net.latent_net:
-        new.conds_mean, new.conds_std = net.conds_mean, net.conds_std
-    return cast(Net, new.train(net.training))
+        new.latent_net = cast(LatentNet, _copied(net.latent_net, dtype))
+        new.conds_mean, new.conds_std = net.conds_mean.clone(), net.conds_std.clone()
+    return new.train(net.training)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 Outputs = tuple[Tensor, ...]
@@ -80,3 +80,34 @@ class Graphs:
         self.seen.clear()
         self.captured.clear()
         self.pool = None
+
+
+class Replayed(nn.Module):
+    """A frozen network whose calls with tensors are replayed as graphs; as fast as the network itself elsewhere.
+
+    The graphs hold where the weights lie, so they are dropped if those have moved.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.graphs, self.places = Graphs(), ()
+
+    def follow_weights(self) -> None:
+        places = tuple(p.data_ptr() for p in self.net.parameters())
+        if places != self.places:
+            self.graphs.clear()
+            self.places = places
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """As of the network, which must return one tensor; a copy of its own."""
+        self.follow_weights()
+        output, = self.graphs("", lambda *given: (self.net(*given),), *inputs)
+        return output.clone()
+
+
+def release(net: nn.Module) -> None:
+    """Give back the memory of all graphs in a network."""
+    for part in net.modules():
+        if isinstance(part, Replayed):
+            part.graphs.clear()

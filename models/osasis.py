@@ -89,7 +89,8 @@ def spn_hook(spn: SPN, picture: Tensor, weight: float | Tensor, schedule: Schedu
              time: str = "index") -> Callable[[Tensor, int], Tensor]:
     """`x_hook(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1)."""
     def x_hook(x: Tensor, i: int) -> Tensor:
-        return x + weight * spn(picture, i if time == "index" else schedule.times[i])
+        at = torch.full((1,), i if time == "index" else schedule.times[i], device=x.device)
+        return x + weight * spn(picture, at)
     return x_hook
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -20,15 +21,18 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
+from comfy.patcher_extension import CallbacksMP
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
+from ..models.accelerated import accelerated
 from ..models.checkpoints import store
+from ..models.graphs import release
 from ..models.kinds import KINDS
 from ..models.loading import DEMO
-from ..models.precision import AUTO, autocast
+from ..models.precision import AUTO, autocast, dtype_of
 from ..train.data import is_hidden
 
 log = logging.getLogger(__name__)
@@ -177,8 +181,23 @@ class PatchedModule:
         # newer versions pick the patcher's class when they start, so it is looked up late
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.net = net
-        self.bytes = bytes_of(net)
         self.patcher = patcher(net, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: release(net))  # graphs hold memory of the GPU
+        self.copies: dict[str, PatchedModule] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights, those of copies included."""
+        return bytes_of(self.net) + sum(copied.bytes for copied in self.copies.values() if copied is not self)
+
+    def accelerated(self, precision: str) -> PatchedModule:
+        """What samples fastest at a precision (models.accelerated): a copy, made once, or this one itself."""
+        device = mm.get_torch_device()
+        key = str(dtype_of(device, precision))
+        if key not in self.copies:
+            copied = accelerated(self.net, device, precision)
+            self.copies[key] = self if copied is self.net else PatchedModule(copied)
+        return self.copies[key]
         self.patcher.set_attachments(OURS, True)
 
 
@@ -196,9 +215,13 @@ def running(*modules: PatchedModule, memory: int = 0) -> Iterator[torch.device]:
         yield mm.get_torch_device()
 
 
-def inference_autocast(device: torch.device, precision: str = AUTO) -> contextlib.AbstractContextManager:
-    """Autocast of sampling: AUTO is float16 on a GPU, as the official program samples, and float32 on the CPU."""
-    return autocast(device, precision)
+@contextlib.contextmanager
+def sampling(module: PatchedModule, precision: str = AUTO, memory: int = 0) -> Iterator[tuple[torch.device, Any]]:
+    """`running` for samplers: gives the device, and the network as it samples fastest there. AUTO is float16 on a GPU,
+    as the official program samples, and float32 on the CPU."""
+    fast = module.accelerated(precision)
+    with running(fast, memory=memory) as device, autocast(device, precision):
+        yield device, fast.net
 
 
 def training_device() -> torch.device:

@@ -94,9 +94,10 @@ def encode(diffae: DiffAEModel, x: Tensor) -> Tensor:
 
 def _encode(diffae: DiffAEModel, x: Tensor) -> Tensor:
     progress, codes = NodeProgress(len(chunks(len(x)))), []
-    with host.running(diffae.patched, memory=sampling_memory(diffae.unet, min(CHUNK, len(x)))) as device:
+    memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
+    with host.sampling(diffae.patched, memory=memory) as (device, net):
         for rows in chunks(len(x)):
-            codes.append(diffae.net.encode(x[rows].to(device)).float().cpu())
+            codes.append(net.encode(x[rows].to(device)).float().cpu())
             progress()
     return torch.cat(codes)
 
@@ -160,7 +161,7 @@ def _structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: 
                      precision: str) -> Tensor:
     progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
     memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
-    with host.sampling(diffae.patched, precision, memory=memory) as (device, net):
+    with host.sampling(diffae.patched, precision, memory) as (device, net):
         for rows in chunks(len(x)):
             code = net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
                                        solver)
@@ -258,15 +259,16 @@ class StylizeOSASIS(AtelierNode):
             settings = replace(settings, solver=solver)
         ddim_steps(steps, settings.t0)
         _, indices = osasis.reverse_chain(steps, settings)
-        codes, spn = mix.codes(structure), style.spn if use_spn else None
-        if use_spn and spn is None:
+        codes = mix.codes(structure)
+        if use_spn and style.spn is None:
             host.show_text("this style has no SPN: stylized without it")
         rows = chunks(len(structure.x), batch)
         progress, parts = NodeProgress(len(rows) * len(indices)), []
         memory = sampling_memory(structure.config, min(batch, len(structure.x)))
-        with host.running(style.patched, memory=memory) as device, host.inference_autocast(device, precision):
+        with host.sampling(style.patched, precision, memory) as (device, nets):
+            spn = nets["spn"] if use_spn and style.spn else None
             for r in rows:
-                x = osasis.stylize(style.unet, structure.x[r].to(device), [c[r].to(device) for c in codes],
+                x = osasis.stylize(nets["unet"], structure.x[r].to(device), [c[r].to(device) for c in codes],
                                    steps=steps, settings=settings, spn=spn, picture=structure.picture[r].to(device),
                                    hook=progress_hook(progress))
                 parts.append(images.to_image(x))
@@ -324,9 +326,9 @@ def decode(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, pre
     """Codes -> IMAGE, in chunks."""
     progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
     memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
-    with host.running(diffae.patched, memory=memory) as device, host.inference_autocast(device, precision):
+    with host.sampling(diffae.patched, precision, memory) as (device, net):
         for rows in chunks(len(x)):
-            decoded = diffae.net.decode(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
+            decoded = net.decode(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
                                         solver)
             parts.append(images.to_image(decoded))
     return torch.cat(parts)
@@ -360,9 +362,9 @@ class SampleDiffAE(AtelierNode):
         noise = rng.randn((3, px, px), seed, "x_T", range(count))
         latent_noise = rng.randn((diffae.unet.cond,), seed, "latent z", range(count))
         progress, codes = NodeProgress(latent_steps * len(rows)), []
-        with host.running(diffae.patched) as device:
+        with host.sampling(diffae.patched) as (device, net):
             for r in rows:
-                z = diffae.net.sample_z(latent_noise[r].to(device), latent_steps, lambda *_: progress())
+                z = net.sample_z(latent_noise[r].to(device), latent_steps, lambda *_: progress())
                 codes.append(z.float().cpu())
         z = torch.cat(codes)
         return io.NodeOutput(decode(diffae, noise, z, steps, 1.0), SemanticCode(z, diffae.fingerprint))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models import osasis
 from ..models.osasis import sampling_memory, twin_steps
+from ..models.precision import AUTO
 from . import host, images, inputs, sockets
 from .base import AtelierNode
 from .host import NodeProgress
@@ -78,7 +79,8 @@ class PhotoTwin(AtelierNode):
                     "noise_level", osasis.NOISE_LEVELS, "official",
                     "Where denoising starts. official: one step cleaner than the noise that was added, as in the "
                     "official program. matched: at the same level.")),
-                inputs.batch("Candidates at a time.", optional=True)],
+                inputs.batch("Candidates at a time.", optional=True),
+                inputs.precision()],
             outputs=[
                 io.Image.Output("twin", display_name="twin", tooltip="The picked candidate."),
                 io.Image.Output("ranked", display_name="ranked candidates", tooltip="All candidates, best first."),
@@ -86,7 +88,8 @@ class PhotoTwin(AtelierNode):
 
     @classmethod
     def execute(cls, ddpm: DDPMModel, perceptual: PerceptualModel, style_image: Tensor, candidates: int, t0: float,
-                steps: int, pick: int, seed: int, noise_level: str, batch: int = 8) -> io.NodeOutput:
+                steps: int, pick: int, seed: int, noise_level: str, batch: int = 8,
+                precision: str = AUTO) -> io.NodeOutput:
         if pick >= candidates:
             raise ValueError(f"pick is {pick}, but there are {candidates} candidates, counted from 0. Lower pick")
         count = twin_steps(steps, t0, noise_level)
@@ -97,11 +100,11 @@ class PhotoTwin(AtelierNode):
         rows = chunks(candidates, batch)
         progress, parts = NodeProgress(count * len(rows)), []
         memory = sampling_memory(config, min(batch, candidates))
-        with host.running(ddpm.patched, memory=memory) as device:
+        with host.sampling(ddpm.patched, precision, memory) as (device, net):
             for r in rows:
                 noise = osasis.twin_noise(seed, range(r.start, r.stop), x.shape[1:], device)
                 parts.append(osasis.photo_twins(
-                    ddpm.net, x.to(device), noise, steps=steps, t0=t0, noise_level=noise_level,
+                    net, x.to(device), noise, steps=steps, t0=t0, noise_level=noise_level,
                     hook=lambda i, x0, _: progress(lambda: images.side_by_side(x0))).float().cpu())
         with host.running(perceptual.patched, memory=memory) as device:
             ranked = rank(torch.cat(parts), x, perceptual.distance(), device, batch)

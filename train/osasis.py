@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..models import rng
+from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE
 from ..models.diffusion import SOLVERS, Schedule, ddim_between, ddim_schedule, eps_of
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
-from ..models.graphs import Graphs
+from ..models.graphs import Graphs, release
 from ..models.hashing import hash_of
 from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, SamplingSettings, reverse_chain
 from ..models.precision import PRECISIONS, autocast
@@ -178,11 +179,15 @@ def tune_style(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: 
                          "contents, or load the '..._autoenc_latent' checkpoint")
     run = start(nets.diffae, config)
     def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
-        content = content_source(nets.diffae, config, photos, hooks, folder)
-        twin_content = prepare_content(nets.diffae, twin, config, hooks)
-        trainer = Trainer(nets, twin_content, style_image, config, content)
-        if nets.leaves and content.is_prepared(range(run.step, config.iterations)):
+        frozen = accelerated(nets.diffae, style_image.device, config.precision)
+        if nets.leaves and frozen is not nets.diffae:
             nets.diffae.to("cpu")
+        content = content_source(frozen, config, photos, hooks, folder)
+        twin_content = prepare_content(frozen, twin, config, hooks)
+        trainer = Trainer(nets, twin_content, style_image, config, content)
+        if content.is_prepared(range(run.step, config.iterations)) and (nets.leaves or frozen is not nets.diffae):
+            frozen.to("cpu")
+            release(frozen)
         return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
     with Session.open(run, describe(nets, twin, style_image, config, photos), checkpointing, hooks) as session:
