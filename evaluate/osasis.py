@@ -92,7 +92,8 @@ def best_twin(models: Models, style_image: Tensor, settings: Settings) -> tuple[
     noise = twin_noise(settings.seed, range(settings.candidates), style_image.shape[1:], style_image.device)
     device, precision = style_image.device, settings.config.precision
     with autocast(device, precision):
-        twins = photo_twins(accelerated(models.ddpm, device, precision), style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
+        ddpm = accelerated(models.ddpm, device, precision)
+        twins = photo_twins(ddpm, style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
         twins = twins.clamp(-1, 1)
         scores, order = twin_scores(twins, style_image, models.evaluator.perceptual_network()).sort()
     return twins[order[:1]].float(), scores.float()

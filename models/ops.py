@@ -46,6 +46,13 @@ def norm_silu(x: Tensor, norm: nn.Module, affine: Affine | None = None, bias: Te
     return F.dropout(F.silu(h), dropout, training=dropout > 0)
 
 
+def dropped(dropout: nn.Module) -> float:
+    """The share that a Dropout drops: none in evaluation mode. TypeError if it is none."""
+    if not isinstance(dropout, nn.Dropout):
+        raise TypeError(f"a Dropout is needed here, not {type(dropout).__name__}")
+    return dropout.p if dropout.training else 0.0
+
+
 def side_by_side(x: Tensor, other: Tensor) -> Map:
     """Two maps (B, C, H, W), their channels one after the other: joined, unless kernels can do without that."""
     return (x, other) if kernels.usable(x) else torch.cat([x, other], 1)

@@ -114,8 +114,8 @@ def twin_steps(steps: int, t0: float, noise_level: str = "official") -> int:
     return min(respaced_schedule(steps).num_steps(t0) + (noise_level == "matched"), steps)
 
 
-def photo_twins(ddpm: NoisePredictor, style_image: Tensor, noise: Callable[[], Tensor], *, steps: int = 50, t0: float = 0.5,
-                noise_level: str = "official", hook: StepHook | None = None) -> Tensor:
+def photo_twins(ddpm: NoisePredictor, style_image: Tensor, noise: Callable[[], Tensor], *, steps: int = 50,
+                t0: float = 0.5, noise_level: str = "official", hook: StepHook | None = None) -> Tensor:
     """Candidates for the style image's counterpart I_A in the source domain: noised to t0 and denoised (B).
 
     style_image (1, 3, px, px); `noise()` gives (n, 3, px, px), see `twin_noise`. Returns (n, 3, px, px) in [-1, 1].

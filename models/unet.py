@@ -125,9 +125,9 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, _, conv = self.in_layers
-        h, x = ops.branch(x, norm)
+        h, rest = ops.branch(x, norm)
         h, bias = ops.convolution(resample(h, self.mode), conv)
-        skip, skip_bias = shortcut(self.skip_connection, x, self.mode)
+        skip, skip_bias = shortcut(self.skip_connection, rest, self.mode)
         return ops.residual([*skip, h], bias, skip_bias)
 
 
@@ -160,11 +160,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: ops.Map, affine: Affine) -> Tensor:
         norm, _, conv = self.in_layers
-        h, x = ops.branch(x, norm)
+        h, rest = ops.branch(x, norm)
         h, bias = ops.convolution(resample(h, self.mode), conv)
         norm, _, dropout, conv = self.out_layers
-        h, bias = ops.convolution(ops.norm_silu(h, norm, affine, bias, dropout.p if self.training else 0.0), conv)
-        skip, skip_bias = shortcut(self.skip_connection, x, self.mode)
+        h, bias = ops.convolution(ops.norm_silu(h, norm, affine, bias, ops.dropped(dropout)), conv)
+        skip, skip_bias = shortcut(self.skip_connection, rest, self.mode)
         return ops.residual([*skip, h], bias, skip_bias)
 
 
@@ -184,18 +184,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = self._linear(self.qkv, tokens)
         q, k, v = rearrange(qkv, "n l (heads three c) -> three n heads l c", heads=self.heads, three=3)
         h = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n l (heads c)")
-        h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
-        return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
+        return x + rearrange(self._linear(self.proj_out, h), "n (h w) c -> n c h w", h=x.shape[2])
+
+    @staticmethod
+    def _linear(conv: nn.Module, tokens: Tensor) -> Tensor:
+        """The convolution (official files have one of width 1) on tokens (n, l, c), as they lie in channels_last."""
+        return F.linear(tokens, conv.get_parameter("weight")[:, :, 0], conv.get_parameter("bias"))
 
 
 class TimestepEmbedSequential(nn.ModuleList):
     """The parts of one numbered entry of the input, middle or output half; residual blocks take the next affine."""
 
-    def forward(self, h: ops.Map, affines: Iterator[Affine] = iter(())) -> Tensor:
-        for part in self:
+    def forward(self, x: ops.Map, affines: Iterator[Affine] = iter(())) -> Tensor:
+        first, *others = self
+        h = first(x, next(affines)) if isinstance(first, ResBlock) else first(x)
+        for part in others:
             h = part(h, next(affines)) if isinstance(part, ResBlock) else part(h)
         return h
 
@@ -304,7 +310,7 @@ class UNet(nn.Module):
         """The codes' part (B or 1, widths of all blocks), to be multiplied with the time's; 1 without z."""
         if z is None:
             return 1.0
-        codes = list(z) if isinstance(z, (list, tuple)) else [z] * (self.config.levels + 1)
+        codes = [z] * (self.config.levels + 1) if isinstance(z, Tensor) else z
         rows = max(len(code) for code in codes)
         parts = [block.code_modulation(codes[level]) for block, level in self.residual_blocks]
         return torch.cat([part.expand(rows, -1) for part in parts], 1)

@@ -19,7 +19,7 @@ from .session import hash_of_network
 BLOCK = 8  # items that are made at once, always the same ones together
 CODES = 64 * BLOCK  # codes that are sampled at once: a step of the latent DDIM takes as long for one as for many
 VERSION = 1  # raise it when the same settings give other content
-MAKES = ("seed", "forward_steps", "latent_steps", "generate_steps", "t0")  # the settings that items depend on
+MAKES = ("seed", "forward_steps", "latent_steps", "generate_steps", "t0", "solver")  # the settings that items depend on
 
 
 class ContentSettings(Protocol):
