@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from . import rng
+from . import kernels, rng
 from .precision import full_precision
 from .unet import entry_count
 
@@ -166,8 +166,7 @@ class EqualConv(nn.Module):
         self.blur = Fir() if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.weight.shape[-1]
-        weight = self.weight / math.sqrt(self.weight[0].numel())
+        kernel, weight = self.weight.shape[-1], self.scaled_weight()
         if self.blur is None:
             x = F.conv2d(x, weight, padding=kernel // 2)
         elif kernel == 1:
@@ -175,6 +174,10 @@ class EqualConv(nn.Module):
         else:
             x = F.conv2d(self.blur(x, padding=2), weight, stride=2)
         return x if self.bias is None else activate(x, self.bias)
+
+    def scaled_weight(self) -> Tensor:
+        """The weight (out, in, k, k) that is computed with."""
+        return self.weight / math.sqrt(self.weight[0].numel())
 
 
 class ResBlock(nn.Module):
@@ -203,7 +206,10 @@ class Mapping(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation."""
+    """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation.
+
+    Where kernels run, what follows the convolution is one of them, which has no second derivatives.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, w_dim: int, *, up: bool = False) -> None:
         super().__init__()
@@ -215,17 +221,28 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """x (B, in, H, W), w (B, S), noise broadcast to (B, 1, H', W') or None for none."""
-        scale, weight = self.affine(w).float(), self.weight / math.sqrt(self.weight[0].numel())
-        demodulate = torch.rsqrt(scale.square() @ weight.square().sum((2, 3)).t().float() + 1e-8)
+        scale, weight, demodulate = self.factors(w)
         x = x * scale[:, :, None, None].to(x.dtype)
         if self.blur is None:
             x = F.conv2d(x, weight, padding=1)
         else:
-            x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        if kernels.usable(x):
+            from .kernels import stylegan2 as fused
+            drawn = None if noise is None else (self.noise_strength, noise)
+            return fused.styled(x, demodulate, drawn, self.bias, self.blur is not None)
+        if self.blur is not None:
+            x = self.blur(x, padding=1)
         x = x * demodulate[:, :, None, None].to(x.dtype)
         if noise is not None:
             x = x + (self.noise_strength * noise).to(x.dtype)
         return activate(x, self.bias)
+
+    def factors(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale (B, in) of the input, weight (out, in, 3, 3), and demodulation (B, out), of w (B, S); float32."""
+        with full_precision(w.device):
+            scale, weight = self.affine(w.float()), self.weight / math.sqrt(self.weight[0].numel())
+            return scale, weight, torch.rsqrt(scale.square() @ weight.square().sum((2, 3)).t() + 1e-8)
 
 
 class ToRGB(nn.Module):
@@ -239,8 +256,11 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         with full_precision(x.device):
-            scale = self.affine(w.float())[:, :, None, None] / math.sqrt(self.weight.shape[1])
-            return F.conv2d(x.float() * scale, self.weight, self.bias)
+            scale = self.affine(w.float()) / math.sqrt(self.weight.shape[1])
+            if kernels.usable(x):
+                from .kernels import stylegan2 as fused
+                return fused.to_rgb(x, scale[:, None] * self.weight[:, :, 0, 0], self.bias)
+            return F.conv2d(x.float() * scale[:, :, None, None], self.weight, self.bias)
 
 
 class SynthesisBlock(nn.Module):
