@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Tensors
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from .unet import entry_count
 SLOPE, GAIN = 0.2, 2 ** 0.5
 MAPPING_LR_MUL = 0.01  # learning-rate multiplier of the mapping network
 MEAN_SAMPLES = 10_000  # z averaged where a file has no mean w (A.2)
+NOISE_THREADS = 8  # that draw noise, each a picture's: a generator draws on one core
 NOISES = ("seeded", "constant", "zero")
 FEATURE_LAYERS = (1, 3, 4, 5)  # of D, for the perceptual loss of JoJoGAN and MMFS (A.8)
 
@@ -422,8 +424,18 @@ def seeded_noise(shapes: Sequence[tuple[int, int]], seed: int, items: Iterable[i
     An item's depends on (seed, item, shapes) alone.
     """
     sources = [rng.generator(seed, "noise", item) for item in items]
-    rows = [[torch.randn(1, *size, generator=source) for size in shapes] for source in sources]
-    return [torch.stack(layer).to(device) for layer in zip(*rows)]
+    layers, inference = [torch.empty(len(sources), 1, *size) for size in shapes], torch.is_inference_mode_enabled()
+
+    def draw(row: int) -> None:
+        with torch.inference_mode(inference):  # which a thread does not inherit
+            for layer in layers:
+                layer[row].normal_(generator=sources[row])
+    if len(sources) == 1:
+        draw(0)
+    else:
+        with ThreadPoolExecutor(min(len(sources), NOISE_THREADS)) as pool:
+            list(pool.map(draw, range(len(sources))))
+    return [layer.to(device) for layer in layers]
 
 
 def random_noise(shapes: Sequence[tuple[int, int]], count: int, generator: Generator) -> list[Tensor]:
