@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..models.accelerated import accelerated
 from ..models.diffae import CONFIGS, DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip, ClipConfig
 from ..models.features.encoder import EncoderDistance
@@ -44,11 +45,12 @@ def timed(work: Callable[[], object], device: torch.device, runs: int) -> tuple[
 def cases(name: str, batch: int, device: torch.device, precision: str) -> dict[str, Callable[[], object]]:
     """What is timed. Cached content is prepared outside: it is made once and serves every iteration."""
     net = DiffAE(CONFIGS[name]).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    fast = accelerated(net, device, precision)
     clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
     spn, px = SPN().to(device).eval().requires_grad_(False), net.image_size
     config = OSASISConfig(batch=batch, cached_content=batch, latent_steps=10, generate_steps=10, precision=precision)
-    nets, content = FrozenNetworks(net, clip, EncoderDistance(net.encoder)), content_source(net, config)
-    twin = prepare_content(net, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
+    nets, content = FrozenNetworks(net, clip, EncoderDistance(net.encoder)), content_source(fast, config)
+    twin = prepare_content(fast, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
     trainer = osasis.Trainer(nets, twin, twin.picture.clone(), config, content)
     run = osasis.start(net, config)
     weights = change_point_weights(net.config.unet, 32)
@@ -61,14 +63,14 @@ def cases(name: str, batch: int, device: torch.device, precision: str) -> dict[s
     def sample(count: int) -> torch.Tensor:
         photo = torch.rand(count, 3, px, px, device=device) * 2 - 1
         with autocast(device, precision):
-            z = net.encode(photo)
-            x = net.structural_code(photo, z, 100)
-            return stylize(net.unet, x, mix_codes(z, twin.z, weights), spn=spn, picture=photo)
+            z = fast.encode(photo)
+            x = fast.structural_code(photo, z, 100)
+            return stylize(fast.unet, x, mix_codes(z, twin.z, weights), spn=spn, picture=photo)
 
     @torch.no_grad()
     def fresh() -> object:
         official = OSASISConfig(batch=batch, precision=precision)
-        return prepare_content(net, generate_pictures(net, range(batch), "content", official), config)
+        return prepare_content(fast, generate_pictures(fast, range(batch), "content", official), config)
     return {f"one iteration (10 updates, batch {batch}), content prepared": iteration,
             f"making {batch} content pictures and their codes": fresh,
             "stylize 1 picture": lambda: sample(1), f"stylize {batch} pictures": lambda: sample(batch)}

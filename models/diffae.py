@@ -124,13 +124,17 @@ class DiffAE(nn.Module):
                         hook: StepHook | None = None) -> Tensor:
         """x_t0: forward DDIM over the first t0 * steps of `steps` indices (Eq. 7). t0 = 1 gives DiffAE's x_T."""
         schedule = ddim_schedule(steps)
-        return ddim_forward(denoiser(self.unet, z), picture, schedule, range(schedule.num_steps(t0)), hook)
+        indices = range(schedule.num_steps(t0))
+        denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
+        return ddim_forward(denoise, picture, schedule, indices, hook)
 
     def decode(self, x: Tensor, z: Tensor | Sequence[Tensor], steps: int, t0: float = 0.5,
                hook: StepHook | None = None) -> Tensor:
         """Reverse DDIM from the structural code to a picture in [-1, 1]; z as in `UNet.modulation`."""
         schedule = ddim_schedule(steps)
-        return ddim_reverse(denoiser(self.unet, z), x, schedule, reversed(range(schedule.num_steps(t0))), hook=hook)
+        indices = range(schedule.num_steps(t0))
+        denoise = denoiser(self.unet, z, schedule.times[:len(indices)])
+        return ddim_reverse(denoise, x, schedule, reversed(indices), hook=hook)
 
     def sample_z(self, noise: Tensor, steps: int = 200, hook: StepHook | None = None) -> Tensor:
         """z (B, E) of the latent DDIM: constant schedule, no clamp, then denormalised. noise (B, E)."""

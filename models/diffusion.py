@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .unet import UNet
+from .unet import Codes, UNetConfig
 
 TRAIN_STEPS = 1000
 Denoise = Callable[[Tensor, int], Tensor]
@@ -46,6 +47,16 @@ def respaced_times(count: int, steps: int = TRAIN_STEPS) -> tuple[int, ...]:
         times.append(round(at))
         at += stride
     return tuple(times)
+
+
+class NoisePredictor(Protocol):
+    """A UNet, or what stands for one."""
+    @property
+    def config(self) -> UNetConfig: ...
+    def modulation(self, t: Tensor, z: Codes = None) -> Tensor: ...
+    def time_modulation(self, t: Tensor) -> Tensor: ...
+    def code_modulation(self, z: Codes = None) -> Tensor | float: ...
+    def __call__(self, x: Tensor, modulation: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -84,18 +95,29 @@ def eps_of_v(v: Tensor, x: Tensor, alpha_bar: Tensor | float) -> Tensor:
     return alpha_bar ** 0.5 * v + (1 - alpha_bar) ** 0.5 * x
 
 
-def denoiser(unet: UNet, z: Tensor | Sequence[Tensor] | None = None) -> Denoise:
-    """`denoise(x, t)` -> eps (and the variance's channels, if there are any) in float32, of a UNet that predicts eps or
-    v; z as in `UNet.modulation`."""
-    alpha_bar = linear_alpha_bar()
+def denoiser(unet: NoisePredictor, z: Codes = None, times: Sequence[int] = ()) -> Denoise:
+    """`denoise(x, t)` -> eps (and the variance's channels, if there are any) in float32, of a network that predicts eps
+    or v; z as in `UNet.modulation`. times: what z and all of these times do is computed once, at the first call."""
+    alpha_bar, prepared = linear_alpha_bar(), {}
+
+    def modulation(x: Tensor, t: int) -> Tensor:
+        if t not in times:
+            return unet.modulation(torch.full((1,), t, device=x.device), z)
+        if not prepared:
+            by_time, codes = unet.time_modulation(torch.tensor(times, device=x.device)), unet.code_modulation(z)
+            prepared.update({time: by_time[:, i:i + 1] * codes for i, time in enumerate(times)})
+        return prepared[t]
 
     def denoise(x: Tensor, t: int) -> Tensor:
-        times = torch.full((1,), t, device=x.device)
-        output = unet(x, unet.modulation(times, z)).float()
-        if unet.config.prediction == "eps":
-            return output
-        return torch.cat([eps_of_v(output[:, :3], x.float(), float(alpha_bar[t])), output[:, 3:]], 1)
+        return eps_of(unet(x, modulation(x, t)).float(), x, float(alpha_bar[t]), unet.config.prediction)
     return denoise
+
+
+def eps_of(output: Tensor, x: Tensor, alpha_bar: Tensor | float, prediction: str) -> Tensor:
+    """eps (and the variance's channels, if there are any) of a network's output at x; prediction: "eps" or "v"."""
+    if prediction == "eps":
+        return output
+    return torch.cat([eps_of_v(output[:, :3], x.float(), alpha_bar), output[:, 3:]], 1)
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
@@ -105,7 +127,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: float | Tensor) -> Tensor:
     return x0 * alpha_bar.sqrt() + noise * (1 - alpha_bar).sqrt()
 
 
-def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float, clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
+def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float | Tensor, clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
     """(x0, eps recomputed from it): x0 is clamped to [-1, 1] if `clamp_x0`, as everywhere but in the latent DDIM."""
     x0 = x * (1 / alpha_bar) ** 0.5 - eps * (1 / alpha_bar - 1) ** 0.5
     if clamp_x0:
@@ -113,12 +135,17 @@ def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float, clamp_x0: bool = True) 
     return x0, (x * (1 / alpha_bar) ** 0.5 - x0) / (1 / alpha_bar - 1) ** 0.5
 
 
+def ddim_between(x: Tensor, eps: Tensor, alpha_bar: float | Tensor, to: float | Tensor,
+                 clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
+    """One deterministic step from a signal level to another. Returns (x0, next x)."""
+    x0, eps = predict_x0(x, eps, alpha_bar, clamp_x0)
+    return x0, x0 * to ** 0.5 + eps * (1 - to) ** 0.5
+
+
 def ddim_step(x: Tensor, eps: Tensor, schedule: Schedule, i: int, to: int,
               clamp_x0: bool = True) -> tuple[Tensor, Tensor]:
     """One deterministic step from index i to index `to` (i - 1 decodes, i + 1 encodes). Returns (x0, next x)."""
-    x0, eps = predict_x0(x, eps, schedule.alpha_bar(i), clamp_x0)
-    a = schedule.alpha_bar(to)
-    return x0, x0 * a ** 0.5 + eps * (1 - a) ** 0.5
+    return ddim_between(x, eps, schedule.alpha_bar(i), schedule.alpha_bar(to), clamp_x0)
 
 
 def ddim_forward(denoise: Denoise, x: Tensor, schedule: Schedule, indices: Iterable[int],

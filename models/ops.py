@@ -1,14 +1,18 @@
-"""The one place for fused kernels. Plain torch; a faster form replaces a function here, never a network."""
+"""Operations of the networks that have a faster form: plain torch, and kernels where they can run (`kernels`)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .precision import full_precision
 
+Affine = tuple[Tensor, Tensor]  # A and B of n A + B, each (B or 1, C)
+Map = Tensor | tuple[Tensor, Tensor]  # (B, C, H, W), or two of them whose channels lie side by side
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -19,20 +23,100 @@ def channels_last(net: Net) -> Net:
 
 def group_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """GroupNorm of x (B, C, ...), computed in float32 and cast back; `norm`, a part of a container, must be one."""
-    if not isinstance(norm, nn.GroupNorm):
-        raise TypeError(f"a GroupNorm is needed here, not {type(norm).__name__}")
+    norm = of_groups(norm)
+    if x.ndim == 4 and kernels.usable(x):
+        return kernels.of("norm").group_norm(x, norm)[0]
     return F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
 
 
-def norm_silu(x: Tensor, norm: nn.Module) -> Tensor:
-    """SiLU(GN(x)) of x (B, C, ...)."""
-    return F.silu(group_norm(x, norm))
+def norm_silu(x: Tensor, norm: nn.Module, affine: Affine | None = None, bias: Tensor | None = None,
+              dropout: float = 0.0) -> Tensor:
+    """Dropout(SiLU(GN(x + bias) A + B)) of a map x (B, C, H, W) in x's type, statistics in float32.
+
+    affine: (A, B), each (B or 1, C). bias (C,): of the convolution that made x, see `convolution`. dropout: the share
+    that is dropped.
+    """
+    norm = of_groups(norm)
+    if kernels.usable(x):
+        return kernels.of("norm").group_norm(x, norm, affine, bias, True, dropout)[0]
+    h = group_norm(x if bias is None else x + _column(bias, x), norm)
+    if affine is not None:
+        a, b = (_column(part, x) for part in affine)
+        h = h * a + b
+    return F.dropout(F.silu(h), dropout, training=dropout > 0)
 
 
-def norm_affine_silu(x: Tensor, norm: nn.Module, affine: tuple[Tensor, Tensor]) -> Tensor:
-    """SiLU(GN(x) A + B) of a map x (B, C, H, W); affine: (A, B), each (B or 1, C)."""
-    a, b = (part.to(x.dtype)[:, :, None, None] for part in affine)
-    return F.silu(group_norm(x, norm) * a + b)
+def side_by_side(x: Tensor, other: Tensor) -> Map:
+    """Two maps (B, C, H, W), their channels one after the other: joined, unless kernels can do without that."""
+    return (x, other) if kernels.usable(x) else torch.cat([x, other], 1)
+
+
+def branch(x: Map, norm: nn.Module) -> tuple[Tensor, Map]:
+    """(SiLU(GN(x)), x): the beginnings of a residual block's two ways. Where kernels can run, the gradients of both are
+    added in one pass over the map, if the second way begins with the x that is returned."""
+    first, other = x if isinstance(x, tuple) else (x, None)
+    if not kernels.usable(first):
+        return norm_silu(first, norm), x
+    h, first, other = kernels.of("norm").group_norm(first, of_groups(norm), silu=True, other=other)
+    return h, first if other is None else (first, other)
+
+
+def convolution(x: Tensor, conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """conv(x), and its bias if that is still to be added, by `norm_silu` or `residual`: where kernels fuse it, a
+    convolution that adds it costs a pass over the map. `conv`, a part of a container, must be a Conv2d."""
+    conv = of_2d(conv)
+    if conv.bias is None or not kernels.usable(x):
+        return conv(x), None
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias
+
+
+def pointwise(x: Map, conv: nn.Module) -> tuple[list[Tensor], Tensor | None]:
+    """Maps whose sum is the 1 x 1 convolution of x, and its bias, if that is still to be added."""
+    if not isinstance(x, tuple):
+        h, bias = convolution(x, conv)
+        return [h], bias
+    conv = of_2d(conv)
+    weights = conv.weight.split([part.shape[1] for part in x], dim=1)
+    return [F.conv2d(part, weight) for part, weight in zip(x, weights)], conv.bias
+
+
+def residual(maps: Sequence[Tensor], *biases: Tensor | None) -> Tensor:
+    """The sum of two or three maps (B, C, H, W) and of biases (C,)."""
+    kept = [bias for bias in biases if bias is not None]
+    if kernels.usable(maps[0]) and len({part.dtype for part in maps}) == 1:
+        return kernels.of("pointwise").add(maps, sum(kept[1:], kept[0]) if kept else None)
+    return sum([_column(bias, maps[0]) for bias in kept] + list(maps[1:]), maps[0])
+
+
+def halve(x: Tensor) -> Tensor:
+    """Half the size: the mean of 2 x 2."""
+    if kernels.usable(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        return kernels.of("pointwise").down(x)
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Twice the size, nearest."""
+    return kernels.of("pointwise").up(x) if kernels.usable(x) else F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def of_groups(norm: nn.Module) -> nn.GroupNorm:
+    """`norm` itself; TypeError if it is no GroupNorm."""
+    if not isinstance(norm, nn.GroupNorm):
+        raise TypeError(f"a GroupNorm is needed here, not {type(norm).__name__}")
+    return norm
+
+
+def of_2d(conv: nn.Module) -> nn.Conv2d:
+    """`conv` itself; TypeError if it is no Conv2d."""
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"a Conv2d is needed here, not {type(conv).__name__}")
+    return conv
+
+
+def _column(part: Tensor, x: Tensor) -> Tensor:
+    """Channels (C,) or (B, C) in x's type, to be added to or multiplied with a map."""
+    return part.to(x.dtype).reshape(*part.shape[:-1], -1, 1, 1)
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from . import rng
 from .diffusion import (
     Denoise,
+    NoisePredictor,
     Schedule,
     StepHook,
     add_noise,
@@ -26,7 +27,7 @@ from .diffusion import (
 )
 from .fields import check_fields
 from .spn import SPN
-from .unet import UNet, UNetConfig
+from .unet import UNetConfig
 
 NOISE_LEVELS = ("official", "matched")
 SPN_TIMES = ("index", "timestep")
@@ -71,7 +72,7 @@ def spn_hook(spn: SPN, picture: Tensor, weight: float | Tensor, schedule: Schedu
     return x_hook
 
 
-def stylize(unet: UNet, x_t0: Tensor, codes: Sequence[Tensor] | Tensor, *, steps: int = 50,
+def stylize(unet: NoisePredictor, x_t0: Tensor, codes: Sequence[Tensor] | Tensor, *, steps: int = 50,
             settings: SamplingSettings = SamplingSettings(), spn: SPN | None = None, picture: Tensor | None = None,
             hook: StepHook | None = None) -> Tensor:
     """Decode the structural code x_t0 with network B and mixed codes, helped by the SPN on the clean picture (C.5).
@@ -81,8 +82,9 @@ def stylize(unet: UNet, x_t0: Tensor, codes: Sequence[Tensor] | Tensor, *, steps
     schedule, x_hook = ddim_schedule(steps), None
     if spn is not None and picture is not None and settings.spn_weight:
         x_hook = spn_hook(spn, picture, settings.spn_weight, schedule, settings.spn_time)
-    return ddim_reverse(denoiser(unet, codes), x_t0, schedule,
-                        reverse_indices(schedule, settings.t0, settings.noise_level), x_hook=x_hook, hook=hook)
+    indices = reverse_indices(schedule, settings.t0, settings.noise_level)
+    denoise = denoiser(unet, codes, schedule.times[:len(indices)])
+    return ddim_reverse(denoise, x_t0, schedule, indices, x_hook=x_hook, hook=hook)
 
 
 def twin_steps(steps: int, t0: float, noise_level: str = "official") -> int:
@@ -90,7 +92,7 @@ def twin_steps(steps: int, t0: float, noise_level: str = "official") -> int:
     return min(respaced_schedule(steps).num_steps(t0) + (noise_level == "matched"), steps)
 
 
-def photo_twins(ddpm: UNet, style_image: Tensor, noise: Callable[[], Tensor], *, steps: int = 50, t0: float = 0.5,
+def photo_twins(ddpm: NoisePredictor, style_image: Tensor, noise: Callable[[], Tensor], *, steps: int = 50, t0: float = 0.5,
                 noise_level: str = "official", hook: StepHook | None = None) -> Tensor:
     """Candidates for the style image's counterpart I_A in the source domain: noised to t0 and denoised (B).
 
@@ -99,8 +101,9 @@ def photo_twins(ddpm: UNet, style_image: Tensor, noise: Callable[[], Tensor], *,
     schedule = respaced_schedule(steps)
     first = noise()
     x = add_noise(style_image.expand_as(first), first, schedule.alpha_bar(min(schedule.num_steps(t0), steps - 1)))
-    denoise: Denoise = denoiser(ddpm)
-    for i in reversed(range(twin_steps(steps, t0, noise_level))):
+    indices = range(twin_steps(steps, t0, noise_level))
+    denoise: Denoise = denoiser(ddpm, times=schedule.times[:len(indices)])
+    for i in reversed(indices):
         x0, x = ancestral_step(x, denoise(x, schedule.times[i]), schedule, i, noise())
         if hook:
             hook(i, x0, x)

@@ -11,14 +11,19 @@ AUTO = "auto"  # float16 on a GPU, as the official programs
 NO_HALF = ("cpu", "meta")  # 16-bit autocast there is slower than float32
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Autocast to `precision`, a name of PRECISIONS or AUTO; on a CPU always float32. ValueError for another name."""
+def dtype_of(device: torch.device, precision: str) -> torch.dtype:
+    """The type that `precision` computes in, a name of PRECISIONS or AUTO; on a CPU always float32. ValueError for
+    another name."""
     name = "float16" if precision == AUTO else precision
     if name not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; take one of {', '.join(PRECISIONS)}")
-    if name == "float32" or device.type in NO_HALF or not has_autocast(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, name))
+    return torch.float32 if device.type in NO_HALF or not has_autocast(device) else getattr(torch, name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to what `dtype_of` says; none for float32."""
+    dtype = dtype_of(device, precision)
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

@@ -37,8 +37,8 @@ class SPNBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         a, b = self.emb_layer(c).chunk(2, dim=1)
         norm, _, conv, norm2 = self.pre_layer
-        h = conv(ops.norm_silu(x, norm))
-        return self.post_layer[1](ops.norm_affine_silu(h, norm2, (1 + a, b)))
+        h, bias = ops.convolution(ops.norm_silu(x, norm), conv)
+        return self.post_layer[1](ops.norm_silu(h, norm2, (1 + a, b), bias))
 
 
 class SPN(nn.Module):
@@ -61,18 +61,19 @@ class SPN(nn.Module):
                 nn.Conv2d(3, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, m, 1), GroupNorm(m), nn.SiLU(),
                 nn.Conv2d(m, w, 1), GroupNorm(w), nn.SiLU(), nn.Conv2d(w, 3, 1))
 
-    def forward(self, picture: Tensor, time: int) -> Tensor:
-        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (C.5), unused if untimed.
+    def forward(self, picture: Tensor, time: int | Tensor) -> Tensor:
+        """picture (B, 3, H, W) in [-1, 1]; time: the sampler's index, or the timestep (C.5), a number or (1,); unused
+        if untimed.
 
         Always in float32, as the official program does (A.9).
         """
         with full_precision(picture.device):
             return self._layers(picture.float(), time)
 
-    def _layers(self, picture: Tensor, time: int) -> Tensor:
+    def _layers(self, picture: Tensor, time: int | Tensor) -> Tensor:
         if not self.config.timed:
             return self.layers(picture)
-        t = torch.full((picture.shape[0],), time, device=picture.device)
+        t = time if isinstance(time, Tensor) else torch.full((1,), time, device=picture.device)
         c = self.time_embed(time_features(t, self.config.time_width).to(picture.dtype))
         return self.out_layer(self.block2(self.block1(self.in_layer(picture), c), c))
 

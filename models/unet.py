@@ -20,8 +20,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import ops
+from .ops import Affine
 
-Affine = tuple[Tensor, Tensor]  # A and B of n A + B, each (B or 1, C)
+Codes = Tensor | Sequence[Tensor] | None  # one z for all levels, or one a level and for the middle
 MakeBlock = Callable[..., nn.Module]  # (width in, width out, mode of `resample`)
 MakeAttention = Callable[[int], nn.Module]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -100,8 +101,17 @@ def zero(module: nn.Module) -> nn.Module:
 def resample(x: Tensor, mode: str | None) -> Tensor:
     """Down: 2 x 2 mean. Up: nearest x 2."""
     if mode == "down":
-        return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2, mode="nearest") if mode == "up" else x
+        return ops.halve(x)
+    return ops.double(x) if mode == "up" else x
+
+
+def shortcut(connection: nn.Module, x: ops.Map, mode: str | None) -> tuple[list[Tensor], Tensor | None]:
+    """Maps whose sum is x, resampled, or its 1 x 1 convolution where the width changes; a bias still to be added."""
+    if not isinstance(x, tuple):
+        x = resample(x, mode)
+        if isinstance(connection, nn.Identity):
+            return [x], None
+    return ops.pointwise(x, connection)
 
 
 class EncoderBlock(nn.Module):
@@ -115,7 +125,10 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, _, conv = self.in_layers
-        return self.skip_connection(resample(x, self.mode)) + conv(resample(ops.norm_silu(x, norm), self.mode))
+        h, x = ops.branch(x, norm)
+        h, bias = ops.convolution(resample(h, self.mode), conv)
+        skip, skip_bias = shortcut(self.skip_connection, x, self.mode)
+        return ops.residual([*skip, h], bias, skip_bias)
 
 
 class ResBlock(nn.Module):
@@ -127,7 +140,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, mode: str | None = None) -> None:
         super().__init__()
-        self.mode = mode
+        self.mode, self.width = mode, c_out
         self.in_layers = nn.Sequential(GroupNorm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embed, 2 * c_out))
         if config.cond:
@@ -136,20 +149,23 @@ class ResBlock(nn.Module):
             GroupNorm(c_out), nn.SiLU(), nn.Dropout(config.dropout), zero(nn.Conv2d(c_out, c_out, 3, padding=1)))
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def modulation(self, e: Tensor, z: Tensor | None) -> Affine:
-        """(A, B), each (B or 1, c_out), of the time embedding e (B, embed) and z (B or 1, cond)."""
+    def time_modulation(self, e: Tensor) -> Affine:
+        """(1 + a, b), each (T, c_out), of time embeddings e (T, embed)."""
         a, b = self.emb_layers(e).chunk(2, dim=1)
-        if z is None:
-            return 1 + a, b
-        s = 1 + self.cond_emb_layers(z)
-        return (1 + a) * s, b * s
+        return 1 + a, b
 
-    def forward(self, x: Tensor, affine: Affine) -> Tensor:
+    def code_modulation(self, z: Tensor) -> Tensor:
+        """1 + s (B, c_out) of codes z (B, cond): times the time's, it is (A, B)."""
+        return 1 + self.cond_emb_layers(z)
+
+    def forward(self, x: ops.Map, affine: Affine) -> Tensor:
         norm, _, conv = self.in_layers
-        h = conv(resample(ops.norm_silu(x, norm), self.mode))
+        h, x = ops.branch(x, norm)
+        h, bias = ops.convolution(resample(h, self.mode), conv)
         norm, _, dropout, conv = self.out_layers
-        h = conv(dropout(ops.norm_affine_silu(h, norm, affine)))
-        return self.skip_connection(resample(x, self.mode)) + h
+        h, bias = ops.convolution(ops.norm_silu(h, norm, affine, bias, dropout.p if self.training else 0.0), conv)
+        skip, skip_bias = shortcut(self.skip_connection, x, self.mode)
+        return ops.residual([*skip, h], bias, skip_bias)
 
 
 class Attention(nn.Module):
@@ -167,16 +183,18 @@ class Attention(nn.Module):
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(rearrange(self.norm(x), "n c h w -> n c (h w)"))
-        q, k, v = rearrange(qkv, "n (heads three c) l -> three n heads l c", heads=self.heads, three=3)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n (heads c) l")
-        return x + self.proj_out(h).reshape(x.shape)
+        tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        q, k, v = rearrange(qkv, "n l (heads three c) -> three n heads l c", heads=self.heads, three=3)
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n l (heads c)")
+        h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class TimestepEmbedSequential(nn.ModuleList):
     """The parts of one numbered entry of the input, middle or output half; residual blocks take the next affine."""
 
-    def forward(self, h: Tensor, affines: Iterator[Affine] = iter(())) -> Tensor:
+    def forward(self, h: ops.Map, affines: Iterator[Affine] = iter(())) -> Tensor:
         for part in self:
             h = part(h, next(affines)) if isinstance(part, ResBlock) else part(h)
         return h
@@ -261,31 +279,49 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(entries)
         self.out = nn.Sequential(GroupNorm(c), nn.SiLU(), zero(nn.Conv2d(c, config.out_channels, 3, padding=1)))
 
-    def modulation(self, t: Tensor, z: Tensor | Sequence[Tensor] | None = None) -> list[Affine]:
-        """What time and z do to each residual block, in the order of the blocks.
+    @property
+    def residual_blocks(self) -> list[tuple[ResBlock, int]]:
+        """The blocks in their order, with the level of each; the middle's is the number of levels."""
+        entries = [*zip(self.input_blocks, self.input_levels), (self.middle_block, self.config.levels),
+                   *zip(self.output_blocks, self.output_levels)]
+        return [(part, level) for entry, level in entries for part in entry if isinstance(part, ResBlock)]
+
+    def modulation(self, t: Tensor, z: Codes = None) -> Tensor:
+        """What time and z do to the blocks: their A and B side by side, (2, B or 1, widths of all blocks).
 
         t (B or 1,): integer times 0 .. 999. z: (B or 1, cond), or levels + 1 such codes, one for each level (finest
         first) and one for the middle (A.6); None for a network without z.
         """
-        codes = list(z) if isinstance(z, (list, tuple)) else [z] * (self.config.levels + 1)
-        e = self.time_embed(time_features(t, self.config.base).to(self.time_embed.get_parameter("0.weight").dtype))
-        entries = [*zip(self.input_blocks, self.input_levels), (self.middle_block, self.config.levels),
-                   *zip(self.output_blocks, self.output_levels)]
-        return [part.modulation(e, codes[level]) for entry, level in entries for part in entry
-                if isinstance(part, ResBlock)]
+        return self.time_modulation(t) * self.code_modulation(z)
 
-    def forward(self, x: Tensor, modulation: Sequence[Affine]) -> Tensor:
+    def time_modulation(self, t: Tensor) -> Tensor:
+        """The time's part (2, T, widths of all blocks) of times t (T,)."""
+        e = self.time_embed(time_features(t, self.config.base).to(self.time_embed.get_parameter("0.weight").dtype))
+        parts = zip(*(block.time_modulation(e) for block, _ in self.residual_blocks))
+        return torch.stack([torch.cat(part, 1) for part in parts])
+
+    def code_modulation(self, z: Codes = None) -> Tensor | float:
+        """The codes' part (B or 1, widths of all blocks), to be multiplied with the time's; 1 without z."""
+        if z is None:
+            return 1.0
+        codes = list(z) if isinstance(z, (list, tuple)) else [z] * (self.config.levels + 1)
+        rows = max(len(code) for code in codes)
+        parts = [block.code_modulation(codes[level]) for block, level in self.residual_blocks]
+        return torch.cat([part.expand(rows, -1) for part in parts], 1)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """The last layer's output (B, out_channels, px, px) of x (B, 3, px, px), modulated as `modulation` says.
 
         Its first three channels stand for config.prediction; `diffusion.denoiser` makes eps of them.
         """
-        affines, h, skips = iter(modulation), x, []
+        widths = [block.width for block, _ in self.residual_blocks]
+        affines, h, skips = zip(*(part.split(widths, 1) for part in modulation)), x, []
         for entry in self.input_blocks:
             h = entry(h, affines)
             skips.append(h)
         h = self.middle_block(h, affines)
         for entry in self.output_blocks:
-            h = entry(torch.cat([h, skips.pop()], dim=1), affines)
+            h = entry(ops.side_by_side(h, skips.pop()), affines)
         norm, _, conv = self.out
         return conv(ops.norm_silu(h.to(x.dtype), norm))
 

@@ -206,13 +206,16 @@ class Network:
     def __init__(self, answer):
         self.answer, self.times, self.inputs = answer, [], []
 
-    def modulation(self, t, z=None):
-        return int(t)
+    def time_modulation(self, t):
+        return t[None]
+
+    def code_modulation(self, z=None):
+        return 1
 
     def __call__(self, x, modulation):
-        self.times.append(modulation)
+        self.times.append(int(modulation))
         self.inputs.append(x.clone())
-        return self.answer(x, modulation)
+        return self.answer(x, int(modulation))
 
 
 def recorder(c):

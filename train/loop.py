@@ -200,7 +200,8 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
 
 def finite(losses: Losses, step: int) -> dict[str, float]:
     """The losses as numbers. NonFiniteLoss names the first that is none."""
-    values = {name: float(value) for name, value in losses.items()}
+    numbers = [torch.as_tensor(value).detach().float() for value in losses.values()]
+    values = dict(zip(losses, torch.stack(numbers).tolist() if numbers else []))  # one read from the device
     for name, value in values.items():
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss '{name}' became {value} at step {step}. The last snapshot is kept as it "

@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..models import rng
 from ..models.diffae import DiffAE
-from ..models.diffusion import Schedule, ddim_schedule, ddim_step, denoiser
+from ..models.diffusion import Schedule, ddim_between, ddim_schedule, eps_of
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
+from ..models.graphs import Graphs
 from ..models.hashing import hash_of
 from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
 from ..models.precision import PRECISIONS, autocast
@@ -35,6 +37,7 @@ from .session import Session, hash_of_network
 SPNS = ("timed", "untimed", "none")
 CLAMPS = ("hard", "straight-through")
 CLIP_PREPROCESSINGS = ("osasis", "openai")
+TERMS = ("clip", "l1", "perceptual", "cross", "in")  # of the loss
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,13 @@ class Trainer:
     config: OSASISConfig
     content: Callable[[int], Content]
     direction: tuple[Tensor, Tensor] = field(init=False)
+    levels: Tensor = field(init=False)
+    graphs: Graphs = field(default_factory=Graphs)
 
     def __post_init__(self) -> None:
         with torch.no_grad(), self.autocast():
             self.direction = self.embed(self.twin.picture), self.embed(self.style_image)
+        self.levels = levels_of(self.config, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +194,8 @@ def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = No
     for net in nets.values():
         net.train(config.dropout)
     rates = {"unet": config.lr, "spn": config.lr_spn}
-    return Run(nets, {name: torch.optim.Adam(net.parameters(), rates[name]) for name, net in nets.items()})
+    return Run(nets, {name: torch.optim.Adam(net.parameters(), rates[name], fused=device.type == "cuda")
+                      for name, net in nets.items()})
 
 
 def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, settings: dict) -> OSASISStyle:
@@ -250,50 +257,84 @@ class Streams:
         return cls(torch.cat([twin.picture, content.picture]), torch.cat([twin.z, content.z]),
                    torch.cat([twin.x, content.x]), weight, torch.cat([embedded[:1], embedded]))
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.picture, self.z, self.x, self.spn_weight, self.embedded
+
     def at(self, x: Tensor) -> Streams:
         """The same streams, standing at x."""
         return Streams(self.picture, self.z, x, self.spn_weight, self.embedded)
 
     def chunks(self, size: int) -> list[Streams]:
-        parts = [t.split(size or len(self.z)) for t in (self.picture, self.z, self.x, self.spn_weight, self.embedded)]
+        parts = [t.split(size or len(self.z)) for t in self.tensors]
         return [Streams(*part) for part in zip(*parts)]
 
 
 def update(trainer: Trainer, run: Run, streams: Streams, i: int,
            hooks: Hooks = Hooks()) -> tuple[dict[str, Tensor], Tensor, Streams]:
     """One optimiser step at index i. Returns (losses, x0 predictions, the streams one index further, detached)."""
-    for optimizer in run.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    totals: dict[str, Tensor] = {}
-    predictions, following, row = [], [], 0
-    for part in streams.chunks(trainer.config.micro_batch):
-        hooks.check_interrupt()
-        x0, x = predict(trainer, run.nets, part, i)
-        values = row_losses(trainer, part, x0, has_style=row == 0, count=len(streams.z) - 1)
-        total(values).backward()
-        for name, value in values.items():
-            totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-        predictions.append(x0.detach())
-        following.append(x.detach())
-        row += len(part.z)
+    hooks.check_interrupt()
+    within = Hooks() if trainer.graphs.enabled(trainer.device) else hooks  # a graph is one call
+    values, predictions, x = trainer.graphs(
+        "gradients", lambda level, *tensors: gradients(trainer, run, level, Streams(*tensors), within),
+        trainer.levels[i], *streams.tensors)
     for optimizer in run.optimizers.values():
         optimizer.step()
-    return totals | {"loss": total(totals)}, torch.cat(predictions), streams.at(torch.cat(following))
+    values = values.clone()  # a graph's outputs are overwritten by its next run
+    return dict(zip((*TERMS, "loss"), values)), predictions.clone(), streams.at(x.clone())
 
 
-def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, i: int) -> tuple[Tensor, Tensor]:
-    """(x0, next x) of B at index i; the SPN's addition is seen by the network and by the x0 formula (C.2)."""
-    x, config, schedule = part.x, trainer.config, trainer.config.schedule
+def gradients(trainer: Trainer, run: Run, level: Tensor, streams: Streams,
+              hooks: Hooks = Hooks()) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves the gradients of the losses in the networks. Returns (losses of TERMS and their sum, x0 predictions, x one
+    index further). level: where the streams stand, see `levels_of`."""
+    for optimizer in run.optimizers.values():
+        optimizer.zero_grad(set_to_none=not trainer.graphs.enabled(level.device))
+    parts = streams.chunks(trainer.config.micro_batch)
+    totals, predictions, following = level.new_zeros(len(TERMS), dtype=torch.float32), [], []
+    for n, part in enumerate(parts):
+        hooks.check_interrupt()
+        x0, x = predict(trainer, run.nets, part, level)
+        values = row_losses(trainer, part, x0, has_style=n == 0, count=len(streams.z) - 1)
+        total(values).backward()
+        totals = totals + torch.stack([values[name].detach() if name in values else totals.new_zeros(())
+                                       for name in TERMS])
+        predictions.append(x0.detach())
+        following.append(x.detach())
+    return torch.cat([totals, totals.sum(0, keepdim=True)]), torch.cat(predictions), torch.cat(following)
+
+
+def levels_of(config: OSASISConfig, device: torch.device) -> Tensor:
+    """Of every index of the reverse schedule: its time, the SPN's time, its signal level and the next one's. float64
+    (steps, 4) on the device: a step must not wait for numbers from the CPU."""
+    schedule = config.schedule
+    rows = [(schedule.times[i], i if config.spn_time == "index" else schedule.times[i], schedule.alpha_bar(i),
+             schedule.alpha_bar(i - 1)) for i in range(len(schedule))]
+    return torch.tensor(rows, dtype=torch.float64, device=device)
+
+
+def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, level: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, next x) of B at a level; the SPN's addition is seen by the network and by the x0 formula (C.2)."""
+    (time, spn_time), (alpha_bar, following) = level[:2].long().split(1), level[2:].unbind()
+    x, unet = part.x, of_kind(nets, "unet", UNet)
     if "spn" in nets:
-        time = i if config.spn_time == "index" else schedule.times[i]
-        x = x + part.spn_weight * nets["spn"](part.picture, time)
+        x = x + part.spn_weight * recomputed(nets["spn"], part.picture, spn_time)
     with trainer.autocast():
-        eps = denoiser(of_kind(nets, "unet", UNet), part.z)(x, schedule.times[i])
-    x0, following = ddim_step(x, eps, schedule, i, i - 1)
-    if config.clamp == "hard":
-        return x0, following
-    unclamped, _ = ddim_step(x, eps, schedule, i, i - 1, clamp_x0=False)
-    return unclamped + (x0 - unclamped).detach(), following
+        output = unet(x, unet.modulation(time, part.z)).float()
+    eps = eps_of(output, x, alpha_bar, unet.config.prediction)
+    x0, x_next = ddim_between(x, eps, alpha_bar, following)
+    if trainer.config.clamp == "hard":
+        return x0, x_next
+    unclamped, _ = ddim_between(x, eps, alpha_bar, following, clamp_x0=False)
+    return unclamped + (x0 - unclamped).detach(), x_next
+
+
+def recomputed(net: nn.Module, picture: Tensor, time: Tensor) -> Tensor:
+    """net(picture, time); on a GPU its maps are made again for the backward pass instead of kept: the SPN's are 5.5 GiB
+    at batch 8 (E.2), and cheap."""
+    if picture.device.type != "cuda":
+        return net(picture, time)
+    return checkpoint(net, picture, time, use_reentrant=False, preserve_rng_state=False)
 
 
 def row_losses(trainer: Trainer, part: Streams, x0: Tensor, has_style: bool, count: int) -> dict[str, Tensor]:

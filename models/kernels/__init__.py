@@ -2,9 +2,11 @@
 plain-torch twin in `ops`, which is what runs everywhere else."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 from torch import Tensor
 
@@ -22,3 +24,8 @@ def interpreted() -> bool:
 def usable(x: Tensor) -> bool:
     """Can the kernels work on x?"""
     return (x.device.type == "cuda" or interpreted()) and importable()
+
+
+def of(name: str) -> Any:
+    """The module of kernels of that name; Triton is imported with the first."""
+    return importlib.import_module(f".{name}", __name__)

@@ -3,7 +3,8 @@
 Maps are (B, C, H, W) in channels_last, so that rows (pixels) of C channels follow each other. Statistics are float32
 and merged by Chan's formula: per chunk of rows and channel a mean and a sum of squared deviations, then per group.
 With x' = x + conv_bias and n = (x' - mean) rstd, it is y = dropout(silu(n gamma + beta)), gamma = weight scale and
-beta = bias scale + shift.
+beta = bias scale + shift. x may be two maps whose channels lie side by side (`split` of the first), as a UNet's skips
+do: they are never copied together.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TILE = 4096  # numbers a program works on at a time
 WHOLE = 16384  # most numbers of a (picture, group) that one program holds at once
@@ -27,8 +29,31 @@ def power(n: int) -> int:
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 @triton.jit
-def _silu(u):
-    return u * tl.sigmoid(u)
+def _load(x, other, n, r, c, rows, channels, split, inside, PAIR: tl.constexpr):
+    """Tile (rows r, channels c) of picture n in float32."""
+    if PAIR:
+        rest = channels - split
+        left = x + n.to(tl.int64) * rows * split + r[:, None] * split + c[None, :]
+        right = other + n.to(tl.int64) * rows * rest + r[:, None] * rest + (c - split)[None, :]
+        v = tl.load(left, mask=inside & (c < split)[None, :], other=0.0).to(tl.float32)
+        v += tl.load(right, mask=inside & (c >= split)[None, :], other=0.0).to(tl.float32)
+    else:
+        at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
+        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    return v
+
+
+@triton.jit
+def _store(x, other, value, n, r, c, rows, channels, split, inside, PAIR: tl.constexpr):
+    if PAIR:
+        rest = channels - split
+        left = x + n.to(tl.int64) * rows * split + r[:, None] * split + c[None, :]
+        right = other + n.to(tl.int64) * rows * rest + r[:, None] * rest + (c - split)[None, :]
+        tl.store(left, value.to(x.dtype.element_ty), mask=inside & (c < split)[None, :])
+        tl.store(right, value.to(x.dtype.element_ty), mask=inside & (c >= split)[None, :])
+    else:
+        at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
+        tl.store(x + at, value.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -42,30 +67,28 @@ def _kept(seed, offset, p):
 
 
 @triton.jit
-def _moments(x, means, squares, rows, channels, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
-             COLUMNS: tl.constexpr):
-    """Mean and sum of squared deviations of each channel of a chunk of rows."""
+def _moments(x, other, means, squares, rows, channels, split, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
+             COLUMNS: tl.constexpr, PAIR: tl.constexpr):
+    """Mean and sum of squared deviations of each channel of a chunk of rows. Sums are taken of the difference to the
+    chunk's first row, which is near enough to the mean that nothing cancels."""
     n, chunk, block = tl.program_id(2), tl.program_id(0), tl.program_id(1)
     c = block * COLUMNS + tl.arange(0, COLUMNS)
-    base = x + n.to(tl.int64) * rows * channels
-    mean = tl.zeros((COLUMNS,), tl.float32)
-    square = tl.zeros((COLUMNS,), tl.float32)
-    count = 0.0  # the first tile of a chunk is never empty
+    first = chunk * CHUNK_ROWS
+    origin = _load(x, other, n, first + tl.arange(0, 1), c, rows, channels, split, (c < channels)[None, :], PAIR)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    square = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK_ROWS, ROWS):
-        first = chunk * CHUNK_ROWS + start
-        r = first + tl.arange(0, ROWS)
+        r = first + start + tl.arange(0, ROWS)
         inside = (r < rows)[:, None] & (c < channels)[None, :]
-        v = tl.load(base + r[:, None] * channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        k = tl.maximum(tl.minimum(rows - first, ROWS), 0).to(tl.float32)
-        tile_mean = tl.sum(v, 0) / tl.maximum(k, 1.0)
-        deviation = tl.where(inside, v - tile_mean[None, :], 0.0)
-        delta = tile_mean - mean
-        mean += delta * (k / (count + k))
-        square += tl.sum(deviation * deviation, 0) + delta * delta * (count * k / (count + k))
-        count += k
+        v = _load(x, other, n, r, c, rows, channels, split, inside, PAIR)
+        v = tl.where(inside, v - origin, 0.0)
+        total += v
+        square += v * v
+    count = tl.minimum(rows - first, CHUNK_ROWS).to(tl.float32)
+    mean = tl.sum(total, 0) / count
     at = (n * chunks + chunk) * channels + c
-    tl.store(means + at, mean, mask=c < channels)
-    tl.store(squares + at, square, mask=c < channels)
+    tl.store(means + at, tl.sum(origin, 0) + mean, mask=c < channels)
+    tl.store(squares + at, tl.maximum(tl.sum(square, 0) - count * mean * mean, 0.0), mask=c < channels)
 
 
 @triton.jit
@@ -117,57 +140,57 @@ def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_m
 
 
 @triton.jit
-def _apply(x, y, a, b, seed, p, rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr,
-           DROPOUT: tl.constexpr):
+def _apply(x, other, y, a, b, seed, p, rows, channels, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+           PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr):
     n = tl.program_id(2)
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < channels)[None, :]
-    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
     gamma = tl.load(a + n * channels + c, mask=c < channels, other=0.0)
     beta = tl.load(b + n * channels + c, mask=c < channels, other=0.0)
-    u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * gamma[None, :] + beta[None, :]
+    u = _load(x, other, n, r, c, rows, channels, split, inside, PAIR) * gamma[None, :] + beta[None, :]
+    _finish(y, u, n, r, c, rows, channels, inside, seed, p, SILU, DROPOUT)
+
+
+@triton.jit
+def _finish(y, u, n, r, c, rows, channels, inside, seed, p, SILU: tl.constexpr, DROPOUT: tl.constexpr):
+    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
     if SILU:
-        u = _silu(u)
+        u = u * tl.sigmoid(u)
     if DROPOUT:
         u *= _kept(seed, at, p)
     tl.store(y + at, u.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _whole(x, y, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, seed, p, rows, channels,
-           groups, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr, HAS_BIAS: tl.constexpr,
-           SILU: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _whole(x, other, y, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, seed, p, rows,
+           channels, split, groups, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr, HAS_BIAS: tl.constexpr,
+           PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """All of it for a (picture, group) that one program can hold."""
     n, g = tl.program_id(0), tl.program_id(1)
     width = channels // groups
     r, c = tl.arange(0, ROWS), g * width + tl.arange(0, WIDTH)
     valid = tl.arange(0, WIDTH) < width
     inside = (r < rows)[:, None] & valid[None, :]
-    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
-    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    v = _load(x, other, n, r, c, rows, channels, split, inside, PAIR)
     extra = tl.zeros((WIDTH,), tl.float32)
     if HAS_BIAS:
         extra += tl.load(conv_bias + c, mask=valid, other=0.0).to(tl.float32)
-    size = rows * width * 1.0
     centre = tl.sum(v, 0) / rows + extra
     mean = tl.sum(tl.where(valid, centre, 0.0), 0) / width
     deviation = tl.where(inside, v + extra[None, :] - mean, 0.0)
-    variance = tl.sum(tl.sum(deviation * deviation, 0), 0) / size
+    variance = tl.sum(tl.sum(deviation * deviation, 0), 0) / (rows * width * 1.0)
     gamma, beta = _group_affine(n, g, c, valid, mean, tl.rsqrt(variance + eps), centre, weight, bias, scale, shift,
                                 conv_bias, a, b, group_mean, group_rstd, centres, channels, groups, scale_stride,
                                 shift_stride, HAS_AFFINE, HAS_BIAS)
-    u = v * gamma[None, :] + beta[None, :]
-    if SILU:
-        u = _silu(u)
-    if DROPOUT:
-        u *= _kept(seed, at, p)
-    tl.store(y + at, u.to(y.dtype.element_ty), mask=inside)
+    _finish(y, v * gamma[None, :] + beta[None, :], n, r, c, rows, channels, inside, seed, p, SILU, DROPOUT)
 
 
 @triton.jit
-def _before(dy, x, at, inside, gamma, beta, seed, p, SILU: tl.constexpr, DROPOUT: tl.constexpr):
+def _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, seed, p, PAIR: tl.constexpr,
+            SILU: tl.constexpr, DROPOUT: tl.constexpr):
     """(x, gradient before SiLU and dropout) in float32."""
-    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    v = _load(x, other, n, r, c, rows, channels, split, inside, PAIR)
+    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
     du = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
         du *= _kept(seed, at, p)
@@ -179,37 +202,37 @@ def _before(dy, x, at, inside, gamma, beta, seed, p, SILU: tl.constexpr, DROPOUT
 
 
 @triton.jit
-def _backward_sums(dy, x, a, b, conv_bias, group_mean, group_rstd, seed, p, first_sums, second_sums, rows, channels,
-                   groups, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                   HAS_BIAS: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr):
+def _backward_sums(dy, x, other, a, b, conv_bias, group_mean, group_rstd, seed, p, first_sums, second_sums, rows,
+                   channels, split, groups, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, PAIR: tl.constexpr, SILU: tl.constexpr,
+                   DROPOUT: tl.constexpr):
     """Sums of du and du n of each channel of a chunk of rows."""
     n, chunk, block = tl.program_id(2), tl.program_id(0), tl.program_id(1)
     c = block * COLUMNS + tl.arange(0, COLUMNS)
     valid = c < channels
     g = c // (channels // groups)
-    gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)
-    beta = tl.load(b + n * channels + c, mask=valid, other=0.0)
+    gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)[None, :]
+    beta = tl.load(b + n * channels + c, mask=valid, other=0.0)[None, :]
     mean = tl.load(group_mean + n * groups + g, mask=valid, other=0.0)
     rstd = tl.load(group_rstd + n * groups + g, mask=valid, other=0.0)
     if HAS_BIAS:
         mean -= tl.load(conv_bias + c, mask=valid, other=0.0).to(tl.float32)
-    first = tl.zeros((COLUMNS,), tl.float32)
-    second = tl.zeros((COLUMNS,), tl.float32)
+    first = tl.zeros((ROWS, COLUMNS), tl.float32)
+    second = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK_ROWS, ROWS):
         r = chunk * CHUNK_ROWS + start + tl.arange(0, ROWS)
         inside = (r < rows)[:, None] & valid[None, :]
-        at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
-        v, du = _before(dy, x, at, inside, gamma[None, :], beta[None, :], seed, p, SILU, DROPOUT)
-        first += tl.sum(du, 0)
-        second += tl.sum(du * (v - mean[None, :]), 0) * rstd
+        v, du = _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, seed, p, PAIR, SILU, DROPOUT)
+        first += du
+        second += du * (v - mean[None, :])
     at = (n * chunks + chunk) * channels + c
-    tl.store(first_sums + at, first, mask=valid)
-    tl.store(second_sums + at, second, mask=valid)
+    tl.store(first_sums + at, tl.sum(first, 0), mask=valid)
+    tl.store(second_sums + at, tl.sum(second, 0) * rstd, mask=valid)
 
 
 @triton.jit
-def _backward_group(n, g, c, valid, first, second, a, group_rstd, centres, d_beta, d_gamma, d_conv_bias, k_mean,
-                    k_slope, rows, channels, groups, gamma):
+def _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
+                    channels, groups, gamma):
     """Stores the sums and the gradient of the convolution's bias; returns what dx needs: dx = A du - k_mean - k_slope n
     (gamma is A = rstd weight scale)."""
     size = rows * (channels // groups) * 1.0
@@ -225,8 +248,8 @@ def _backward_group(n, g, c, valid, first, second, a, group_rstd, centres, d_bet
 
 
 @triton.jit
-def _backward_coefficients(first_sums, second_sums, a, group_rstd, centres, d_beta, d_gamma, d_conv_bias, k_mean,
-                           k_slope, rows, channels, groups, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
+                           channels, groups, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     n, g = tl.program_id(0), tl.program_id(1)
     width = channels // groups
     c, k = g * width + tl.arange(0, WIDTH), tl.arange(0, CHUNKS)
@@ -236,62 +259,69 @@ def _backward_coefficients(first_sums, second_sums, a, group_rstd, centres, d_be
     first = tl.sum(tl.load(first_sums + at, mask=inside, other=0.0), 0)
     second = tl.sum(tl.load(second_sums + at, mask=inside, other=0.0), 0)
     gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)
-    _backward_group(n, g, c, valid, first, second, a, group_rstd, centres, d_beta, d_gamma, d_conv_bias, k_mean,
-                    k_slope, rows, channels, groups, gamma)
+    _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
+                    channels, groups, gamma)
 
 
 @triton.jit
-def _backward_apply(dy, x, dx, a, b, conv_bias, group_mean, group_rstd, k_mean, k_slope, seed, p, rows, channels,
-                    groups, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+def _backward_apply(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, k_mean,
+                    k_slope, seed, p, rows, channels, split, groups, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                    HAS_BIAS: tl.constexpr, MORE: tl.constexpr, PAIR: tl.constexpr, SILU: tl.constexpr,
                     DROPOUT: tl.constexpr):
+    """dx; `more` is the gradient that x has from elsewhere."""
     n = tl.program_id(2)
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     valid = c < channels
     g = n * groups + c // (channels // groups)
     inside = (r < rows)[:, None] & valid[None, :]
-    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
-    gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)
-    beta = tl.load(b + n * channels + c, mask=valid, other=0.0)
+    gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)[None, :]
+    beta = tl.load(b + n * channels + c, mask=valid, other=0.0)[None, :]
     mean = tl.load(group_mean + g, mask=valid, other=0.0)
     if HAS_BIAS:
         mean -= tl.load(conv_bias + c, mask=valid, other=0.0).to(tl.float32)
     slope = tl.load(k_slope + g, mask=valid, other=0.0) * tl.load(group_rstd + g, mask=valid, other=0.0)
     constant = tl.load(k_mean + g, mask=valid, other=0.0) - slope * mean
-    v, du = _before(dy, x, at, inside, gamma[None, :], beta[None, :], seed, p, SILU, DROPOUT)
-    tl.store(dx + at, (gamma[None, :] * du - constant[None, :] - slope[None, :] * v).to(dx.dtype.element_ty),
-             mask=inside)
+    v, du = _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, seed, p, PAIR, SILU, DROPOUT)
+    du = gamma * du - constant[None, :] - slope[None, :] * v
+    if MORE:
+        du += _load(more, more_other, n, r, c, rows, channels, split, inside, PAIR)
+    _store(dx, d_other, du, n, r, c, rows, channels, split, inside, PAIR)
 
 
 @triton.jit
-def _backward_whole(dy, x, dx, a, b, conv_bias, group_mean, group_rstd, centres, d_beta, d_gamma, d_conv_bias, k_mean,
-                    k_slope, seed, p, rows, channels, groups, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+def _backward_whole(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, centres,
+                    d_beta, d_gamma, d_conv_bias, k_mean, k_slope, seed, p, rows, channels, split, groups,
+                    HAS_BIAS: tl.constexpr, MORE: tl.constexpr, PAIR: tl.constexpr, SILU: tl.constexpr,
                     DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     n, g = tl.program_id(0), tl.program_id(1)
     width = channels // groups
     r, c = tl.arange(0, ROWS), g * width + tl.arange(0, WIDTH)
     valid = tl.arange(0, WIDTH) < width
     inside = (r < rows)[:, None] & valid[None, :]
-    at = n.to(tl.int64) * rows * channels + r[:, None] * channels + c[None, :]
     gamma = tl.load(a + n * channels + c, mask=valid, other=0.0)
     beta = tl.load(b + n * channels + c, mask=valid, other=0.0)
     mean = tl.load(group_mean + n * groups + g) + tl.zeros((WIDTH,), tl.float32)
     if HAS_BIAS:
         mean -= tl.load(conv_bias + c, mask=valid, other=0.0).to(tl.float32)
-    rstd = tl.load(group_rstd + n * groups + g)
-    v, du = _before(dy, x, at, inside, gamma[None, :], beta[None, :], seed, p, SILU, DROPOUT)
-    normed = (v - mean[None, :]) * rstd
+    v, du = _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma[None, :], beta[None, :], seed, p, PAIR,
+                    SILU, DROPOUT)
+    normed = (v - mean[None, :]) * tl.load(group_rstd + n * groups + g)
     first, second = tl.sum(tl.where(inside, du, 0.0), 0), tl.sum(tl.where(inside, du * normed, 0.0), 0)
-    k_first, k_second = _backward_group(n, g, c, valid, first, second, a, group_rstd, centres, d_beta, d_gamma,
-                                        d_conv_bias, k_mean, k_slope, rows, channels, groups, gamma)
-    tl.store(dx + at, (gamma[None, :] * du - k_first - k_second * normed).to(dx.dtype.element_ty), mask=inside)
+    k_first, k_second = _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_conv_bias, k_mean,
+                                        k_slope, rows, channels, groups, gamma)
+    du = gamma[None, :] * du - k_first - k_second * normed
+    if MORE:
+        du += _load(more, more_other, n, r, c, rows, channels, split, inside, PAIR)
+    _store(dx, d_other, du, n, r, c, rows, channels, split, inside, PAIR)
 
 
 # --- operators --------------------------------------------------------------------------------------------------------
 class Tiling:
-    """How a map (B, C, H, W) is cut: into chunks of rows for the sums, and into tiles."""
+    """How maps (B, C, H, W), side by side, are cut: into chunks of rows for the sums, and into tiles."""
 
-    def __init__(self, x: Tensor, groups: int) -> None:
-        self.batch, self.channels, height, width = x.shape
+    def __init__(self, x: Tensor, other: Tensor | None, groups: int) -> None:
+        self.batch, self.split, height, width = x.shape
+        self.channels = self.split + (other.shape[1] if other is not None else 0)
         self.rows, self.groups = height * width, groups
         self.columns = min(power(self.channels), MOST_COLUMNS)
         self.tile_rows = TILE // self.columns
@@ -325,113 +355,152 @@ class Tiling:
     def partial(self, x: Tensor) -> Tensor:
         return torch.empty(self.batch, self.chunks, self.channels, dtype=torch.float32, device=x.device)
 
+    def map(self, x: Tensor) -> Tensor:
+        """An empty map of all channels."""
+        return torch.empty((self.batch, self.channels, *x.shape[2:]), dtype=x.dtype, device=x.device,
+                           memory_format=torch.channels_last)
+
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("atelier::group_norm", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
+def _forward(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
              conv_bias: Tensor | None, seed: Tensor | None, groups: int, eps: float, silu: bool, p: float) -> Six:
     """(y, A, B, mean, rstd, centres); the last five float32, for the derivative."""
-    t = Tiling(x, groups)
-    y = torch.empty_like(x)
+    t = Tiling(x, other, groups)
+    y = t.map(x)
     a, b, centres = (torch.empty(t.batch, t.channels, dtype=torch.float32, device=x.device) for _ in range(3))
     mean, rstd = (torch.empty(t.batch, groups, dtype=torch.float32, device=x.device) for _ in range(2))
     affine = scale is not None and shift is not None
-    strides = (_row_stride(scale), _row_stride(shift))
+    strides = (scale.stride(0), shift.stride(0)) if affine else (0, 0)
     small = (weight, bias, scale if affine else weight, shift if affine else weight,
              weight if conv_bias is None else conv_bias, a, b, mean, rstd, centres)
     flags = {"HAS_AFFINE": affine, "HAS_BIAS": conv_bias is not None}
-    draws = {"SILU": silu, "DROPOUT": p > 0}
-    seed = mean if seed is None else seed
+    draws = {"PAIR": other is not None, "SILU": silu, "DROPOUT": p > 0}
+    seed, other = mean if seed is None else seed, x if other is None else other
     if t.is_whole:
-        _whole[(t.batch, groups)](x, y, *small, seed, p, t.rows, t.channels, groups, *strides, eps, **flags, **draws,
-                                  ROWS=t.whole_rows, WIDTH=t.width, num_warps=t.warps)
+        _whole[(t.batch, groups)](x, other, y, *small, seed, p, t.rows, t.channels, t.split, groups, *strides, eps,
+                                  **flags, **draws, ROWS=t.whole_rows, WIDTH=t.width, num_warps=t.warps)
         return y, a, b, mean, rstd, centres
     means, squares = t.partial(x), t.partial(x)
-    _moments[t.sums_grid](x, means, squares, t.rows, t.channels, t.chunks, CHUNK_ROWS=t.chunk_rows,
-                          ROWS=t.tile_rows, COLUMNS=t.columns)
+    _moments[t.sums_grid](x, other, means, squares, t.rows, t.channels, t.split, t.chunks, CHUNK_ROWS=t.chunk_rows,
+                          ROWS=t.tile_rows, COLUMNS=t.columns, PAIR=draws["PAIR"])
     _affine[(t.batch, groups)](means, squares, *small, t.rows, t.channels, groups, t.chunk_rows, t.chunks, *strides,
                                eps, **flags, CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
-    _apply[t.tiles_grid](x, y, a, b, seed, p, t.rows, t.channels, ROWS=t.tile_rows, COLUMNS=t.columns, **draws)
+    _apply[t.tiles_grid](x, other, y, a, b, seed, p, t.rows, t.channels, t.split, ROWS=t.tile_rows, COLUMNS=t.columns,
+                         **draws)
     return y, a, b, mean, rstd, centres
 
 
 @torch.library.custom_op("atelier::group_norm_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, a: Tensor, b: Tensor, conv_bias: Tensor | None, mean: Tensor, rstd: Tensor,
-              centres: Tensor, seed: Tensor | None, groups: int, silu: bool,
-              p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, d beta, d gamma, d conv_bias), the last three (B, C) float32."""
-    t = Tiling(x, groups)
-    dx = torch.empty_like(x)
+def _backward(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, more_other: Tensor | None, a: Tensor,
+              b: Tensor, conv_bias: Tensor | None, mean: Tensor, rstd: Tensor, centres: Tensor, seed: Tensor | None,
+              groups: int, silu: bool, p: float) -> Five:
+    """(dx, d other, d beta, d gamma, d conv_bias), the last three (B, C) float32; d other empty without other."""
+    t = Tiling(x, other, groups)
+    dx, d_other = torch.empty_like(x), x.new_empty(0) if other is None else torch.empty_like(other)
     d_beta, d_gamma, d_conv_bias = (torch.empty_like(a) for _ in range(3))
     k_mean, k_slope = torch.empty_like(mean), torch.empty_like(mean)
-    flags = {"HAS_BIAS": conv_bias is not None, "SILU": silu, "DROPOUT": p > 0}
+    flags = {"HAS_BIAS": conv_bias is not None, "PAIR": other is not None, "SILU": silu, "DROPOUT": p > 0}
     conv_bias, seed = mean if conv_bias is None else conv_bias, mean if seed is None else seed
-    outputs = (a, rstd, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope)
+    other = x if other is None else other
+    added = (more if more is not None else x, more_other if more_other is not None else x)
+    outputs = (centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope)
     if t.is_whole:
-        _backward_whole[(t.batch, groups)](dy, x, dx, a, b, conv_bias, mean, *outputs[1:], seed, p, t.rows, t.channels,
-                                           groups, **flags, ROWS=t.whole_rows, WIDTH=t.width, num_warps=t.warps)
-        return dx, d_beta, d_gamma, d_conv_bias
+        _backward_whole[(t.batch, groups)](
+            dy, x, other, dx, d_other, *added, a, b, conv_bias, mean, rstd, *outputs, seed, p, t.rows, t.channels,
+            t.split, groups, **flags, MORE=more is not None, ROWS=t.whole_rows, WIDTH=t.width, num_warps=t.warps)
+        return dx, d_other, d_beta, d_gamma, d_conv_bias
     first, second = t.partial(x), t.partial(x)
-    _backward_sums[t.sums_grid](dy, x, a, b, conv_bias, mean, rstd, seed, p, first, second, t.rows, t.channels, groups,
-                                t.chunks, CHUNK_ROWS=t.chunk_rows, ROWS=t.tile_rows, COLUMNS=t.columns, **flags)
-    _backward_coefficients[(t.batch, groups)](first, second, *outputs, t.rows, t.channels, groups, t.chunks,
+    _backward_sums[t.sums_grid](dy, x, other, a, b, conv_bias, mean, rstd, seed, p, first, second, t.rows, t.channels,
+                                t.split, groups, t.chunks, CHUNK_ROWS=t.chunk_rows, ROWS=t.tile_rows,
+                                COLUMNS=t.columns, **flags)
+    _backward_coefficients[(t.batch, groups)](first, second, a, *outputs, t.rows, t.channels, groups, t.chunks,
                                               CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
-    _backward_apply[t.tiles_grid](dy, x, dx, a, b, conv_bias, mean, rstd, k_mean, k_slope, seed, p, t.rows, t.channels,
-                                  groups, ROWS=t.tile_rows, COLUMNS=t.columns, **flags)
-    return dx, d_beta, d_gamma, d_conv_bias
-
-
-def _row_stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
+    _backward_apply[t.tiles_grid](dy, x, other, dx, d_other, *added, a, b, conv_bias, mean, rstd, k_mean, k_slope,
+                                  seed, p, t.rows, t.channels, t.split, groups, ROWS=t.tile_rows, COLUMNS=t.columns,
+                                  MORE=more is not None, **flags)
+    return dx, d_other, d_beta, d_gamma, d_conv_bias
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, conv_bias: Tensor | None,
-      seed: Tensor | None, groups: int, eps: float, silu: bool, p: float) -> Six:
-    rows = x.new_empty(x.shape[0], x.shape[1], dtype=torch.float32)
-    group = x.new_empty(x.shape[0], groups, dtype=torch.float32)
-    return torch.empty_like(x), rows, rows.clone(), group, group.clone(), rows.clone()
+def _(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None,
+      conv_bias: Tensor | None, seed: Tensor | None, groups: int, eps: float, silu: bool, p: float) -> Six:
+    t = Tiling(x, other, groups)
+    rows = x.new_empty(t.batch, t.channels, dtype=torch.float32)
+    group = x.new_empty(t.batch, groups, dtype=torch.float32)
+    return t.map(x), rows, rows.clone(), group, group.clone(), rows.clone()
 
 
 @_backward.register_fake
-def _(dy: Tensor, x: Tensor, a: Tensor, b: Tensor, conv_bias: Tensor | None, mean: Tensor, rstd: Tensor,
-      centres: Tensor, seed: Tensor | None, groups: int, silu: bool, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
+def _(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, more_other: Tensor | None, a: Tensor,
+      b: Tensor, conv_bias: Tensor | None, mean: Tensor, rstd: Tensor, centres: Tensor, seed: Tensor | None,
+      groups: int, silu: bool, p: float) -> Five:
+    d_other = x.new_empty(0) if other is None else torch.empty_like(other)
+    return torch.empty_like(x), d_other, torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
 
 
-def _save(ctx: Any, inputs: tuple, output: Six) -> None:
-    x, weight, bias, scale, _, conv_bias, seed, ctx.groups, _, ctx.silu, ctx.p = inputs
-    ctx.save_for_backward(x, weight, bias, scale, conv_bias, seed, *output[1:])
+class GroupNormOf(torch.autograd.Function):
+    """(y, x, other): x and other are handed on, so that the gradients of what else is made of them are added in the
+    same pass over the map. Gradients of gradients are not supported."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scale: Tensor | None,
+                shift: Tensor | None, conv_bias: Tensor | None, seed: Tensor | None, *how: Any) -> tuple:
+        y, *statistics = _forward(x, other, weight, bias, scale, shift, conv_bias, seed, *how)
+        ctx.groups, _, ctx.silu, ctx.p = how
+        ctx.shift_dtype = None if shift is None else shift.dtype
+        ctx.save_for_backward(x, other, weight, bias, scale, conv_bias, seed, *statistics)
+        ctx.set_materialize_grads(False)
+        return y, x, other
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, more: Tensor | None, more_other: Tensor | None) -> tuple:
+        x, other, weight, bias, scale, conv_bias, seed, a, b, mean, rstd, centres = ctx.saved_tensors
+        more, more_other = _both(more, more_other, x, other)
+        dx, d_other, d_beta, d_gamma, d_conv_bias = _backward(
+            last(dy), x, other, more, more_other, a, b, conv_bias, mean, rstd, centres, seed, ctx.groups, ctx.silu,
+            ctx.p)
+        wanted, s = ctx.needs_input_grad, 1 if scale is None else scale.float()
+        return (dx,
+                None if other is None else d_other,
+                (d_gamma * s).sum(0).to(weight.dtype) if wanted[2] else None,
+                (d_beta * s).sum(0).to(bias.dtype) if wanted[3] else None,
+                (d_gamma * weight + d_beta * bias).to(scale.dtype) if wanted[4] else None,
+                d_beta.to(ctx.shift_dtype) if wanted[5] else None,
+                d_conv_bias.sum(0).to(conv_bias.dtype) if wanted[6] else None, *[None] * 5)
 
 
-def _derivative(ctx: Any, dy: Tensor, *_: Tensor) -> tuple:
-    x, weight, bias, scale, conv_bias, seed, a, b, mean, rstd, centres = ctx.saved_tensors
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    dx, d_beta, d_gamma, d_conv_bias = _backward(dy, x, a, b, conv_bias, mean, rstd, centres, seed, ctx.groups,
-                                                 ctx.silu, ctx.p)
-    wanted = ctx.needs_input_grad
-    s = 1 if scale is None else scale.float()
-    return (dx,
-            (d_gamma * s).sum(0).to(weight.dtype) if wanted[1] else None,
-            (d_beta * s).sum(0).to(bias.dtype) if wanted[2] else None,
-            (d_gamma * weight + d_beta * bias).to(scale.dtype) if wanted[3] else None,
-            d_beta.to(scale.dtype) if wanted[4] else None,
-            d_conv_bias.sum(0).to(conv_bias.dtype) if wanted[5] else None, *[None] * 5)
+def _both(more: Tensor | None, more_other: Tensor | None, x: Tensor,
+          other: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients from elsewhere: of both maps or of none."""
+    if more is None and more_other is None:
+        return None, None
+    more = torch.zeros_like(x) if more is None else last(more)
+    if other is None:
+        return more, None
+    return more, torch.zeros_like(other) if more_other is None else last(more_other)
 
 
-_forward.register_autograd(_derivative, setup_context=_save)
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def group_norm(x: Tensor, norm: torch.nn.GroupNorm, affine: tuple[Tensor, Tensor] | None = None,
-               conv_bias: Tensor | None = None, silu: bool = False, p: float = 0.0) -> Tensor:
-    """dropout_p(silu(GN(x + conv_bias) A + B)) of a map x (B, C, H, W), in x's type and channels_last. affine: (A, B),
-    each (B or 1, C)."""
+               conv_bias: Tensor | None = None, silu: bool = False, p: float = 0.0, other: Tensor | None = None,
+               ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dropout_p(silu(GN(x + conv_bias) A + B)), x, other) of a map x (B, C, H, W), in x's type and channels_last.
+
+    affine: (A, B), each (B or 1, C). other: a map whose channels follow x's. x and other are to be used further on as
+    they are returned, see `GroupNormOf`.
+    """
     scale, shift = (None, None) if affine is None else (_rows(part, len(x)) for part in affine)
     seed = torch.randint(2 ** 32, (1,), device=x.device) if p else None
-    return _forward(x.contiguous(memory_format=torch.channels_last), norm.weight, norm.bias, scale, shift, conv_bias,
-                    seed, norm.num_groups, norm.eps, silu, p)[0]
+    return GroupNormOf.apply(last(x), None if other is None else last(other), norm.weight, norm.bias, scale, shift,
+                             conv_bias, seed, norm.num_groups, norm.eps, silu, p)
 
 
 def _rows(part: Tensor, batch: int) -> Tensor:

@@ -2,6 +2,7 @@
 (B, C, H, W) in channels_last."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ PROGRAMS = 1024  # of a sum over the rows, at least
 
 
 @triton.jit
-def _add(x, h, bias, y, count, channels, BLOCK: tl.constexpr):
+def _add(x, h, third, bias, y, count, channels, THREE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(bias + at % channels, mask=inside, other=0.0).to(tl.float32)
+    if THREE:
+        total += tl.load(third + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + at % channels, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
@@ -27,12 +31,12 @@ def _add(x, h, bias, y, count, channels, BLOCK: tl.constexpr):
 def _sums(x, partial, rows, channels, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     chunk = tl.program_id(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK_ROWS, ROWS):
         r = chunk.to(tl.int64) * CHUNK_ROWS + start + tl.arange(0, ROWS)
         inside = (r < rows)[:, None] & (c < channels)[None, :]
-        total += tl.sum(tl.load(x + r[:, None] * channels + c[None, :], mask=inside, other=0.0).to(tl.float32), 0)
-    tl.store(partial + chunk * channels + c, total, mask=c < channels)
+        total += tl.load(x + r[:, None] * channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(partial + chunk * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
 @triton.jit
@@ -76,9 +80,11 @@ def channel_sum(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("atelier::add", mutates_args=())
-def _add_op(x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
+def _add_op(x: Tensor, h: Tensor, third: Tensor | None, bias: Tensor | None) -> Tensor:
     y, channels = torch.empty_like(x), x.shape[1]
-    _add[(triton.cdiv(x.numel(), BLOCK),)](x, h, bias, y, x.numel(), channels, BLOCK=BLOCK)
+    _add[(triton.cdiv(x.numel(), BLOCK),)](
+        x, h, x if third is None else third, x if bias is None else bias, y, x.numel(), channels,
+        THREE=third is not None, HAS_BIAS=bias is not None, BLOCK=BLOCK)
     return y
 
 
@@ -99,7 +105,7 @@ def _resize_op(x: Tensor, up: bool, gain: float) -> Tensor:
 
 
 @_add_op.register_fake
-def _(x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
+def _(x: Tensor, h: Tensor, third: Tensor | None, bias: Tensor | None) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -116,12 +122,12 @@ def _(x: Tensor, up: bool, gain: float) -> Tensor:
 
 
 def _save_bias(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.bias_dtype = inputs[2].dtype
+    ctx.bias_dtype = None if inputs[3] is None else inputs[3].dtype
 
 
 def _add_backward(ctx: Any, dy: Tensor) -> tuple:
-    d_bias = _sum_op(last(dy)).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-    return dy, dy, d_bias
+    d_bias = _sum_op(last(dy)).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
+    return dy, dy, dy if ctx.needs_input_grad[2] else None, d_bias
 
 
 def _save_size(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -136,9 +142,10 @@ _add_op.register_autograd(_add_backward, setup_context=_save_bias)
 _resize_op.register_autograd(_resize_backward, setup_context=_save_size)
 
 
-def add(x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
-    """x + h + bias of maps (B, C, H, W) of one type; bias (C,)."""
-    return _add_op(last(x), last(h), bias)
+def add(maps: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """The sum of two or three maps (B, C, H, W) of one type, and of a bias (C,)."""
+    x, h, *third = (last(part) for part in maps)
+    return _add_op(x, h, third[0] if third else None, bias)
 
 
 def up(x: Tensor) -> Tensor:

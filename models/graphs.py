@@ -1,0 +1,82 @@
+"""CUDA graphs around calls of fixed shape: one launch instead of a thousand. Everywhere else the function is called."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+Outputs = tuple[Tensor, ...]
+Function = Callable[..., Outputs]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with the tensors that it reads and writes."""
+    graph: torch.cuda.CUDAGraph
+    inputs: Outputs
+    outputs: Outputs
+
+    def replay(self, inputs: Outputs) -> Outputs:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.outputs
+
+
+class Graphs:
+    """Functions of tensors by key. Of a key and shapes the first call is made as it is, the second is captured, and
+    from then on the graph is replayed; all share one memory pool.
+
+    A function must compute from the given tensors and from tensors that stay where they are (weights), on the device
+    alone: it may not read numbers back or make tensors on the CPU. Its outputs are valid until the next call.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[Hashable] = set()
+        self.captured: dict[Hashable, Captured] = {}
+        self.pool: tuple[int, int] | None = None
+        self.failed = False
+
+    def enabled(self, device: torch.device) -> bool:
+        return device.type == "cuda" and not self.failed
+
+    def __call__(self, key: Hashable, function: Function, *inputs: Tensor) -> Outputs:
+        if not self.enabled(inputs[0].device):
+            return function(*inputs)
+        key = key, *((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+        if key in self.captured:
+            return self.captured[key].replay(inputs)
+        if key not in self.seen:
+            self.seen.add(key)
+            return function(*inputs)
+        try:
+            self.captured[key] = self._capture(function, inputs)
+        except RuntimeError as error:
+            log.warning("No CUDA graph could be captured (%s). The work goes on without, slower.", str(error)[:200])
+            self.clear()
+            self.failed = True
+            return function(*inputs)
+        return self.captured[key].replay(inputs)
+
+    def _capture(self, function: Function, inputs: Outputs) -> Captured:
+        wants_gradients = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(wants_gradients):
+            mine = tuple(x.detach().clone() for x in inputs)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what was cached so far cannot be used by the graph's pool
+            graph = torch.cuda.CUDAGraph()
+            # another thread of the host may use the GPU meanwhile
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                outputs = function(*mine)
+        self.pool = graph.pool()
+        return Captured(graph, mine, outputs)
+
+    def clear(self) -> None:
+        """Give the graphs and their memory back."""
+        self.seen.clear()
+        self.captured.clear()
+        self.pool = None
