@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import kernels
@@ -45,37 +45,40 @@ def errors(work: Callable[..., Tensor], plain: Callable[..., Tensor], leaves: Se
     return max(error(y, z), *(error(a, b) for a, b in zip(*gradients)))
 
 
+def fused_styled(noise: Tensor | None, up: bool, t: Tensor, d: Tensor, bias: Tensor, strength: Tensor) -> Tensor:
+    drawn = None if noise is None else (strength, noise)
+    return kernels.of("stylegan2").styled(t, d, drawn, bias, up) + 0 * strength
+
+
+def plain_styled(noise: Tensor | None, up: bool, t: Tensor, d: Tensor, bias: Tensor, strength: Tensor) -> Tensor:
+    t = (Fir(gain=4.0).to(t.device)(t, padding=1) if up else t) * d[:, :, None, None]
+    return activate(t if noise is None else t + strength * noise, bias) + 0 * strength
+
+
 def operators(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     """Those with derivatives."""
-    from ..models.kernels import stylegan2 as fused
     batch, channels, height, width = shape
-    blur, bias = Fir(gain=4.0).to(device), normal(channels, seed=1, device=device)
-    coefficient = normal(batch, channels, seed=2, device=device).abs() + 0.2
-    strength = torch.tensor(0.7, device=device)
+    bias = normal(channels, seed=1, device=device)
+    coefficient, strength = normal(batch, channels, seed=2, device=device).abs() + 0.2, bias.new_tensor(0.7)
     for up in (False, True):
         t = normal(batch, channels, height + up, width + up, seed=3, device=device, dtype=dtype)
-        for count in (0, 1, batch):
+        for count in sorted({0, 1, batch}):
             noise = normal(count, 1, height, width, seed=4, device=device).contiguous() if count else None
-
-            def ours(t: Tensor, d: Tensor, b: Tensor, s: Tensor) -> Tensor:
-                return fused.styled(t, d, None if noise is None else (s, noise), b, up) + 0 * s
-
-            def plain(t: Tensor, d: Tensor, b: Tensor, s: Tensor) -> Tensor:
-                t = (blur(t, padding=1) if up else t) * d[:, :, None, None]
-                return activate(t if noise is None else t + s * noise, b) + 0 * s
-            yield (f"styled{', up' if up else ''}, {count} noises", errors(ours, plain, (t, coefficient, bias, strength)),
-                   TOLERANCE[dtype])
+            yield (f"styled{', up' if up else ''}, {count} noises",
+                   errors(partial(fused_styled, noise, up), partial(plain_styled, noise, up),
+                          (t, coefficient, bias, strength)), TOLERANCE[dtype])
     x, weight = normal(*shape, seed=5, device=device, dtype=dtype), normal(batch, 3, channels, seed=6, device=device)
 
     def rgb(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.einsum("bchw,bkc->bkhw", x, w) + b[:, None, None]
-    yield "to_rgb", errors(fused.to_rgb, rgb, (x, weight, bias.new_tensor([0.1, -0.2, 0.3]))), TOLERANCE[dtype]
+    leaves = (x, weight, bias.new_tensor([0.1, -0.2, 0.3]))
+    yield "to_rgb", errors(kernels.of("stylegan2").to_rgb, rgb, leaves), TOLERANCE[dtype]
 
 
 @torch.no_grad()
 def passes(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     """Those without."""
-    from ..models.kernels import stylegan2 as fused
+    fused = kernels.of("stylegan2")
     batch, channels, height, width = shape
     fir, bias = Fir().to(device), normal(channels, seed=1, device=device)
     x = normal(*shape, seed=3, device=device, dtype=dtype)

@@ -230,9 +230,8 @@ class StyledConv(nn.Module):
         else:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         if kernels.usable(x):
-            from .kernels import stylegan2 as fused
             drawn = None if noise is None else (self.noise_strength, noise)
-            return fused.styled(x, demodulate, drawn, self.bias, self.blur is not None)
+            return kernels.of("stylegan2").styled(x, demodulate, drawn, self.bias, self.blur is not None)
         if self.blur is not None:
             x = self.blur(x, padding=1)
         x = x * demodulate[:, :, None, None].to(x.dtype)
@@ -260,8 +259,7 @@ class ToRGB(nn.Module):
         with full_precision(x.device):
             scale = self.affine(w.float()) / math.sqrt(self.weight.shape[1])
             if kernels.usable(x):
-                from .kernels import stylegan2 as fused
-                return fused.to_rgb(x, scale[:, None] * self.weight[:, :, 0, 0], self.bias)
+                return kernels.of("stylegan2").to_rgb(x, scale[:, None] * self.weight[:, :, 0, 0], self.bias)
             return F.conv2d(x.float() * scale[:, :, None, None], self.weight, self.bias)
 
 

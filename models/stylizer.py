@@ -6,7 +6,6 @@ noise and the picture are float32 (docs/mmfs.md D).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 from . import kernels
 from .mmfs import MMFS
 from .precision import AUTO, PRECISIONS, autocast
-from .stylegan2 import GAIN, EqualConv, EqualLinear, ResBlock, StyledConv, ToRGB
+from .stylegan2 import GAIN, EqualConv, EqualLinear, ResBlock, StyledConv, SynthesisBlock
 
 if TYPE_CHECKING:
-    from .kernels.stylegan2 import RGB, Finish
+    from .kernels.stylegan2 import RGB
 
 LEAST = 1e-20  # of what is divided by
 
@@ -117,7 +116,7 @@ class FusedStylizer(Stylizer):
         encoder = net.encoder
         self.stem, self.head = self._conv(encoder.stem), self._conv(encoder.head)
         self.encoder = [self._encoder_block(encoder.blocks.get_submodule(str(k))) for k in range(len(encoder.blocks))]
-        self.decoder = [self._block(block.conv0, block.conv1, block.rgb) for block in net.decoder.blocks]
+        self.decoder = [self._block(block) for block in net.decoder.blocks]
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, w: Tensor, *noise: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class FusedStylizer(Stylizer):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Features (B, C, H / 2^N, W / 2^N)."""
-        from .kernels import stylegan2 as fused
+        fused = kernels.of("stylegan2")
         x = pictures.to(self.dtype).contiguous(memory_format=torch.channels_last)
         x = fused.finish(F.conv2d(x, self.stem.weight, padding=1), fused.Finish(self.stem.bias))
         for first, second, skip in self.encoder:
@@ -139,24 +138,22 @@ class FusedStylizer(Stylizer):
 
     def decode(self, features: Tensor, w: Tensor, noise: list[Tensor]) -> Tensor:
         """Pictures in [-1, 1] of features and w+ codes. A layer's modulation is made where its input is."""
-        from .kernels import stylegan2 as fused
+        fused = kernels.of("stylegan2")
         layers = [layer for block in self.decoder for layer in (block.up, block.conv) if layer is not None]
         factors = [layer.factors(w[:, row]) for row, layer in enumerate(layers)]
         scales = [scale for scale, _ in factors[1:]] + [None]
         ends = [fused.Finish(layer.bias, coefficient, noise[k] if noise else None, layer.strength, scales[k])
                 for k, (layer, (_, coefficient)) in enumerate(zip(layers, factors))]
-        x: Tensor | None = features * factors[0][0][:, :, None, None].to(features.dtype)
-        rgb = None
+        x, rgb = features * factors[0][0][:, :, None, None].to(features.dtype), None
         for k, block in enumerate(self.decoder):
             if block.up is not None:
                 x = fused.finish_up(F.conv_transpose2d(x, block.up.weight, stride=2), ends[2 * k - 1])
             x, rgb = fused.finish_picture(F.conv2d(x, block.conv.weight, padding=1), ends[2 * k],
                                           self._rgb_layer(k, w, rgb))
-        assert rgb is not None
         return rgb
 
     def _rgb_layer(self, k: int, w: Tensor, picture: Tensor | None) -> RGB:
-        from .kernels import stylegan2 as fused
+        fused = kernels.of("stylegan2")
         block = self.decoder[k]
         weight = block.affine(w[:, 2 * k + 1])[:, None] * block.rgb
         return fused.RGB(weight, block.rgb_bias, picture, k == len(self.decoder) - 1)
@@ -183,7 +180,10 @@ class FusedStylizer(Stylizer):
         return Styled(laid, size, weight.square().sum((2, 3)).t().contiguous(), Affine.of(conv.affine),
                       conv.noise_strength.float(), conv.bias.float())
 
-    def _block(self, up: StyledConv | None, conv: StyledConv, rgb: ToRGB) -> Block:
+    def _block(self, block: torch.nn.Module) -> Block:
+        if not isinstance(block, SynthesisBlock):
+            raise TypeError(f"a SynthesisBlock is needed here, not {type(block).__name__}")
+        up, rgb = block.conv0, block.rgb
         weight = rgb.weight[:, :, 0, 0].float() / math.sqrt(rgb.weight.shape[1])
-        return Block(None if up is None else self._styled(up), self._styled(conv), weight, rgb.bias.float(),
+        return Block(None if up is None else self._styled(up), self._styled(block.conv1), weight, rgb.bias.float(),
                      Affine.of(rgb.affine))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models import stylegan2
 from ..models.features.clip import Clip
+from ..models.graphs import Graphs
 from ..models.mmfs import MMFS
 from ..models.precision import AUTO
 from ..models.style import MAX_STRENGTH, MMFSStyle, check_mmfs_style, styled
@@ -29,8 +30,8 @@ from .stylegan2 import layer_noise, mixed_w_plus, mixing_inputs, truncation_inpu
 CROP, WHOLE = "crop", "whole picture"
 GAP_ANCHOR = "photo"
 GAP_SAMPLES = 64  # random stylizations whose mean embedding stands for pictures
-PRECISION_TOOLTIP = ("Number format of the network on a GPU. auto is float16 where the pack's kernels run (NVIDIA, with Triton) "
-                     "and float32 elsewhere. A CPU always computes in float32.")
+PRECISION_TOOLTIP = ("Number format of the network on a GPU. auto is float16 where the pack's kernels run (NVIDIA, "
+                     "with Triton) and float32 elsewhere. A CPU always computes in float32.")
 CLIP_TOOLTIP = ("The CLIP that the model's mapping was trained with: officially OpenAI's ViT-B/32, 'demo' for the "
                 "demo model.")
 
@@ -231,7 +232,7 @@ class StylizeMMFS(AtelierNode):
         shapes = mmfs.net.noise_shapes(*padded)
         with host.running(mmfs.patched, memory=memory) as device:
             net = mmfs.net if style is None else styled(mmfs.net, style, strength)
-            stylize, where = stylizer(net, precision), device if device.type == "cuda" else images.CPU
+            stylize, graphs, where = stylizer(net, precision), Graphs(), device if device.type == "cuda" else images.CPU
 
             def inputs_of(r: slice, drawn: list[Tensor]) -> list[Tensor]:
                 x = fitted(image[r] if len(image) > 1 else image, fit, mmfs, max_side, where)[0].to(device)
@@ -250,7 +251,8 @@ class StylizeMMFS(AtelierNode):
             for r, drawn in ahead(lambda r: layer_noise(noise, shapes, r, noise_seed, images.CPU) or [], rows,
                                   once=noise != "seeded"):
                 given = inputs_of(r, drawn)
-                result = images.on_its_device(stylize(*given)[..., :size[0], :size[1]])
+                result, = graphs("", lambda *tensors: (stylize(*tensors),), *given)
+                result = images.on_its_device(result[..., :size[0], :size[1]])
                 if before is not None:
                     keep(*before)  # while the GPU works on the next ones
                 before = r, given, host.Received(result)

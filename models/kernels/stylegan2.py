@@ -78,8 +78,8 @@ def _upsampled(x, r, rows, height, width):
 def _picture(t, coefficient, noise, strength, bias, scale, y, weight, rgb_bias, skip, rgb, height, width, channels,
              noise_stride, gain, STYLED: tl.constexpr, NOISE: tl.constexpr, STORE: tl.constexpr, SKIP: tl.constexpr,
              CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rgb layer of the map y (t itself where not STYLED), plus the picture so far at twice its size; stores y scaled
-    for the next layer. A picture that is clamped has NaN where the sum is not finite."""
+    """The rgb layer of the map y (t itself where not STYLED), plus the picture so far at twice its size; stores y
+    scaled for the next layer. A picture that is clamped has NaN where the sum is not finite."""
     n, rows = tl.program_id(1), height * width
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < channels)[None, :]
@@ -130,7 +130,7 @@ def _filter(x, y, coefficient, noise, strength, bias, scale, out, height, width,
             padding, share, noise_stride, gain, ACTIVE: tl.constexpr, GRADIENT: tl.constexpr, STYLED: tl.constexpr,
             NOISE: tl.constexpr, SCALE: tl.constexpr, STRIDE: tl.constexpr, STEPS: tl.constexpr, PIXELS: tl.constexpr,
             COLUMNS: tl.constexpr):
-    """The FIR filter, sliding down STEPS rows of a strip of PIXELS; what it takes in and puts out may be transformed."""
+    """The FIR filter, sliding down STEPS rows of a strip of PIXELS; what goes in and comes out may be transformed."""
     n, strips = tl.program_id(2), tl.cdiv(out_width, PIXELS)
     first = tl.program_id(0) // strips * STEPS
     o = tl.program_id(0) % strips * PIXELS + tl.arange(0, PIXELS)
@@ -173,9 +173,9 @@ def _styled_sums(dy, y, noise, coefficient, dt, plain, by_value, by_noise, rows,
     n, chunk = tl.program_id(2), tl.program_id(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     base = n.to(tl.int64) * rows * channels
-    first = tl.zeros((COLUMNS,), tl.float32)
-    second = tl.zeros((COLUMNS,), tl.float32)
-    third = tl.zeros((COLUMNS,), tl.float32)
+    first = tl.zeros((ROWS, COLUMNS), tl.float32)
+    second = tl.zeros((ROWS, COLUMNS), tl.float32)
+    third = tl.zeros((ROWS, COLUMNS), tl.float32)
     d = tl.load(coefficient + n * channels + c, mask=c < channels, other=0.0)
     for start in range(0, CHUNK_ROWS, ROWS):
         r = chunk * CHUNK_ROWS + start + tl.arange(0, ROWS)
@@ -184,17 +184,17 @@ def _styled_sums(dy, y, noise, coefficient, dt, plain, by_value, by_noise, rows,
         value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
         slope = tl.where(value > 0, gain, gain * 0.2)
         du = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32) * slope
-        first += tl.sum(du, 0)
-        second += tl.sum(du * (value / slope), 0)
+        first += du
+        second += du * (value / slope)
         if NOISE:
             drawn = tl.load(noise + n.to(tl.int64) * noise_stride + r, mask=r < rows, other=0.0)
-            third += tl.sum(du * drawn[:, None], 0)
+            third += du * drawn[:, None]
         if STORE:
             tl.store(dt + at, (du * d[None, :]).to(dt.dtype.element_ty), mask=inside)
     at = (n * chunks + chunk) * channels + c
-    tl.store(plain + at, first, mask=c < channels)
-    tl.store(by_value + at, second, mask=c < channels)
-    tl.store(by_noise + at, third, mask=c < channels)
+    tl.store(plain + at, tl.sum(first, 0), mask=c < channels)
+    tl.store(by_value + at, tl.sum(second, 0), mask=c < channels)
+    tl.store(by_noise + at, tl.sum(third, 0), mask=c < channels)
 
 
 @triton.jit
@@ -207,9 +207,9 @@ def _rgb_backward(d_rgb, x, weight, dx, partial, rows, channels, chunks, CHUNK_R
     red = tl.load(weight + n * 3 * channels + c, mask=c < channels, other=0.0)
     green = tl.load(weight + (n * 3 + 1) * channels + c, mask=c < channels, other=0.0)
     blue = tl.load(weight + (n * 3 + 2) * channels + c, mask=c < channels, other=0.0)
-    d_red = tl.zeros((COLUMNS,), tl.float32)
-    d_green = tl.zeros((COLUMNS,), tl.float32)
-    d_blue = tl.zeros((COLUMNS,), tl.float32)
+    d_red = tl.zeros((ROWS, COLUMNS), tl.float32)
+    d_green = tl.zeros((ROWS, COLUMNS), tl.float32)
+    d_blue = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, CHUNK_ROWS, ROWS):
         r = chunk * CHUNK_ROWS + start + tl.arange(0, ROWS)
         inside = (r < rows)[:, None] & (c < channels)[None, :]
@@ -220,13 +220,13 @@ def _rgb_backward(d_rgb, x, weight, dx, partial, rows, channels, chunks, CHUNK_R
         g2 = tl.load(planes + 2 * rows + r, mask=r < rows, other=0.0)[:, None]
         total = g0 * red[None, :] + g1 * green[None, :] + g2 * blue[None, :]
         tl.store(dx + at, total.to(dx.dtype.element_ty), mask=inside)
-        d_red += tl.sum(value * g0, 0)
-        d_green += tl.sum(value * g1, 0)
-        d_blue += tl.sum(value * g2, 0)
+        d_red += value * g0
+        d_green += value * g1
+        d_blue += value * g2
     at = (n * chunks + chunk) * 3 * channels + c
-    tl.store(partial + at, d_red, mask=c < channels)
-    tl.store(partial + at + channels, d_green, mask=c < channels)
-    tl.store(partial + at + 2 * channels, d_blue, mask=c < channels)
+    tl.store(partial + at, tl.sum(d_red, 0), mask=c < channels)
+    tl.store(partial + at + channels, tl.sum(d_green, 0), mask=c < channels)
+    tl.store(partial + at + 2 * channels, tl.sum(d_blue, 0), mask=c < channels)
 
 
 # --- their calls ------------------------------------------------------------------------------------------------------
