@@ -144,12 +144,14 @@ class FusedStylizer(Stylizer):
         scales = [scale for scale, _ in factors[1:]] + [None]
         ends = [fused.Finish(layer.bias, coefficient, noise[k] if noise else None, layer.strength, scales[k])
                 for k, (layer, (_, coefficient)) in enumerate(zip(layers, factors))]
-        x, rgb = features * factors[0][0][:, :, None, None].to(features.dtype), None
+        rgb: Tensor | None = None
+        x = features * factors[0][0][:, :, None, None].to(features.dtype)
         for k, block in enumerate(self.decoder):
             if block.up is not None:
                 x = fused.finish_up(F.conv_transpose2d(x, block.up.weight, stride=2), ends[2 * k - 1])
             x, rgb = fused.finish_picture(F.conv2d(x, block.conv.weight, padding=1), ends[2 * k],
                                           self._rgb_layer(k, w, rgb))
+        assert rgb is not None
         return rgb
 
     def _rgb_layer(self, k: int, w: Tensor, picture: Tensor | None) -> RGB:
