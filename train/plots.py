@@ -1,8 +1,9 @@
-"""Pictures about a training: loss curves, rows of predictions, grids."""
+"""Pictures about a training: loss curves, charts, rows of predictions, grids."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data import to_bytes
+
+COLOURS = ((31, 95, 191), (191, 63, 31), (40, 140, 70), (120, 80, 160), (90, 90, 90))
+Points = Sequence[tuple[float, float]]
 
 
 def to_picture(x: Tensor) -> Image.Image:
@@ -60,3 +64,45 @@ def progress_picture(predictions: Tensor, values: Sequence[float], side: int = 1
     sheet.paste(row, (0, 0))
     sheet.paste(loss_curve(values, sheet.width, 100), (0, side))
     return sheet
+
+
+def chart(curves: Mapping[str, Points], across: str, upwards: str = "", dots: bool = True) -> Image.Image:
+    """Curves through points (x, y) in one frame that begins at zero, with a legend; `across` and `upwards` name the
+    axes. ValueError if there is no finite point."""
+    curves = {label: [point for point in points if all(map(math.isfinite, point))] for label, points in curves.items()}
+    everything = [point for points in curves.values() for point in points]
+    if not everything:
+        raise ValueError("there is nothing to draw: the curves have no finite point")
+    sheet = Image.new("RGB", (640, 360), "white")
+    pen = ImageDraw.Draw(sheet)
+    left, top, right, bottom = 60, 26, sheet.width - 14, sheet.height - 36
+    x_ticks, y_ticks = (ticks(max(values)) for values in zip(*everything))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / x_ticks[-1], bottom - (bottom - top) * y / y_ticks[-1]
+    for y in y_ticks:
+        pen.line((*place(0, y), *place(x_ticks[-1], y)), fill=(225, 225, 225))
+        pen.text((left - 8, place(0, y)[1]), f"{y:g}", fill="black", anchor="rm")
+    for x in x_ticks:
+        pen.text((place(x, 0)[0], bottom + 6), f"{x:g}", fill="black", anchor="ma")
+    pen.text(((left + right) / 2, sheet.height - 4), across, fill="black", anchor="ms")
+    pen.text((8, 6), upwards, fill="black")
+    for number, (label, points) in enumerate(curves.items()):
+        _curve(pen, [place(x, y) for x, y in points], COLOURS[number % len(COLOURS)], dots)
+        pen.text((right - 8, top + 6 + 16 * number), label, fill=COLOURS[number % len(COLOURS)], anchor="ra")
+    return sheet
+
+
+def _curve(pen: Any, line: Points, colour: tuple[int, int, int], dots: bool) -> None:
+    if len(line) > 1:
+        pen.line(line, fill=colour, width=2)
+    for x, y in line if dots or len(line) == 1 else ():
+        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+
+
+def ticks(most: float, count: int = 6) -> list[float]:
+    """Round numbers from 0 to `most` (above 0) or a little more, at most count + 1."""
+    rough = (most if most > 0 else 1.0) / count
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * (1 - 1e-9))
+    return [step * k for k in range(math.ceil(most / step - 1e-9) + 1)] if most > 0 else [0.0, 1.0]
