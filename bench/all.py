@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -190,15 +191,16 @@ def stylizing(bench: Bench) -> Part:
     again, new = bench.time(one.second, 1), bench.time(one.new_style, 1)
     for count in bench.batches[1:]:
         measured[count] = bench.time(osasis.stylizing(nets, count).first, 1)
-    rows = [bench.row(f"stylize {pictures(count)}, {calls} network calls", f"stylize {count}", measured[count],
-                      count * calls * bench.call) for count in measured if count in (1, 8, bench.batches[-1])]
+    rows = [bench.row(f"stylize {pictures(count)}, {calls} network calls: each", f"stylize {count}",
+                      (seconds / count, gib), calls * bench.call)
+            for count, (seconds, gib) in measured.items() if count in (1, 8, bench.batches[-1])]
     rows[1:1] = [bench.row("a further style on that photo, which is not encoded again", "stylize 1", again,
                            decoding * bench.call),
                  bench.row("the same, the style's networks made ready", "stylize 1", new, decoding * bench.call)]
     whole = {"ours": [(count, seconds) for count, (seconds, _) in measured.items()],
              "floor": [(count, count * calls * bench.call / ARITHMETIC) for count in measured]}
     known = {count: cost(f"stylize {count}", bench.size.name, bench.batch).seconds for count in measured}
-    whole["official"] = [(count, seconds) for count, seconds in known.items() if seconds]
+    whole["official"] = [(count, count * seconds) for count, seconds in known.items() if seconds]
     return Part(rows, {"stylizing, against batch": chart({k: v for k, v in whole.items() if v}, "pictures", "s")})
 
 
@@ -364,8 +366,9 @@ def kept(part: Part, out: Path) -> dict:
 
 def environment(size: Size, device: torch.device) -> dict[str, str]:
     """What a measurement depends on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                            cwd=Path(__file__).parent, check=False).stdout.strip()
+    git = shutil.which("git")
+    commit = subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                            cwd=Path(__file__).parent, check=False).stdout.strip() if git else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
     triton = "with Triton" if find_spec("triton") else "without Triton"
     return {"device": name, "size": f"{size.name} ({size.tune.precision})", "torch": f"{torch.__version__} {triton}",

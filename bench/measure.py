@@ -56,8 +56,8 @@ def looped(work: Work, device: torch.device, count: int) -> float:
 
 def forget_peak(device: torch.device) -> None:
     """Give back what nobody uses, and begin to look for a peak."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

@@ -2,8 +2,8 @@
 
 Measured on 2026-11-21 and 2026-11-26 on one NVIDIA H100 80GB HBM3 with PyTorch 2.11.0+cu130: the official OSASIS
 trainer and tester as they are (256 px, batch 8, float16 autocast, random weights; network calls in a process of ours),
-and for MMFS, whose official program was not timed, the same network in plain PyTorch (512 px). The style is 200
-iterations. "content" is their time in an iteration for generating and encoding 8 pictures, z not counted.
+and for MMFS, whose official program was not timed, the same network in plain PyTorch (512 px). "style": 200 iterations.
+"content": what an iteration spends on generating and encoding 8 pictures, z not counted. "stylize 8": each of the 8.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cost:
 OFFICIAL: dict[str, Cost] = {
     "call 1": Cost(0.0433), "call 8": Cost(0.0610), "training call": Cost(0.1608, 20.7),
     "iteration": Cost(11.33), "content": Cost(1.50 + 1.66), "style": Cost(37.8 * 60), "fine-tune": Cost(gib=30.4),
-    "stylize 1": Cost(3.38, 2.05), "stylize 8": Cost(8 * 0.645, 4.15),
+    "stylize 1": Cost(3.38, 2.05), "stylize 8": Cost(0.645, 4.15),
     "mmfs 1 float32": Cost(0.0124), "mmfs 8 float32": Cost(0.0606), "mmfs 8 bfloat16": Cost(0.028),
     "mmfs step float32": Cost(0.254), "mmfs step bfloat16": Cost(0.094)}
 SIZES = ("ffhq256",)  # that these are of

@@ -25,6 +25,7 @@ from ..models.graphs import Graphs
 from ..models.ops import channels_last
 from ..models.osasis import photo_twins, stylize, twin_noise
 from ..models.precision import autocast
+from ..models.rng import seeded
 from ..models.spn import SPN, SPNConfig
 from ..models.unet import UNet, UNetConfig
 from ..train import osasis
@@ -67,7 +68,7 @@ class Networks:
 
     def __init__(self, size: Size, device: torch.device) -> None:
         self.size, self.device, self.precision = size, device, size.tune.precision
-        with device:
+        with seeded(0, "weights"), device:
             net, clip = DiffAE(size.diffae), Clip(size.clip)
         self.net = channels_last(net).eval().requires_grad_(False)
         self.frozen = FrozenNetworks(self.net, clip.eval().requires_grad_(False), EncoderDistance(net.encoder),
@@ -213,10 +214,10 @@ def in_little_memory(nets: Networks) -> dict[str, Work]:
             "stylize 1 picture": lambda: stylizing(nets, 1).first()}
 
 
-def limit(gib: float, device: torch.device) -> None:
+def limit(gib: float) -> None:
     """From now on this process gets so much memory of the GPU."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total))
 
 
 def main() -> int:
@@ -236,7 +237,7 @@ def main() -> int:
     print("| what | s | GiB |\n|---|---|---|")
     size = official(options.config, OSASISConfig(batch=options.batch, precision=options.precision))
     if options.limit_gib:
-        limit(options.limit_gib, device)
+        limit(options.limit_gib)
         nets = Networks(size, device)
         for what, work in in_little_memory(nets).items():
             forget_peak(device)
