@@ -163,8 +163,9 @@ def tables(found: dict[str, Outcome], begin: Tensor, layers: list[str]) -> str:
 
 
 def demo_models(device: torch.device) -> Models:
-    diffae, clip, ddpm = (load(loading.DEMO / f"{name}.safetensors").to(device) for load, name in (
-        (loading.load_diffae, "diffae"), (loading.load_clip, "clip"), (loading.load_ddpm, "ddpm")))
+    diffae = loading.load_diffae(loading.DEMO / "diffae.safetensors").to(device)
+    clip = loading.load_clip(loading.DEMO / "clip.safetensors").to(device)
+    ddpm = loading.load_ddpm(loading.DEMO / "ddpm.safetensors").to(device)
     return Models(ddpm, Evaluator(clip, diffae, EncoderDistance(diffae.encoder)))
 
 
