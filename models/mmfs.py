@@ -126,11 +126,15 @@ class MMFS(nn.Module):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Features of pictures (B, 3, H, W). ValueError for sides that are no multiples of the stride."""
+        self.check_size(pictures)
+        return self.encoder(pictures)
+
+    def check_size(self, pictures: Tensor) -> None:
+        """ValueError for pictures whose sides are no multiples of the stride."""
         height, width = pictures.shape[-2:]
         if height % self.config.stride or width % self.config.stride:
             raise ValueError(f"MMFS takes pictures whose sides are multiples of {self.config.stride} px; "
                              f"this one is {width} x {height}")
-        return self.encoder(pictures)
 
     def styles(self, z: Tensor) -> Tensor:
         """w+ (B, n, S) of z (B, S)."""

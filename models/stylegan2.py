@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Tensors
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from . import rng
+from . import kernels, rng
 from .precision import full_precision
 from .unet import entry_count
 
 SLOPE, GAIN = 0.2, 2 ** 0.5
 MAPPING_LR_MUL = 0.01  # learning-rate multiplier of the mapping network
 MEAN_SAMPLES = 10_000  # z averaged where a file has no mean w (A.2)
+NOISE_THREADS = 8  # that draw noise, each a picture's: a generator draws on one core
 NOISES = ("seeded", "constant", "zero")
 FEATURE_LAYERS = (1, 3, 4, 5)  # of D, for the perceptual loss of JoJoGAN and MMFS (A.8)
 
@@ -166,8 +168,7 @@ class EqualConv(nn.Module):
         self.blur = Fir() if down else None
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.weight.shape[-1]
-        weight = self.weight / math.sqrt(self.weight[0].numel())
+        kernel, weight = self.weight.shape[-1], self.scaled_weight()
         if self.blur is None:
             x = F.conv2d(x, weight, padding=kernel // 2)
         elif kernel == 1:
@@ -175,6 +176,10 @@ class EqualConv(nn.Module):
         else:
             x = F.conv2d(self.blur(x, padding=2), weight, stride=2)
         return x if self.bias is None else activate(x, self.bias)
+
+    def scaled_weight(self) -> Tensor:
+        """The weight (out, in, k, k) that is computed with."""
+        return self.weight / math.sqrt(self.weight[0].numel())
 
 
 class ResBlock(nn.Module):
@@ -203,7 +208,10 @@ class Mapping(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation."""
+    """Modulated, demodulated 3 x 3 convolution (`up`: twice the size), noise, bias, activation.
+
+    Where kernels run, what follows the convolution is one of them, which has no second derivatives.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, w_dim: int, *, up: bool = False) -> None:
         super().__init__()
@@ -215,17 +223,27 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None = None) -> Tensor:
         """x (B, in, H, W), w (B, S), noise broadcast to (B, 1, H', W') or None for none."""
-        scale, weight = self.affine(w).float(), self.weight / math.sqrt(self.weight[0].numel())
-        demodulate = torch.rsqrt(scale.square() @ weight.square().sum((2, 3)).t().float() + 1e-8)
+        scale, weight, demodulate = self.factors(w)
         x = x * scale[:, :, None, None].to(x.dtype)
         if self.blur is None:
             x = F.conv2d(x, weight, padding=1)
         else:
-            x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1)
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        if kernels.usable(x):
+            drawn = None if noise is None else (self.noise_strength, noise)
+            return kernels.of("stylegan2").styled(x, demodulate, drawn, self.bias, self.blur is not None)
+        if self.blur is not None:
+            x = self.blur(x, padding=1)
         x = x * demodulate[:, :, None, None].to(x.dtype)
         if noise is not None:
             x = x + (self.noise_strength * noise).to(x.dtype)
         return activate(x, self.bias)
+
+    def factors(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale (B, in) of the input, weight (out, in, 3, 3), and demodulation (B, out), of w (B, S); float32."""
+        with full_precision(w.device):
+            scale, weight = self.affine(w.float()), self.weight / math.sqrt(self.weight[0].numel())
+            return scale, weight, torch.rsqrt(scale.square() @ weight.square().sum((2, 3)).t() + 1e-8)
 
 
 class ToRGB(nn.Module):
@@ -239,8 +257,10 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         with full_precision(x.device):
-            scale = self.affine(w.float())[:, :, None, None] / math.sqrt(self.weight.shape[1])
-            return F.conv2d(x.float() * scale, self.weight, self.bias)
+            scale = self.affine(w.float()) / math.sqrt(self.weight.shape[1])
+            if kernels.usable(x):
+                return kernels.of("stylegan2").to_rgb(x, scale[:, None] * self.weight[:, :, 0, 0], self.bias)
+            return F.conv2d(x.float() * scale[:, :, None, None], self.weight, self.bias)
 
 
 class SynthesisBlock(nn.Module):
@@ -402,8 +422,18 @@ def seeded_noise(shapes: Sequence[tuple[int, int]], seed: int, items: Iterable[i
     An item's depends on (seed, item, shapes) alone.
     """
     sources = [rng.generator(seed, "noise", item) for item in items]
-    rows = [[torch.randn(1, *size, generator=source) for size in shapes] for source in sources]
-    return [torch.stack(layer).to(device) for layer in zip(*rows)]
+    layers, inference = [torch.empty(len(sources), 1, *size) for size in shapes], torch.is_inference_mode_enabled()
+
+    def draw(row: int) -> None:
+        with torch.inference_mode(inference):  # which a thread does not inherit
+            for layer in layers:
+                layer[row].normal_(generator=sources[row])
+    if len(sources) == 1:
+        draw(0)
+    else:
+        with ThreadPoolExecutor(min(len(sources), NOISE_THREADS)) as pool:
+            list(pool.map(draw, range(len(sources))))
+    return [layer.to(device) for layer in layers]
 
 
 def random_noise(shapes: Sequence[tuple[int, int]], count: int, generator: Generator) -> list[Tensor]:

@@ -224,6 +224,28 @@ def sampling(module: PatchedModule, precision: str = AUTO, memory: int = 0) -> I
         yield device, fast.net
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor in main memory on `device`, without waiting for a GPU to be done with its work so far."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else (
+        x.to(device))
+
+
+class Received:
+    """A tensor on its way to main memory: `get` waits for it, and for it alone."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.event = x, None
+        if x.device.type == "cuda":
+            self.x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def get(self) -> Tensor:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.x.cpu()
+
+
 def training_device() -> torch.device:
     """Where `trainable` puts things."""
     return mm.get_torch_device()

@@ -14,8 +14,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from . import host
+
 MIN_SIDE, MAX_PIXELS = 8, 256_000_000  # of a picture
 FIT_MODES = ("crop", "pad", "squash")
+CPU = torch.device("cpu")
 CHUNK_PIXELS = 4_000_000  # of pictures that are worked on at a time
 
 
@@ -38,33 +41,34 @@ def check(image: Tensor, what: str) -> Tensor:
     return image
 
 
-def checked(image: Tensor, what: str) -> Tensor:
-    """A valid IMAGE as (B, 3, H, W) float32 in 0..1 on the CPU: alpha laid on white, grey made RGB, values clamped.
+def checked(image: Tensor, what: str, device: torch.device = CPU) -> Tensor:
+    """A valid IMAGE as (B, 3, H, W) float32 in 0..1 on the CPU, or on `device`: alpha laid on white, grey made RGB,
+    values clamped.
 
     Raises ValueError that names `what` for anything that cannot be used.
     """
     image = check(image, what).detach().float().cpu()
-    if not torch.isfinite(image).all():
+    if not (torch.isfinite(image.sum()) or torch.isfinite(image).all()):  # the sum needs no memory
         raise ValueError(f"{what}: the picture holds NaN or infinite values, so the node before it failed "
                          "(a VAE in float16 is the usual cause). Fix that one first")
-    image = rearrange(image.clamp(0, 1), "b h w c -> b c h w")
+    image = rearrange(host.sent(image, device).clamp(0, 1), "b h w c -> b c h w")
     if image.shape[1] == 4:
         alpha = image[:, 3:]
         return image[:, :3] * alpha + (1 - alpha)
     return image.expand(-1, 3, -1, -1)
 
 
-def in_chunks(image: Tensor, what: str, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """work(part) for parts of an IMAGE, as `checked`, one after the other into one tensor on the CPU."""
+def in_chunks(image: Tensor, what: str, work: Callable[[Tensor], Tensor], device: torch.device = CPU) -> Tensor:
+    """work(part) for parts of an IMAGE, as `checked`, one after the other into one tensor on the CPU, or `device`."""
     count, height, width, _ = check(image, what).shape
     size = max(1, CHUNK_PIXELS // (height * width))
     out: Tensor | None = None
     for start in range(0, count, size):
-        part = work(checked(image[start:start + size], what))
+        part = work(checked(image[start:start + size], what, device))
         if out is None:
             if size >= count:
                 return part.contiguous()
-            out = torch.empty(count, *part.shape[1:], dtype=part.dtype)
+            out = torch.empty(count, *part.shape[1:], dtype=part.dtype, device=part.device)
         out[start:start + len(part)] = part
     assert out is not None
     return out
@@ -87,7 +91,12 @@ def to_model(image: Tensor, px: int, what: str = "image") -> Tensor:
 
 def to_image(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> IMAGE on the CPU."""
-    return rearrange((pictures.detach().float().clamp(-1, 1) + 1) / 2, "b c h w -> b h w c").cpu().contiguous()
+    return on_its_device(pictures).cpu()
+
+
+def on_its_device(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> IMAGE on the pictures' device."""
+    return rearrange((pictures.detach().float().clamp(-1, 1) + 1) / 2, "b c h w -> b h w c").contiguous()
 
 
 def single(image: Tensor, what: str) -> Tensor:
@@ -102,9 +111,9 @@ def fit(image: Tensor, size: int, mode: str = "crop", what: str = "image") -> Te
     return in_chunks(image, what, lambda x: rearrange(_fitted(x, size, mode), "b c h w -> b h w c"))
 
 
-def to_square(image: Tensor, px: int, what: str = "image") -> Tensor:
-    """IMAGE of any shape -> the middle squares (B, 3, px, px) in [-1, 1]."""
-    return in_chunks(image, what, lambda x: _fitted(x, px, "crop") * 2 - 1)
+def to_square(image: Tensor, px: int, what: str = "image", device: torch.device = CPU) -> Tensor:
+    """IMAGE of any shape -> the middle squares (B, 3, px, px) in [-1, 1], on the CPU or on `device`."""
+    return in_chunks(image, what, lambda x: _fitted(x, px, "crop") * 2 - 1, device)
 
 
 def _fitted(x: Tensor, size: int, mode: str) -> Tensor:
@@ -146,12 +155,14 @@ def stride_size(image: Tensor, stride: int, most: int, what: str = "image") -> t
     return height, width
 
 
-def to_strides(image: Tensor, stride: int, most: int, what: str = "image") -> tuple[Tensor, tuple[int, int]]:
+def to_strides(image: Tensor, stride: int, most: int, what: str = "image",
+               device: torch.device = CPU) -> tuple[Tensor, tuple[int, int]]:
     """IMAGE of any shape -> (B, 3, H, W) in [-1, 1] with sides that are multiples of `stride`, reflected at the right
-    and lower border, and the (height, width) without that border."""
+    and lower border, and the (height, width) without that border; on the CPU or on `device`."""
     height, width = stride_size(image, stride, most, what)
     pad = (0, -width % stride, 0, -height % stride)
-    padded = in_chunks(image, what, lambda x: F.pad(_resized(x, height, width) * 2 - 1, pad, mode="reflect"))
+    padded = in_chunks(image, what, lambda x: F.pad(_resized(x, height, width) * 2 - 1, pad, mode="reflect"),
+                       device)
     return padded, (height, width)
 
 

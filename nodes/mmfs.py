@@ -1,18 +1,24 @@
 """Nodes of MMFS at sampling time: w+ codes from a seed, a picture or a prompt; mixing them; stylizing."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
+from einops import rearrange
 from torch import Tensor
 
 from ..models import stylegan2
 from ..models.features.clip import Clip
+from ..models.graphs import Graphs
 from ..models.mmfs import MMFS
+from ..models.precision import AUTO
 from ..models.style import MAX_STRENGTH, MMFSStyle, check_mmfs_style, styled
 from ..models.stylegan2 import NOISES, sampling_memory
+from ..models.stylizer import stylizer
 from ..train.data import to_bytes
 from . import host, images, inputs, sockets
 from .base import AtelierNode
@@ -24,6 +30,8 @@ from .stylegan2 import layer_noise, mixed_w_plus, mixing_inputs, truncation_inpu
 CROP, WHOLE = "crop", "whole picture"
 GAP_ANCHOR = "photo"
 GAP_SAMPLES = 64  # random stylizations whose mean embedding stands for pictures
+PRECISION_TOOLTIP = ("Number format of the network on a GPU. auto is float16 where the pack's kernels run (NVIDIA, "
+                     "with Triton) and float32 elsewhere. A CPU always computes in float32.")
 CLIP_TOOLTIP = ("The CLIP that the model's mapping was trained with: officially OpenAI's ViT-B/32, 'demo' for the "
                 "demo model.")
 
@@ -206,13 +214,14 @@ class StylizeMMFS(AtelierNode):
                                      tooltip="One code for each photo, one for all, or several for a single photo. "
                                              "Not connected: that of the fine-tuned style."),
                 sockets.MMFS_STYLE.Input("style", display_name="fine-tuned style", optional=True,
-                                         tooltip="A fine-tuned style, loaded or just made.")],
+                                         tooltip="A fine-tuned style, loaded or just made."),
+                inputs.precision(PRECISION_TOOLTIP)],
             outputs=[io.Image.Output("stylized", display_name="image", tooltip="The stylized pictures.")])
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, image: Tensor, strength: float, noise: str, noise_seed: int, fit: str,
                 max_side: int, batch: int, w_plus: WPlus | None = None,
-                style: MMFSStyle | None = None) -> io.NodeOutput:
+                style: MMFSStyle | None = None, precision: str = AUTO) -> io.NodeOutput:
         w, config = codes(mmfs, w_plus, style), mmfs.net.config
         size = fitted_size(image, fit, mmfs, max_side)
         count = sockets.paired_length(len(image), len(w), ("pictures", "w+ codes"))
@@ -220,16 +229,54 @@ class StylizeMMFS(AtelierNode):
         rows = chunks(count, max(1, batch * config.resolution ** 2 // (padded[0] * padded[1])))
         progress, out = NodeProgress(len(rows)), torch.empty(count, *size, 3)
         memory = sampling_memory(max(config.decoder[-1], config.encoder[0]), padded[0], padded[1], rows[0].stop)
+        shapes = mmfs.net.noise_shapes(*padded)
         with host.running(mmfs.patched, memory=memory) as device:
             net = mmfs.net if style is None else styled(mmfs.net, style, strength)
-            for r in rows:
-                x = fitted(image[r] if len(image) > 1 else image, fit, mmfs, max_side)[0].to(device)
-                part = w[r] if len(w) > 1 else w
-                x, part = sockets.paired(x, part.to(device), ("pictures", "w+ codes"))
-                result = net(x, part, layer_noise(noise, net.noise_shapes(*padded), r, noise_seed, device))
-                out[r] = images.to_image(result[..., :size[0], :size[1]])
-                progress(partial(images.side_by_side, result))
+            stylize, graphs, where = stylizer(net, precision), Graphs(), device if device.type == "cuda" else images.CPU
+
+            def inputs_of(r: slice, drawn: list[Tensor]) -> list[Tensor]:
+                x = fitted(image[r] if len(image) > 1 else image, fit, mmfs, max_side, where)[0].to(device)
+                x, part = sockets.paired(x, (w[r] if len(w) > 1 else w).to(device), ("pictures", "w+ codes"))
+                return [x, part, *(host.sent(n, device) for n in drawn)]
+
+            def keep(r: slice, given: list[Tensor], found: host.Received) -> None:
+                """The pictures of a chunk. Those that left float16's range are made again."""
+                if not torch.isfinite(picture := found.get()).all():
+                    host.warn(f"Pictures {r.start + 1} to {r.stop} do not fit into {precision}. They were made in "
+                              "float32")
+                    picture = images.to_image(stylizer(net, "float32")(*given)[..., :size[0], :size[1]])
+                out[r] = picture
+                progress(lambda: images.side_by_side(rearrange(out[r], "b h w c -> b c h w") * 2 - 1))
+            before: tuple[slice, list[Tensor], host.Received] | None = None
+            for r, drawn in ahead(lambda r: layer_noise(noise, shapes, r, noise_seed, images.CPU) or [], rows,
+                                  once=noise != "seeded"):
+                given = inputs_of(r, drawn)
+                result, = graphs("", lambda *tensors: (stylize(*tensors),), *given)
+                result = images.on_its_device(result[..., :size[0], :size[1]])
+                if before is not None:
+                    keep(*before)  # while the GPU works on the next ones
+                before = r, given, host.Received(result)
+            if before is not None:
+                keep(*before)
         return io.NodeOutput(out)
+
+
+def ahead(make: Callable[[slice], list[Tensor]], rows: Sequence[slice],
+          once: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
+    """(part, make(part)) of every part; the next one's is made by another thread meanwhile. once: the first one's
+    serves all."""
+    inference = torch.is_inference_mode_enabled()
+
+    def made(r: slice) -> list[Tensor]:
+        with torch.inference_mode(inference):  # which a thread does not inherit
+            return make(r)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(made, rows[0])
+        for r, following in zip(rows, [*rows[1:], None]):
+            found = coming.result()
+            if following is not None and not once:
+                coming = pool.submit(made, following)
+            yield r, found
 
 
 def codes(mmfs: MMFSModel, w_plus: WPlus | None, style: MMFSStyle | None) -> Tensor:
@@ -261,12 +308,13 @@ def fitted_size(image: Tensor, fit: str, mmfs: MMFSModel, max_side: int) -> tupl
     return config.resolution, config.resolution
 
 
-def fitted(image: Tensor, fit: str, mmfs: MMFSModel, max_side: int) -> tuple[Tensor, tuple[int, int]]:
+def fitted(image: Tensor, fit: str, mmfs: MMFSModel, max_side: int,
+           device: torch.device = images.CPU) -> tuple[Tensor, tuple[int, int]]:
     """Pictures in [-1, 1] that the model takes, and the (height, width) of what is to be kept of them."""
     config = mmfs.net.config
     if fit == WHOLE:
-        return images.to_strides(image, config.stride, max_side)
-    return images.to_square(image, config.resolution), (config.resolution, config.resolution)
+        return images.to_strides(image, config.stride, max_side, device=device)
+    return images.to_square(image, config.resolution, device=device), (config.resolution, config.resolution)
 
 
 NODES = [RandomStyle, StyleFromPicture, StyleFromText, MixStyles, StylizeMMFS]

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oneshot_atelier.models import rng
 from oneshot_atelier.models.checkpoints import CheckpointError
 from oneshot_atelier.models.features.encoder import EncoderKeys
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
 from oneshot_atelier.models.rng import seeded
 from oneshot_atelier.models.style import fingerprint, styled
-from oneshot_atelier.models.stylegan2 import StyleGAN2, StyleGAN2Config
+from oneshot_atelier.models.stylegan2 import StyleGAN2, StyleGAN2Config, random_noise
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import fewshot, losses, source_faces
 from oneshot_atelier.train.fewshot import FewShotConfig, Reference, tune_mmfs
@@ -145,6 +146,34 @@ def test_the_losses_are_those_of_the_generated_pictures():
     assert all(float(values[name]) == pytest.approx(float(v), rel=1e-4) for name, v in expected.items())
     assert float(values["loss"]) == pytest.approx(sum(map(float, expected.values())), rel=1e-4)
     assert pictures.shape == (4, 3, 32, 32) and pictures.abs().max() <= 1 and not pictures.requires_grad
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_the_gradient_is_that_of_the_sum_of_all_losses(monkeypatch, rows):
+    """However many pictures the structure network sees at a time."""
+    monkeypatch.setattr(fewshot, "STRUCTURE_ROWS", rows)
+    config = replace(CONFIG, mapper_dropout=False)
+    t = trainer(config=config)
+    run, faces = fewshot.start(t.nets.mmfs, config), t.source.faces(0)
+    decoder = run.nets["decoder"]
+    noise = random_noise(decoder.noise_shapes(8, 8), 4, rng.generator(config.seed, "noise", 0))
+    pictures = F.hardtanh(decoder(faces.features, t.codes(), noise))
+    embeddings, tokens = t.nets.clip.encode_with_tokens(t.nets.clip.preprocess(pictures, "mmfs"), config.token_block)
+    loss = (0.5 * losses.structure_loss(t.nets.structure_net.keys(pictures), faces.keys)
+            + losses.clip_loss(faces.embeddings, F.normalize(embeddings, dim=1), t.anchor(faces), t.features.embedding)
+            + 100 * losses.projection_loss(t.features.projection, tokens))
+    wanted = torch.autograd.grad(loss, list(decoder.parameters()))
+    values, _ = fewshot.update(t, run, 0)
+    largest = max(float(g.abs().max()) for g in wanted)
+    assert float(values["loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert all(torch.allclose(p.grad, g, rtol=1e-3, atol=1e-5 * largest) for p, g in zip(decoder.parameters(), wanted))
+
+
+def test_the_losses_of_a_step_are_read_once_and_kept_as_numbers_in_main_memory():
+    t, told = trainer(), []
+    fewshot.fine_tune(t, fewshot.start(t.nets.mmfs, CONFIG), hooks=Hooks(on_step=told.append))
+    assert [set(result.losses) for result in told] == [{"structure", "clip", "projection", "loss"}] * 4
+    assert all(value.device.type == "cpu" and value.ndim == 0 for value in told[-1].losses.values())
 
 
 def test_text_has_no_projection_and_starts_at_the_anchor_s_text():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from oneshot_atelier.models.loading import save_mmfs, save_mmfs_style, save_stylegan2
+from oneshot_atelier.models.stylegan2 import seeded_noise
 from oneshot_atelier.tests import golden_cases, mmfs_files, tiny_mmfs, tiny_models
 from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
 
@@ -302,6 +303,36 @@ def test_a_film_needs_hardly_more_memory_than_its_result(root, tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     fit, stylize = map(float, done.stdout.split()[-2:])
     assert 0.9 < fit < 2 and 0.5 < stylize < 2
+
+
+@pytest.mark.parametrize("noise", ["seeded", "constant", "zero"])
+def test_chunks_that_overlap_in_time_give_what_the_network_gives(loaded, stylized, styles, noise):
+    """Noise is drawn ahead, and a chunk is kept while the next one is made."""
+    film, w, net = picture(5, 7, side=PX), styles(), loaded.mmfs.net
+    found = stylized(film, w_plus=w, batch=3, noise=noise)
+    for k, frame in enumerate(film):
+        drawn = None if noise == "zero" else seeded_noise(net.noise_shapes(PX, PX), 0, [k if noise == "seeded" else 0])
+        wanted = net(frame.movedim(2, 0)[None] * 2 - 1, w.w, drawn)[0].movedim(0, 2) / 2 + 0.5
+        assert torch.allclose(found[k], wanted, atol=1e-5), k
+
+
+def test_pictures_that_leave_float16_are_made_again_in_float32(nodes, stylized, styles, monkeypatch):
+    """As FusedStylizer tells it: NaN."""
+    mmfs_module, told = sys.modules[nodes.MMFSStylize.__module__], []
+    film, w = picture(5, 7), styles()
+    wanted = stylized(film, w_plus=w, batch=3, precision="float32")
+    make = mmfs_module.stylizer
+
+    def broken(net, precision):
+        if precision == "float32":
+            return make(net, precision)
+        return lambda x, *rest: make(net, precision)(x, *rest).index_fill(0, torch.tensor([len(x) // 2]), float("nan"))
+
+    monkeypatch.setattr(mmfs_module, "stylizer", broken)
+    monkeypatch.setattr(nodes.host, "warn", told.append)
+    assert torch.equal(stylized(film, w_plus=w, batch=3, precision="float16"), wanted)
+    assert told == [f"Pictures {first} to {last} do not fit into float16. They were made in float32"
+                    for first, last in ((1, 3), (4, 6), (7, 7))]
 
 
 def test_a_picture_narrower_than_the_stride(nodes):

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models import rng
+from ..models import kernels, ops, rng
 from ..models.features.clip import Clip
 from ..models.fields import check_fields
+from ..models.graphs import Graphs
 from ..models.hashing import hash_of
 from ..models.mmfs import MMFS
-from ..models.precision import autocast
+from ..models.precision import autocast, full_precision
 from ..models.style import MMFSStyle
 from ..models.stylegan2 import Synthesis, random_noise
 from . import losses
@@ -31,6 +32,7 @@ from .source_faces import FaceFeatures, FaceNetworks, Samples, Source, check_pho
 MEANS = ("batch", "all")
 PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
 MIN_BATCH_MEAN = 4  # the mean embedding of fewer faces would hold their own identity (B.7)
+STRUCTURE_ROWS = 4  # whose structure is compared at a time: the largest of the networks, so most of the memory
 MIN_DEVIATION = 1.0  # of a reference's pixels, of 255
 
 
@@ -143,8 +145,10 @@ class Trainer:
     source: Source
     config: FewShotConfig
     reference: Reference
+    graphs: Graphs = field(default_factory=Graphs)
 
     def __post_init__(self) -> None:
+        self.resizes: dict[int, Tensor] = {}
         self.device = self.source.device
         self.mapper, mapper = None, self.nets.mmfs.mapper
         if self.reference.w_plus is None and mapper is not None:  # without one, read_reference has refused it
@@ -158,6 +162,25 @@ class Trainer:
             return self.features.w_plus.expand(count, -1, -1)
         return self.mapper(F.normalize(self.features.embedding, dim=1).expand(count, -1))
 
+    def preprocessed(self, pictures: Tensor) -> Tensor:
+        """CLIP's input of pictures, as Clip.preprocess makes it; the weights of the resize are made once, since a graph
+        cannot fetch them from main memory."""
+        clip, target = self.nets.clip, self.nets.clip.config.image_size
+        for side in pictures.shape[-2:]:
+            if side not in self.resizes:
+                self.resizes[side] = ops.resize_matrix(side, target, "bilinear", pictures.device)
+        rows, columns = (self.resizes[side] for side in pictures.shape[-2:])
+        with full_precision(pictures.device):
+            return clip.preprocess(rows @ pictures.float() @ columns.t(), "mmfs")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the losses that count, in the order of their numbers."""
+        config = self.config
+        weights = {"structure": config.structure_weight, "clip": config.clip_weight,
+                   "projection": config.projection_weight if self.features.projection is not None else 0.0}
+        return tuple(name for name, weight in weights.items() if weight)
+
     def anchor(self, faces: FaceFeatures) -> Tensor:
         """Where the reference's direction starts, (1, D)."""
         if self.features.anchor is not None:
@@ -170,7 +193,10 @@ class Trainer:
 def start(net: MMFS, config: FewShotConfig) -> Run:
     """A trainable copy of the decoder, its moving average and its Adam."""
     decoder = copy.deepcopy(net.decoder).float().train().requires_grad_(True)
-    optimizer = torch.optim.Adam(decoder.parameters(), config.lr, (config.beta1, config.beta2))
+    weight = next(decoder.parameters())
+    if kernels.usable(weight):
+        decoder = ops.channels_last(decoder)
+    optimizer = torch.optim.Adam(decoder.parameters(), config.lr, (config.beta1, config.beta2), fused=weight.is_cuda)
     return Run({"decoder": decoder}, {"decoder": optimizer}, {"decoder": ema_copy(decoder)})
 
 
@@ -183,6 +209,7 @@ def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Ho
     def step(k: int, hooks: Hooks) -> Mapping[str, Tensor]:
         if not run.partial:
             values, predictions = update(trainer, run, k, hooks)
+            values = dict(zip(values, torch.stack(list(values.values())).cpu()))  # read once, for all that ask
             finite(values, k + 1)
             run.partial = {"done": torch.tensor(1)} | values
             hooks.on_step(StepResult(k, 0, values, predictions))
@@ -199,42 +226,87 @@ def update(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> tuple[
     shapes = decoder.noise_shapes(*faces.features.shape[-2:])
     noise = random_noise(shapes, config.batch, rng.generator(config.seed, "noise", k, device=trainer.device))
     run.optimizers["decoder"].zero_grad(set_to_none=True)
-    totals: dict[str, Tensor] = {}
-    results = []
+    results, terms = [], torch.zeros((), device=trainer.device)
     for first in range(0, config.batch, config.micro_batch or config.batch):
         hooks.check_interrupt()
         rows = slice(first, first + (config.micro_batch or config.batch))
         part = faces.rows(rows)
-        with autocast(trainer.device, config.precision):
-            picture = F.hardtanh(decoder(part.features, codes[rows], [n[rows] for n in noise]))
-        values = row_losses(trainer, part, picture, anchor)
-        total(values).backward()
-        for name, value in values.items():
-            totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-        results.append(picture.detach())
+        pictures, values, *gradients = trainer.graphs(
+            "gradients", lambda *tensors: row_gradients(trainer, decoder, *tensors), part.features, part.embeddings,
+            part.keys, anchor, codes[rows], *(n[rows] for n in noise))
+        terms = terms + values
+        accumulate(decoder, gradients)
+        results.append(pictures.clone())  # a graph's outputs are overwritten by its next run
     hooks.check_interrupt()
     run.optimizers["decoder"].step()
-    return totals | {"loss": total(totals)}, torch.cat(results)
+    found = dict(zip(trainer.terms, terms))
+    return found | {"loss": total(found)}, torch.cat(results)
 
 
-def row_losses(trainer: Trainer, faces: FaceFeatures, pictures: Tensor, anchor: Tensor) -> dict[str, Tensor]:
-    """Weighted loss terms of some rows, to be summed over all parts of a batch; those of weight 0 are left out."""
-    config, features, clip = trainer.config, trainer.features, trainer.nets.clip
-    share, terms = len(pictures) / config.batch, {}
+def row_gradients(trainer: Trainer, decoder: Synthesis, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """(pictures, weighted losses (trainer.terms), the gradient of each parameter) of some rows, to be summed over all
+    parts of a batch. inputs: features, embeddings and keys of the faces, anchor, w+ codes, noise of every layer.
+
+    A function of tensors alone. The networks that look at the pictures are done with one after the other, so that no
+    two hold memory at the same time.
+    """
+    features, embeddings, keys, anchor, codes, *noise = inputs
+    faces = FaceFeatures(features, embeddings, keys)
+    with torch.enable_grad():
+        with autocast(trainer.device, trainer.config.precision):
+            pictures = F.hardtanh(decoder(features, codes, noise))
+        seen = pictures.detach().requires_grad_(True)
+        parts = [structure_terms(trainer, faces, seen), clip_terms(trainer, faces, seen, anchor)]
+        gradient = total({str(k): g for k, (_, g) in enumerate(parts)})
+        values = {name: value for part, _ in parts for name, value in part.items()}
+        gradients = torch.autograd.grad(pictures, list(decoder.parameters()), gradient)
+    return pictures.detach(), torch.stack([values[name] for name in trainer.terms]), *gradients
+
+
+def accumulate(decoder: Synthesis, gradients: Sequence[Tensor]) -> None:
+    """Add gradients to the parameters', in their memory format, which fused optimisers insist on."""
+    for parameter, gradient in zip(decoder.parameters(), gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+        else:
+            parameter.grad += gradient
+
+
+Terms = tuple[dict[str, Tensor], Tensor]  # weighted losses, without gradient, and the gradient of their sum
+
+
+def structure_terms(trainer: Trainer, faces: FaceFeatures, pictures: Tensor) -> Terms:
+    """L_st of some rows, STRUCTURE_ROWS at a time, and its gradient by the pictures."""
+    config, value, gradients = trainer.config, torch.zeros((), device=trainer.device), []
+    if not config.structure_weight:
+        return {}, torch.zeros_like(pictures)
+    for few, keys in zip(pictures.split(STRUCTURE_ROWS), faces.keys.split(STRUCTURE_ROWS), strict=True):
+        with autocast(trainer.device, config.precision):
+            found = trainer.nets.structure_net.keys(few)
+        loss = config.structure_weight * losses.structure_loss(found, keys, config.structure_norm)
+        gradients += torch.autograd.grad(loss, few)
+        value = value + loss.detach()
+    return {"structure": value}, torch.cat(gradients)
+
+
+def clip_terms(trainer: Trainer, faces: FaceFeatures, pictures: Tensor, anchor: Tensor) -> Terms:
+    """The losses of CLIP of some rows, as their share of a batch, and their gradient by the pictures; those of weight 0
+    are left out."""
+    config, features, clip, terms = trainer.config, trainer.features, trainer.nets.clip, {}
+    share = len(pictures) / config.batch
+    if {"clip", "projection"}.isdisjoint(trainer.terms):
+        return {}, torch.zeros_like(pictures)
     with autocast(trainer.device, config.precision):
-        keys = trainer.nets.structure_net.keys(pictures) if config.structure_weight else None
-        embeddings, tokens = clip.encode_with_tokens(clip.preprocess(pictures, "mmfs"), config.token_block)
-    if keys is not None:
-        structure = losses.structure_loss(keys, faces.keys, config.structure_norm)
-        terms["structure"] = config.structure_weight * structure
-    if config.clip_weight:
+        embeddings, tokens = clip.encode_with_tokens(trainer.preprocessed(pictures), config.token_block)
+    if "clip" in trainer.terms:
         results = F.normalize(embeddings.float(), dim=1)
         direction = losses.clip_loss(faces.embeddings, results, anchor, features.embedding)
         terms["clip"] = config.clip_weight * share * direction
-    if config.projection_weight and features.projection is not None:
+    if "projection" in trainer.terms and features.projection is not None:
         projection = losses.projection_loss(features.projection, tokens)
         terms["projection"] = config.projection_weight * share * projection
-    return terms
+    gradient, = torch.autograd.grad(total(terms), pictures)
+    return {name: value.detach() for name, value in terms.items()}, gradient
 
 
 def finish(net: MMFS, run: Run, features: ReferenceFeatures, reference: Reference, settings: dict) -> MMFSStyle:
