@@ -66,7 +66,7 @@ def _kept(seed, offset, p):
     return tl.where((h >> 8).to(tl.float32) * (1.0 / 16777216.0) >= p, 1.0 / (1.0 - p), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _moments(x, other, means, squares, rows, channels, split, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
              COLUMNS: tl.constexpr, PAIR: tl.constexpr):
     """Mean and sum of squared deviations of each channel of a chunk of rows. Sums are taken of the difference to the
@@ -113,7 +113,7 @@ def _group_affine(n, g, c, valid, mean, rstd, centre, weight, bias, scale, shift
     return gamma, beta
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_rows", "chunks", "scale_stride", "shift_stride"])
 def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, rows,
             channels, groups, chunk_rows, chunks, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr,
             HAS_BIAS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
@@ -161,7 +161,7 @@ def _finish(y, u, n, r, c, rows, channels, inside, seed, p, SILU: tl.constexpr, 
     tl.store(y + at, u.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale_stride", "shift_stride"])
 def _whole(x, other, y, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, seed, p, rows,
            channels, split, groups, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr, HAS_BIAS: tl.constexpr,
            PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
@@ -201,7 +201,7 @@ def _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, s
     return v, du
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _backward_sums(dy, x, other, a, b, conv_bias, group_mean, group_rstd, seed, p, first_sums, second_sums, rows,
                    channels, split, groups, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
                    COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, PAIR: tl.constexpr, SILU: tl.constexpr,
@@ -247,7 +247,7 @@ def _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_c
     return mean, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
                            channels, groups, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     n, g = tl.program_id(0), tl.program_id(1)
@@ -327,7 +327,8 @@ class Tiling:
         self.tile_rows = TILE // self.columns
         self.blocks = triton.cdiv(self.channels, self.columns)
         wanted = min(triton.cdiv(PROGRAMS, self.batch * self.blocks), MOST_CHUNKS)
-        self.chunk_rows = self.tile_rows * triton.cdiv(triton.cdiv(self.rows, wanted), self.tile_rows)
+        # a power of 2, as is every constant: each other value would be another kernel to compile
+        self.chunk_rows = max(power(triton.cdiv(self.rows, wanted)), self.tile_rows)
         self.chunks = triton.cdiv(self.rows, self.chunk_rows)
         self.width = max(power(self.channels // groups), 2)
 
@@ -388,7 +389,7 @@ def _forward(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scal
     _moments[t.sums_grid](x, other, means, squares, t.rows, t.channels, t.split, t.chunks, CHUNK_ROWS=t.chunk_rows,
                           ROWS=t.tile_rows, COLUMNS=t.columns, PAIR=draws["PAIR"])
     _affine[(t.batch, groups)](means, squares, *small, t.rows, t.channels, groups, t.chunk_rows, t.chunks, *strides,
-                               eps, **flags, CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
+                               eps, **flags, CHUNKS=MOST_CHUNKS, WIDTH=t.width)
     _apply[t.tiles_grid](x, other, y, a, b, seed, p, t.rows, t.channels, t.split, ROWS=t.tile_rows, COLUMNS=t.columns,
                          **draws)
     return y, a, b, mean, rstd, centres
@@ -418,7 +419,7 @@ def _backward(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, 
                                 t.split, groups, t.chunks, CHUNK_ROWS=t.chunk_rows, ROWS=t.tile_rows,
                                 COLUMNS=t.columns, **flags)
     _backward_coefficients[(t.batch, groups)](first, second, a, *outputs, t.rows, t.channels, groups, t.chunks,
-                                              CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
+                                              CHUNKS=MOST_CHUNKS, WIDTH=t.width)
     _backward_apply[t.tiles_grid](dy, x, other, dx, d_other, *added, a, b, conv_bias, mean, rstd, k_mean, k_slope,
                                   seed, p, t.rows, t.channels, t.split, groups, ROWS=t.tile_rows, COLUMNS=t.columns,
                                   MORE=more is not None, **flags)

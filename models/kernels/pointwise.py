@@ -72,7 +72,7 @@ def channel_sum(x: Tensor) -> Tensor:
     x, channels = last(x), x.shape[1]
     rows, columns = x.numel() // channels, min(triton.next_power_of_2(channels), 128)
     tile_rows, blocks = 4096 // columns, triton.cdiv(channels, columns)
-    chunk_rows = tile_rows * triton.cdiv(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks)), tile_rows)
+    chunk_rows = max(triton.next_power_of_2(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks))), tile_rows)
     chunks = triton.cdiv(rows, chunk_rows)
     partial = torch.empty(chunks, channels, dtype=torch.float32, device=x.device)
     _sums[(chunks, blocks)](x, partial, rows, channels, CHUNK_ROWS=chunk_rows, ROWS=tile_rows, COLUMNS=columns)
