@@ -28,7 +28,7 @@ from ..models.unet import UNet, UNetConfig
 from ..tools.comfy import ROOT, ComfyServer, find_host
 from .osasis import VIT_B_32
 
-P2 = UNetConfig(256, 128, (1, 1, 2, 2, 4, 4), blocks=1, embed=512, cond=0, out_channels=6, head_channels=64, dropout=0.0)
+P2 = UNetConfig(256, 128, (1, 1, 2, 2, 4, 4), blocks=1, cond=0, out_channels=6, head_channels=64, dropout=0.0)
 NAME = "bench.safetensors"
 Graph = dict[str, dict[str, Any]]
 
@@ -130,7 +130,8 @@ def main() -> int:
             held = memory(client)
             client.post_json("/free", {"unload_models": True, "free_memory": True})
             time.sleep(3)
-            print(f"\nGPU memory: {started:.2f} GiB at the start, {held:.2f} after the runs, {memory(client):.2f} freed")
+            print(f"\nGPU memory: {started:.2f} GiB at the start, {held:.2f} after the runs, "
+                  f"{memory(client):.2f} when freed")
             warnings = [line for line in server.log_text().splitlines() if "graph" in line.lower() or "rror" in line]
             print("\n".join(warnings[:20]))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Graphs:
     def __init__(self) -> None:
         self.seen: set[Hashable] = set()
         self.captured: dict[Hashable, Captured] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None  # torch's handle
         self.failed = False
 
     def enabled(self, device: torch.device) -> bool:

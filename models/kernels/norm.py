@@ -443,7 +443,7 @@ def _(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, more_oth
     return torch.empty_like(x), d_other, torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
 
 
-class GroupNormOf(torch.autograd.Function):
+class _GroupNorm(torch.autograd.Function):
     """(y, x, other): x and other are handed on, so that the gradients of what else is made of them are added in the
     same pass over the map. Gradients of gradients are not supported."""
 
@@ -496,11 +496,11 @@ def group_norm(x: Tensor, norm: torch.nn.GroupNorm, affine: tuple[Tensor, Tensor
     """(dropout_p(silu(GN(x + conv_bias) A + B)), x, other) of a map x (B, C, H, W), in x's type and channels_last.
 
     affine: (A, B), each (B or 1, C). other: a map whose channels follow x's. x and other are to be used further on as
-    they are returned, see `GroupNormOf`.
+    they are returned, see `_GroupNorm`.
     """
     scale, shift = (None, None) if affine is None else (_rows(part, len(x)) for part in affine)
     seed = torch.randint(2 ** 32, (1,), device=x.device) if p else None
-    return GroupNormOf.apply(last(x), None if other is None else last(other), norm.weight, norm.bias, scale, shift,
+    return _GroupNorm.apply(last(x), None if other is None else last(other), norm.weight, norm.bias, scale, shift,
                              conv_bias, seed, norm.num_groups, norm.eps, silu, p)
 
 
