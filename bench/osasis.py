@@ -10,13 +10,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
 from ..models.accelerated import accelerated
 from ..models.diffae import CONFIGS, DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip, ClipConfig
-from ..models.features.encoder import EncoderDistance
+from ..models.features.lpips import VGG_SLICES, LpipsVGG
 from ..models.osasis import stylize
 from ..models.precision import autocast
 from ..models.spn import SPN
@@ -42,6 +43,14 @@ def timed(work: Callable[[], object], device: torch.device, runs: int) -> tuple[
     return seconds, torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else float("nan")
 
 
+def lpips(device: torch.device) -> LpipsVGG:
+    """LPIPS with a random trunk."""
+    shapes = {}
+    for n, (c_in, c_out) in zip(VGG_SLICES, pairwise((3, 64, 64, 128, 128, *[256] * 3, *[512] * 6))):
+        shapes |= {f"features.{n}.weight": (c_out, c_in, 3, 3), f"features.{n}.bias": (c_out,)}
+    return LpipsVGG({name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}).to(device)
+
+
 def cases(name: str, batch: int, device: torch.device, precision: str) -> dict[str, Callable[[], object]]:
     """What is timed. Cached content is prepared outside: it is made once and serves every iteration."""
     net = DiffAE(CONFIGS[name]).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -49,7 +58,7 @@ def cases(name: str, batch: int, device: torch.device, precision: str) -> dict[s
     clip = Clip(VIT_B_32).to(device).eval().requires_grad_(False)
     spn, px = SPN().to(device).eval().requires_grad_(False), net.image_size
     config = OSASISConfig(batch=batch, cached_content=batch, latent_steps=10, generate_steps=10, precision=precision)
-    nets, content = FrozenNetworks(net, clip, EncoderDistance(net.encoder)), content_source(fast, config)
+    nets, content = FrozenNetworks(net, clip, lpips(device)), content_source(fast, config)
     twin = prepare_content(fast, torch.rand(1, 3, px, px, device=device) * 2 - 1, config)
     trainer = osasis.Trainer(nets, twin, twin.picture.clone(), config, content)
     run = osasis.start(net, config)

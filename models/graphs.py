@@ -56,7 +56,7 @@ class Graphs:
             return function(*inputs)
         try:
             self.captured[key] = self._capture(function, inputs)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             log.warning("No CUDA graph could be captured (%s). The work goes on without, slower.", str(error)[:200])
             self.clear()
             self.failed = True

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .launch import Launched
+
 TILE = 4096  # numbers a program works on at a time
 WHOLE = 16384  # most numbers of a (picture, group) that one program holds at once
 PROGRAMS = 1024  # wanted, at least, of a statistics pass
@@ -66,6 +68,7 @@ def _kept(seed, offset, p):
     return tl.where((h >> 8).to(tl.float32) * (1.0 / 16777216.0) >= p, 1.0 / (1.0 - p), 0.0)
 
 
+@Launched
 @triton.jit(do_not_specialize=["chunks"])
 def _moments(x, other, means, squares, rows, channels, split, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
              COLUMNS: tl.constexpr, PAIR: tl.constexpr):
@@ -113,6 +116,7 @@ def _group_affine(n, g, c, valid, mean, rstd, centre, weight, bias, scale, shift
     return gamma, beta
 
 
+@Launched
 @triton.jit(do_not_specialize=["chunk_rows", "chunks", "scale_stride", "shift_stride"])
 def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, rows,
             channels, groups, chunk_rows, chunks, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr,
@@ -139,6 +143,7 @@ def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_m
                   group_mean, group_rstd, centres, channels, groups, scale_stride, shift_stride, HAS_AFFINE, HAS_BIAS)
 
 
+@Launched
 @triton.jit
 def _apply(x, other, y, a, b, seed, p, rows, channels, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
            PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr):
@@ -161,6 +166,7 @@ def _finish(y, u, n, r, c, rows, channels, inside, seed, p, SILU: tl.constexpr, 
     tl.store(y + at, u.to(y.dtype.element_ty), mask=inside)
 
 
+@Launched
 @triton.jit(do_not_specialize=["scale_stride", "shift_stride"])
 def _whole(x, other, y, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, seed, p, rows,
            channels, split, groups, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -201,6 +207,7 @@ def _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, s
     return v, du
 
 
+@Launched
 @triton.jit(do_not_specialize=["chunks"])
 def _backward_sums(dy, x, other, a, b, conv_bias, group_mean, group_rstd, seed, p, first_sums, second_sums, rows,
                    channels, split, groups, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
@@ -247,6 +254,7 @@ def _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_c
     return mean, slope
 
 
+@Launched
 @triton.jit(do_not_specialize=["chunks"])
 def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
                            channels, groups, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
@@ -263,6 +271,7 @@ def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma,
                     channels, groups, gamma)
 
 
+@Launched
 @triton.jit
 def _backward_apply(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, k_mean,
                     k_slope, seed, p, rows, channels, split, groups, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -288,6 +297,7 @@ def _backward_apply(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias
     _store(dx, d_other, du, n, r, c, rows, channels, split, inside, PAIR)
 
 
+@Launched
 @triton.jit
 def _backward_whole(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, centres,
                     d_beta, d_gamma, d_conv_bias, k_mean, k_slope, seed, p, rows, channels, split, groups,

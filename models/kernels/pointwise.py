@@ -10,10 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launched
+
 BLOCK = 1024
 PROGRAMS = 1024  # of a sum over the rows, at least
 
 
+@Launched
 @triton.jit
 def _add(x, h, third, bias, y, count, channels, THREE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -27,6 +30,7 @@ def _add(x, h, third, bias, y, count, channels, THREE: tl.constexpr, HAS_BIAS: t
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
+@Launched
 @triton.jit
 def _sums(x, partial, rows, channels, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     chunk = tl.program_id(0)
@@ -39,6 +43,7 @@ def _sums(x, partial, rows, channels, CHUNK_ROWS: tl.constexpr, ROWS: tl.constex
     tl.store(partial + chunk * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
+@Launched
 @triton.jit
 def _resize(x, y, gain, count, height, width, channels, UP: tl.constexpr, BLOCK: tl.constexpr):
     """UP: every pixel four times, times gain. Else: the sum of 2 x 2 pixels, times gain. height, width: of the smaller
