@@ -63,7 +63,6 @@ CASES: dict[str, Case] = {
     "demo, 100 steps of batch 2": Case(OSASIS_PRESETS["demo"] | {"iterations": 10, "batch": 2, "lr": 1e-4},
                                        (OFFICIAL, DDIM_20, *FEW)),
     "official, 64 content pictures": Case({"cached_content": 64}, (OFFICIAL, DDIM_20, *FEW)),
-    "fast, at DDIM's times": Case(FAST | {"solver": "ddim", "reverse_steps": 10}, FEW),
     "fast, SPN at the official rate": Case(FAST | {"lr_spn": 1e-4}, FEW),
     "fast, half the batch": Case(FAST | {"batch": 4}, FEW),
 }

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ..models.accelerated import accelerated
 from ..models.diffae import CONFIGS, DiffAE, DiffAEConfig, LatentConfig, change_point_weights, mix_codes
 from ..models.features.clip import Clip, ClipConfig
 from ..models.features.encoder import EncoderDistance
+from ..models.features.lpips import VGG_SLICES, LpipsVGG
+from ..models.features.protocols import PerceptualDistance
 from ..models.graphs import Graphs
 from ..models.ops import channels_last
 from ..models.osasis import photo_twins, stylize, twin_noise
@@ -39,7 +42,8 @@ P2 = UNetConfig(256, 128, (1, 1, 2, 2, 4, 4), blocks=1, cond=0, out_channels=6, 
 
 @dataclass(frozen=True)
 class Size:
-    """Networks and settings of what is timed. tune: of the fine-tunes. steps: of encoding and decoding."""
+    """Networks and settings of what is timed. tune: of the fine-tunes. steps: of encoding and decoding. lpips: the
+    perceptual distance; else the DiffAE's encoder is."""
     name: str
     diffae: DiffAEConfig
     clip: ClipConfig = VIT_B_32
@@ -49,6 +53,7 @@ class Size:
     steps: tuple[int, int] = (100, 50)
     candidates: int = 30
     change_point: int = 32
+    lpips: bool = True
 
 
 def official(name: str, tune: OSASISConfig = OSASISConfig()) -> Size:
@@ -60,7 +65,15 @@ _SMALL = UNetConfig(32, 16, (1, 1), blocks=1, embed=16, cond=16)
 SMALL = Size(  # tries a command out on a CPU
     "small", DiffAEConfig(_SMALL, (1, 1, 1), LatentConfig(16, 24, 3, 16)), ClipConfig(16, 32, 8, 64, 1, 8, 6, 64, 1),
     SPNConfig(width=32, middle=32), replace(_SMALL, cond=0, out_channels=6, head_channels=16, dropout=0.0),
-    OSASISConfig(batch=2, forward_steps=4, reverse_steps=4, latent_steps=2, generate_steps=2), (8, 4), 2, 32)
+    OSASISConfig(batch=2, forward_steps=4, reverse_steps=4, latent_steps=2, generate_steps=2), (8, 4), 2, 32, False)
+
+
+def lpips(device: torch.device) -> LpipsVGG:
+    """LPIPS with a random trunk."""
+    shapes = {}
+    for n, (c_in, c_out) in zip(VGG_SLICES, pairwise((3, 64, 64, 128, 128, *[256] * 3, *[512] * 6))):
+        shapes |= {f"features.{n}.weight": (c_out, c_in, 3, 3), f"features.{n}.bias": (c_out,)}
+    return LpipsVGG({name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}).to(device)
 
 
 class Networks:
@@ -71,8 +84,8 @@ class Networks:
         with seeded(0, "weights"), device:
             net, clip = DiffAE(size.diffae), Clip(size.clip)
         self.net = channels_last(net).eval().requires_grad_(False)
-        self.frozen = FrozenNetworks(self.net, clip.eval().requires_grad_(False), EncoderDistance(net.encoder),
-                                     size.name)
+        distance: PerceptualDistance = lpips(device) if size.lpips else EncoderDistance(copy.deepcopy(net.encoder))
+        self.frozen = FrozenNetworks(self.net, clip.eval().requires_grad_(False), distance, size.name)
 
     @cached_property
     def fast(self) -> DiffAE:
@@ -148,8 +161,7 @@ def content(nets: Networks) -> tuple[Work, Work]:
 
 def tuned(nets: Networks, config: OSASISConfig) -> None:
     """A fine-tune from its beginning, as the node makes it: the DiffAE leaves the GPU when it can."""
-    frozen = replace(nets.frozen, leaves=True, perceptual=EncoderDistance(copy.deepcopy(nets.net.encoder)))
-    tune_style(frozen, nets.pictures(1), nets.pictures(1), config)
+    tune_style(replace(nets.frozen, leaves=True), nets.pictures(1), nets.pictures(1), config)
     nets.net.to(nets.device)
 
 

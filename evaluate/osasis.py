@@ -112,7 +112,8 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
     """The photos of `content` in the style; (B, 3, px, px) in [-1, 1]."""
     device, parts = content.z.device, []
     unet, spn = style.networks()
-    unet, spn = (net and accelerated(net.to(device), device, settings.config.precision) for net in (unet, spn))
+    unet = accelerated(unet.to(device), device, settings.config.precision)
+    spn = None if spn is None else accelerated(spn.to(device), device, settings.config.precision)
     for rows in torch.arange(len(content.z), device=device).split(settings.batch):
         part = content.rows(rows)
         codes = codes_for(variant.codes, models.diffae, part.z, style.semantic_code().to(device), settings.change_point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Graphs:
     def __init__(self) -> None:
         self.seen: set[Hashable] = set()
         self.captured: dict[Hashable, Captured] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None  # torch's handle
         self.failed = False
 
     def enabled(self, device: torch.device) -> bool:
@@ -55,7 +56,7 @@ class Graphs:
             return function(*inputs)
         try:
             self.captured[key] = self._capture(function, inputs)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             log.warning("No CUDA graph could be captured (%s). The work goes on without, slower.", str(error)[:200])
             self.clear()
             self.failed = True

@@ -95,6 +95,15 @@ def residual(maps: Sequence[Tensor], *biases: Tensor | None) -> Tensor:
     return sum([_column(bias, maps[0]) for bias in kept] + list(maps[1:]), maps[0])
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt d) v, each (B, heads, l, d). With gradients on a GPU in plain products: torch's fused form
+    has a slow derivative at heads as wide as DiffAE's."""
+    if q.device.type != "cuda" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v)
+    scale = q.shape[-1] ** -0.25  # of both, so that 16 bit holds the products
+    return F.softmax((q * scale) @ (k * scale).mT, dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
 def halve(x: Tensor) -> Tensor:
     """Half the size: the mean of 2 x 2."""
     if kernels.usable(x) and x.shape[2] % 2 == x.shape[3] % 2 == 0:

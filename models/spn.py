@@ -34,11 +34,12 @@ class SPNBlock(nn.Module):
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(embed, 2 * c_out))
         self.post_layer = nn.Sequential(nn.SiLU(), nn.Conv2d(c_out, c_out, 1))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None, c: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of x (B, c_in, H, W) and a bias still to be added, and the same of the result; see `ops.convolution`."""
         a, b = self.emb_layer(c).chunk(2, dim=1)
         norm, _, conv, norm2 = self.pre_layer
-        h, bias = ops.convolution(ops.norm_silu(x, norm), conv)
-        return self.post_layer[1](ops.norm_silu(h, norm2, (1 + a, b), bias))
+        h, bias = ops.convolution(ops.norm_silu(x, norm, bias=bias), conv)
+        return ops.convolution(ops.norm_silu(h, norm2, (1 + a, b), bias), self.post_layer[1])
 
 
 class SPN(nn.Module):
@@ -75,7 +76,9 @@ class SPN(nn.Module):
             return self.layers(picture)
         t = time if isinstance(time, Tensor) else torch.full((1,), time, device=picture.device)
         c = self.time_embed(time_features(t, self.config.time_width).to(picture.dtype))
-        return self.out_layer(self.block2(self.block1(self.in_layer(picture), c), c))
+        h, bias = ops.convolution(picture, self.in_layer[0])
+        h, bias = self.block2(*self.block1(h, bias, c), c)
+        return self.out_layer(h if bias is None else h + bias[:, None, None])
 
 
 def detect(tensors: Mapping[str, Tensor]) -> SPNConfig:

@@ -186,7 +186,7 @@ class Attention(nn.Module):
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
         qkv = self._linear(self.qkv, tokens)
         q, k, v = rearrange(qkv, "n l (heads three c) -> three n heads l c", heads=self.heads, three=3)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n l (heads c)")
+        h = rearrange(ops.attention(q, k, v), "n heads l c -> n l (heads c)")
         return x + rearrange(self._linear(self.proj_out, h), "n (h w) c -> n c h w", h=x.shape[2])
 
     @staticmethod

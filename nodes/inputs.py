@@ -57,8 +57,9 @@ def steps(default: int, tooltip: str, name: str = "steps") -> io.Int.Input:
 
 
 def precision(tooltip: str = "Number format of the networks on a GPU. auto is float16, as the official program. A CPU "
-                             "always computes in float32.") -> io.Combo.Input:
-    return advanced(choice("precision", (AUTO, *PRECISIONS), AUTO, tooltip))
+                             "always computes in float32.", optional: bool = False) -> io.Combo.Input:
+    return advanced(io.Combo.Input("precision", options=[AUTO, *PRECISIONS], default=AUTO, optional=optional,
+                                   tooltip=tooltip))
 
 
 def solver(default: str, tooltip: str = "", optional: bool = False) -> io.Combo.Input:

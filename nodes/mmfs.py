@@ -215,7 +215,7 @@ class StylizeMMFS(AtelierNode):
                                              "Not connected: that of the fine-tuned style."),
                 sockets.MMFS_STYLE.Input("style", display_name="fine-tuned style", optional=True,
                                          tooltip="A fine-tuned style, loaded or just made."),
-                inputs.precision(PRECISION_TOOLTIP)],
+                inputs.precision(PRECISION_TOOLTIP, optional=True)],
             outputs=[io.Image.Output("stylized", display_name="image", tooltip="The stylized pictures.")])
 
     @classmethod

@@ -85,8 +85,8 @@ class OSASISFineTuneOptions(AtelierNode):
                                      "memory. The result is the same up to rounding and dropout."),
                 choice("precision", PRECISIONS[::-1], "Number format of the networks on a GPU. float16 without loss "
                                                       "scaling is official."),
-                inputs.solver(DEFAULTS["solver"], "Content is encoded with it, and training visits the times that "
-                                                  "sampling with it visits. The style keeps it.")],
+                inputs.solver(DEFAULTS["solver"], "Content is encoded with it. The style keeps it for Encode "
+                                                  "Structure and Stylize with OSASIS.")],
             outputs=[sockets.OSASIS_TUNE_OPTIONS.Output("options", display_name="options", tooltip="For Fine-Tune "
                                                                                                    "OSASIS.")])
 

@@ -80,7 +80,8 @@ class PhotoTwin(AtelierNode):
                     "Where denoising starts. official: one step cleaner than the noise that was added, as in the "
                     "official program. matched: at the same level.")),
                 inputs.batch("Candidates at a time.", optional=True),
-                inputs.precision()],
+                inputs.precision("Number format of the network on a GPU. auto is float16; the official program has "
+                                 "float32. A CPU always computes in float32.", optional=True)],
             outputs=[
                 io.Image.Output("twin", display_name="twin", tooltip="The picked candidate."),
                 io.Image.Output("ranked", display_name="ranked candidates", tooltip="All candidates, best first."),

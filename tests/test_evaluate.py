@@ -213,7 +213,7 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--set=iteration=3"], "no setting 'iteration'"), (["--preset=fast"], "no preset 'fast'"),
+    (["--set=iteration=3"], "no setting 'iteration'"), (["--preset=quickest"], "no preset 'quickest'"),
     (["--set=spn=some"], "spn is 'some'"), (["--photos=/nowhere"], "no picture"),
     (["--diffae=/nowhere.safetensors"], "no such file"), (["--only=gouache"], "leave no style")])
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, caplog, arguments, said):

@@ -119,15 +119,6 @@ def test_content_is_encoded_with_the_solver_of_the_configuration():
     assert torch.allclose(few.x, frozen.structural_code(few.picture, few.z, 4, 0.5, solver="dpmpp_2m"), atol=1e-3)
 
 
-@pytest.mark.parametrize(("level", "times"), [("official", [0, 53, 213, 480]), ("matched", [0, 56, 222, 500])])
-def test_the_reverse_chain_visits_the_times_that_sampling_visits(level, times):
-    config = replace(CONFIG, solver="dpmpp_2m", noise_level=level, reverse_steps=8)
-    assert list(config.schedule.times) == times and list(config.indices) == [3, 2, 1, 0]
-    steps, run = [], osasis.start(tiny.diffae(), replace(config, iterations=1))
-    osasis.fine_tune(trainer(replace(config, iterations=1)), run, hooks=Hooks(on_step=lambda r: steps.append(r.index)))
-    assert steps == [3, 2, 1, 0]
-
-
 # --- what is trained ---------------------------------------------------------------------------------------------
 def test_frozen_networks_and_inputs_are_left_alone():
     photos = tiny.pictures(3, 5)

@@ -39,6 +39,11 @@ def test_pyright_sees_torch(tmp_path):
     assert done.returncode == 1 and "Tensor" in errors_of(done)[0]
 
 
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Triton's own language, whose arguments have no types of Python."""
+    return any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list)
+
+
 def untyped(source: str) -> list[str]:
     """Functions of a module that lack the type of a parameter or of what they return."""
     tree, found = ast.parse(source), []
@@ -46,7 +51,7 @@ def untyped(source: str) -> list[str]:
                if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
                and "staticmethod" not in map(ast.unparse, f.decorator_list)}
     for f in ast.walk(tree):
-        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) and not is_kernel(f):
             a = f.args
             parameters = [*a.posonlyargs, *a.args][id(f) in methods:]
             parameters += [*a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
 from ..models.graphs import Graphs, release
 from ..models.hashing import hash_of
-from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, SamplingSettings, reverse_chain
+from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
 from ..models.precision import PRECISIONS, autocast
 from ..models.spn import SPN, SPNConfig
 from ..models.style import OSASISStyle
@@ -51,7 +50,7 @@ class OSASISConfig:
     style_spn_weight: the style stream's SPN factor, 1 in the code though lambda is 0.1 (D 2). clamp: "hard" stops the
     gradient where x0 leaves [-1, 1] (official), "straight-through" lets it pass. micro_batch: rows a forward, 0 for
     all; changes memory, not the result. precision: of the UNet and CLIP on a GPU (official: float16, no scaler).
-    solver: of encoding, and of sampling with the style (A.10). The reverse chain visits its times, in DDIM's steps.
+    solver: of encoding, and of sampling with the style (A.10). The reverse chain is DDIM's.
     """
     iterations: int = 200
     batch: int = 8
@@ -104,18 +103,12 @@ class OSASISConfig:
 
     @property
     def schedule(self) -> Schedule:
-        return self.chain[0]
+        return ddim_schedule(self.reverse_steps)
 
     @property
     def indices(self) -> range:
         """Indices of the reverse chain, falling: one optimiser step each."""
-        return self.chain[1]
-
-    @cached_property
-    def chain(self) -> tuple[Schedule, range]:
-        """The reverse chain visits the times that sampling in `reverse_steps` visits."""
-        return reverse_chain(self.reverse_steps, SamplingSettings(self.t0, noise_level=self.noise_level,
-                                                                  solver=self.solver))
+        return reverse_indices(self.schedule, self.t0, self.noise_level)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ OSASIS_PRESETS: dict[str, dict] = {  # of OSASISConfig
     "official": {},
     "corrected": {"noise_level": "matched", "spn_time": "timestep", "clamp": "straight-through",
                   "style_spn_weight": 0.1, "clip_preprocessing": "openai", "precision": "bfloat16"},
-    "fast": {"iterations": 60, "lr": 3e-5, "lr_spn": 3e-4, "reverse_steps": 12, "noise_level": "matched",
+    "fast": {"iterations": 60, "lr": 3e-5, "lr_spn": 3e-4, "reverse_steps": 10, "noise_level": "matched",
              "cached_content": 64, "forward_steps": 20, "generate_steps": 10, "latent_steps": 50, "solver": "dpmpp_2m",
              "style_spn_weight": 0.1},
     "demo": {"cached_content": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .launch import Launched
+
 TILE = 4096  # numbers a program works on at a time
 WHOLE = 16384  # most numbers of a (picture, group) that one program holds at once
 PROGRAMS = 1024  # wanted, at least, of a statistics pass
@@ -66,7 +68,8 @@ def _kept(seed, offset, p):
     return tl.where((h >> 8).to(tl.float32) * (1.0 / 16777216.0) >= p, 1.0 / (1.0 - p), 0.0)
 
 
-@triton.jit
+@Launched
+@triton.jit(do_not_specialize=["chunks"])
 def _moments(x, other, means, squares, rows, channels, split, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
              COLUMNS: tl.constexpr, PAIR: tl.constexpr):
     """Mean and sum of squared deviations of each channel of a chunk of rows. Sums are taken of the difference to the
@@ -113,7 +116,8 @@ def _group_affine(n, g, c, valid, mean, rstd, centre, weight, bias, scale, shift
     return gamma, beta
 
 
-@triton.jit
+@Launched
+@triton.jit(do_not_specialize=["chunk_rows", "chunks", "scale_stride", "shift_stride"])
 def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, rows,
             channels, groups, chunk_rows, chunks, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr,
             HAS_BIAS: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
@@ -139,6 +143,7 @@ def _affine(means, squares, weight, bias, scale, shift, conv_bias, a, b, group_m
                   group_mean, group_rstd, centres, channels, groups, scale_stride, shift_stride, HAS_AFFINE, HAS_BIAS)
 
 
+@Launched
 @triton.jit
 def _apply(x, other, y, a, b, seed, p, rows, channels, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
            PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr):
@@ -161,7 +166,8 @@ def _finish(y, u, n, r, c, rows, channels, inside, seed, p, SILU: tl.constexpr, 
     tl.store(y + at, u.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@Launched
+@triton.jit(do_not_specialize=["scale_stride", "shift_stride"])
 def _whole(x, other, y, weight, bias, scale, shift, conv_bias, a, b, group_mean, group_rstd, centres, seed, p, rows,
            channels, split, groups, scale_stride, shift_stride, eps, HAS_AFFINE: tl.constexpr, HAS_BIAS: tl.constexpr,
            PAIR: tl.constexpr, SILU: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
@@ -201,7 +207,8 @@ def _before(dy, x, other, n, r, c, rows, channels, split, inside, gamma, beta, s
     return v, du
 
 
-@triton.jit
+@Launched
+@triton.jit(do_not_specialize=["chunks"])
 def _backward_sums(dy, x, other, a, b, conv_bias, group_mean, group_rstd, seed, p, first_sums, second_sums, rows,
                    channels, split, groups, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
                    COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, PAIR: tl.constexpr, SILU: tl.constexpr,
@@ -247,7 +254,8 @@ def _backward_group(n, g, c, valid, first, second, centres, d_beta, d_gamma, d_c
     return mean, slope
 
 
-@triton.jit
+@Launched
+@triton.jit(do_not_specialize=["chunks"])
 def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma, d_conv_bias, k_mean, k_slope, rows,
                            channels, groups, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     n, g = tl.program_id(0), tl.program_id(1)
@@ -263,6 +271,7 @@ def _backward_coefficients(first_sums, second_sums, a, centres, d_beta, d_gamma,
                     channels, groups, gamma)
 
 
+@Launched
 @triton.jit
 def _backward_apply(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, k_mean,
                     k_slope, seed, p, rows, channels, split, groups, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -288,6 +297,7 @@ def _backward_apply(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias
     _store(dx, d_other, du, n, r, c, rows, channels, split, inside, PAIR)
 
 
+@Launched
 @triton.jit
 def _backward_whole(dy, x, other, dx, d_other, more, more_other, a, b, conv_bias, group_mean, group_rstd, centres,
                     d_beta, d_gamma, d_conv_bias, k_mean, k_slope, seed, p, rows, channels, split, groups,
@@ -327,7 +337,8 @@ class Tiling:
         self.tile_rows = TILE // self.columns
         self.blocks = triton.cdiv(self.channels, self.columns)
         wanted = min(triton.cdiv(PROGRAMS, self.batch * self.blocks), MOST_CHUNKS)
-        self.chunk_rows = self.tile_rows * triton.cdiv(triton.cdiv(self.rows, wanted), self.tile_rows)
+        # a power of 2, as is every constant: each other value would be another kernel to compile
+        self.chunk_rows = max(power(triton.cdiv(self.rows, wanted)), self.tile_rows)
         self.chunks = triton.cdiv(self.rows, self.chunk_rows)
         self.width = max(power(self.channels // groups), 2)
 
@@ -388,7 +399,7 @@ def _forward(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scal
     _moments[t.sums_grid](x, other, means, squares, t.rows, t.channels, t.split, t.chunks, CHUNK_ROWS=t.chunk_rows,
                           ROWS=t.tile_rows, COLUMNS=t.columns, PAIR=draws["PAIR"])
     _affine[(t.batch, groups)](means, squares, *small, t.rows, t.channels, groups, t.chunk_rows, t.chunks, *strides,
-                               eps, **flags, CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
+                               eps, **flags, CHUNKS=MOST_CHUNKS, WIDTH=t.width)
     _apply[t.tiles_grid](x, other, y, a, b, seed, p, t.rows, t.channels, t.split, ROWS=t.tile_rows, COLUMNS=t.columns,
                          **draws)
     return y, a, b, mean, rstd, centres
@@ -418,7 +429,7 @@ def _backward(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, 
                                 t.split, groups, t.chunks, CHUNK_ROWS=t.chunk_rows, ROWS=t.tile_rows,
                                 COLUMNS=t.columns, **flags)
     _backward_coefficients[(t.batch, groups)](first, second, a, *outputs, t.rows, t.channels, groups, t.chunks,
-                                              CHUNKS=max(power(t.chunks), 2), WIDTH=t.width)
+                                              CHUNKS=MOST_CHUNKS, WIDTH=t.width)
     _backward_apply[t.tiles_grid](dy, x, other, dx, d_other, *added, a, b, conv_bias, mean, rstd, k_mean, k_slope,
                                   seed, p, t.rows, t.channels, t.split, groups, ROWS=t.tile_rows, COLUMNS=t.columns,
                                   MORE=more is not None, **flags)
@@ -442,7 +453,7 @@ def _(dy: Tensor, x: Tensor, other: Tensor | None, more: Tensor | None, more_oth
     return torch.empty_like(x), d_other, torch.empty_like(a), torch.empty_like(a), torch.empty_like(a)
 
 
-class GroupNormOf(torch.autograd.Function):
+class _GroupNorm(torch.autograd.Function):
     """(y, x, other): x and other are handed on, so that the gradients of what else is made of them are added in the
     same pass over the map. Gradients of gradients are not supported."""
 
@@ -495,11 +506,11 @@ def group_norm(x: Tensor, norm: torch.nn.GroupNorm, affine: tuple[Tensor, Tensor
     """(dropout_p(silu(GN(x + conv_bias) A + B)), x, other) of a map x (B, C, H, W), in x's type and channels_last.
 
     affine: (A, B), each (B or 1, C). other: a map whose channels follow x's. x and other are to be used further on as
-    they are returned, see `GroupNormOf`.
+    they are returned, see `_GroupNorm`.
     """
     scale, shift = (None, None) if affine is None else (_rows(part, len(x)) for part in affine)
     seed = torch.randint(2 ** 32, (1,), device=x.device) if p else None
-    return GroupNormOf.apply(last(x), None if other is None else last(other), norm.weight, norm.bias, scale, shift,
+    return _GroupNorm.apply(last(x), None if other is None else last(other), norm.weight, norm.bias, scale, shift,
                              conv_bias, seed, norm.num_groups, norm.eps, silu, p)
 
 

@@ -10,10 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launched
+
 BLOCK = 1024
 PROGRAMS = 1024  # of a sum over the rows, at least
 
 
+@Launched
 @triton.jit
 def _add(x, h, third, bias, y, count, channels, THREE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -27,6 +30,7 @@ def _add(x, h, third, bias, y, count, channels, THREE: tl.constexpr, HAS_BIAS: t
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
+@Launched
 @triton.jit
 def _sums(x, partial, rows, channels, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     chunk = tl.program_id(0)
@@ -39,6 +43,7 @@ def _sums(x, partial, rows, channels, CHUNK_ROWS: tl.constexpr, ROWS: tl.constex
     tl.store(partial + chunk * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
+@Launched
 @triton.jit
 def _resize(x, y, gain, count, height, width, channels, UP: tl.constexpr, BLOCK: tl.constexpr):
     """UP: every pixel four times, times gain. Else: the sum of 2 x 2 pixels, times gain. height, width: of the smaller
@@ -72,7 +77,7 @@ def channel_sum(x: Tensor) -> Tensor:
     x, channels = last(x), x.shape[1]
     rows, columns = x.numel() // channels, min(triton.next_power_of_2(channels), 128)
     tile_rows, blocks = 4096 // columns, triton.cdiv(channels, columns)
-    chunk_rows = tile_rows * triton.cdiv(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks)), tile_rows)
+    chunk_rows = max(triton.next_power_of_2(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks))), tile_rows)
     chunks = triton.cdiv(rows, chunk_rows)
     partial = torch.empty(chunks, channels, dtype=torch.float32, device=x.device)
     _sums[(chunks, blocks)](x, partial, rows, channels, CHUNK_ROWS=chunk_rows, ROWS=tile_rows, COLUMNS=columns)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launched
 from .pointwise import last
 
 GAIN = 2 ** 0.5
@@ -42,6 +43,7 @@ def _styled(v, n, r, c, rows, coefficient, noise, strength, bias, channels, nois
     return _active(v, gain)
 
 
+@Launched
 @triton.jit
 def _finish(t, other, coefficient, noise, strength, bias, scale, y, rows, channels, noise_stride, gain,
             COEFFICIENT: tl.constexpr, NOISE: tl.constexpr, OTHER: tl.constexpr, SCALE: tl.constexpr,
@@ -74,6 +76,7 @@ def _upsampled(x, r, rows, height, width):
     return near + tl.load(x + far_row * half + far_column, mask=has_row & has_column, other=0.0) * 0.0625
 
 
+@Launched
 @triton.jit
 def _picture(t, coefficient, noise, strength, bias, scale, y, weight, rgb_bias, skip, rgb, height, width, channels,
              noise_stride, gain, STYLED: tl.constexpr, NOISE: tl.constexpr, STORE: tl.constexpr, SKIP: tl.constexpr,
@@ -125,6 +128,7 @@ def _taps(x, y, bias, row, column, c, height, width, channels, gain, ACTIVE: tl.
     return edge + 3.0 * middle
 
 
+@Launched
 @triton.jit
 def _filter(x, y, coefficient, noise, strength, bias, scale, out, height, width, out_height, out_width, channels,
             padding, share, noise_stride, gain, ACTIVE: tl.constexpr, GRADIENT: tl.constexpr, STYLED: tl.constexpr,
@@ -165,6 +169,7 @@ def _filter(x, y, coefficient, noise, strength, bias, scale, out, height, width,
             a, b = d, e
 
 
+@Launched
 @triton.jit
 def _styled_sums(dy, y, noise, coefficient, dt, plain, by_value, by_noise, rows, channels, chunks, noise_stride, gain,
                  NOISE: tl.constexpr, STORE: tl.constexpr, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
@@ -197,6 +202,7 @@ def _styled_sums(dy, y, noise, coefficient, dt, plain, by_value, by_noise, rows,
     tl.store(by_noise + at, tl.sum(third, 0), mask=c < channels)
 
 
+@Launched
 @triton.jit
 def _rgb_backward(d_rgb, x, weight, dx, partial, rows, channels, chunks, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
