@@ -1,7 +1,10 @@
 """CUDA graphs around calls of fixed shape: one launch instead of a thousand. Everywhere else the function is called."""
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +74,8 @@ class Graphs:
             torch.cuda.empty_cache()  # what was cached so far cannot be used by the graph's pool
             graph = torch.cuda.CUDAGraph()
             # another thread of the host may use the GPU meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with warnings.catch_warnings(), torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                warnings.filterwarnings("ignore", "This is technically allowed")  # of every tensor that is freed
                 outputs = function(*mine)
         self.pool = graph.pool()
         return Captured(graph, mine, outputs)
@@ -79,8 +83,23 @@ class Graphs:
     def clear(self) -> None:
         """Give the graphs and their memory back."""
         self.seen.clear()
-        self.captured.clear()
-        self.pool = None
+        if self.captured:
+            self.captured.clear()
+            self.pool = None
+            trim()
+
+
+def trim() -> None:
+    """Give the driver the memory that graphs have left. PyTorch's own allocator does so by itself, cudaMallocAsync
+    (ComfyUI's) keeps it for further graphs."""
+    if torch.cuda.get_allocator_backend() != "cudaMallocAsync":
+        return
+    torch.cuda.synchronize()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver.cuDeviceGraphMemTrim(torch.cuda.current_device())
+    except (OSError, AttributeError) as error:
+        log.warning("The memory of CUDA graphs could not be given back: %s", error)
 
 
 class Replayed(nn.Module):

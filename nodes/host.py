@@ -288,14 +288,14 @@ class NodeProgress:
     """Progress of a node: call it after every step. Stops at once if the user cancelled; previews are throttled."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.shown = total, 0, 0.0
+        self.total, self.done, self.shown = total, 0, time.monotonic()
         self.bar = comfy.utils.ProgressBar(total)
 
     def __call__(self, picture: Callable[[], Image.Image] | None = None) -> None:
         check_interrupt()
         self.done += 1
         preview = None
-        due = time.monotonic() - self.shown > PREVIEW_SECONDS or self.done == self.total
+        due = time.monotonic() - self.shown > PREVIEW_SECONDS
         if picture is not None and due and shows_previews():
             preview = ("JPEG", picture(), PREVIEW_SIDE)
             self.shown = time.monotonic()

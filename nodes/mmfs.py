@@ -258,6 +258,7 @@ class StylizeMMFS(AtelierNode):
                 before = r, given, host.Received(result)
             if before is not None:
                 keep(*before)
+            graphs.clear()
         return io.NodeOutput(out)
 
 

@@ -496,6 +496,7 @@ def test_previews_are_shown_unless_the_user_wants_none(nodes, monkeypatch, optio
     seen = []
     monkeypatch.setattr(nodes.host.sys, "argv", ["main.py", *options])
     monkeypatch.setattr(args, "preview_method", parser.parse_args(options).preview_method)
+    monkeypatch.setattr(nodes.host, "PREVIEW_SECONDS", -1)  # due at once
     progress = nodes.host.NodeProgress(1)
     monkeypatch.setattr(progress.bar, "update_absolute", lambda done, total, preview: seen.append(preview is not None))
     progress(lambda: nodes.images.to_pil(picture(0)))

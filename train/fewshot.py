@@ -215,8 +215,11 @@ def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Ho
             hooks.on_step(StepResult(k, 0, values, predictions))
         return {name: value for name, value in run.partial.items() if name != "done"}
 
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        return train(run, step, loop, trainer.device, hooks, save)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            return train(run, step, loop, trainer.device, hooks, save)
+    finally:
+        trainer.graphs.clear()
 
 
 def update(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> tuple[dict[str, Tensor], Tensor]:
