@@ -46,7 +46,7 @@ EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 NO_FOLDER = "none"
 MOST_FOLDERS = 500  # offered as choices
 OURS = "atelier"  # marks the patchers of this pack
-PREVIEW_SECONDS = 0.25
+PREVIEW_SECONDS, PROGRESS_SECONDS = 0.25, 0.05
 PREVIEW_SIDE = 768
 
 
@@ -285,21 +285,24 @@ def check_interrupt() -> None:
 
 
 class NodeProgress:
-    """Progress of a node: call it after every step. Stops at once if the user cancelled; previews are throttled."""
+    """Progress of a node: call it after every step. Stops at once if the user cancelled; what is told and shown is
+    throttled, since a step on a GPU takes less time than the page needs to be told of it."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.shown = total, 0, time.monotonic()
+        self.total, self.done = total, 0
+        self.told, self.shown = 0.0, time.monotonic()
         self.bar = comfy.utils.ProgressBar(total)
 
     def __call__(self, picture: Callable[[], Image.Image] | None = None) -> None:
         check_interrupt()
         self.done += 1
-        preview = None
-        due = time.monotonic() - self.shown > PREVIEW_SECONDS
-        if picture is not None and due and shows_previews():
+        now, preview = time.monotonic(), None
+        if picture is not None and now - self.shown > PREVIEW_SECONDS and shows_previews():
             preview = ("JPEG", picture(), PREVIEW_SIDE)
             self.shown = time.monotonic()
-        self.bar.update_absolute(self.done, self.total, preview)
+        if preview or now - self.told > PROGRESS_SECONDS or self.done == self.total:
+            self.bar.update_absolute(self.done, self.total, preview)
+            self.told = now
 
 
 def shows_previews() -> bool:
