@@ -92,7 +92,7 @@ class Graphs:
 def trim() -> None:
     """Give the driver the memory that graphs have left. PyTorch's own allocator does so by itself, cudaMallocAsync
     (ComfyUI's) keeps it for further graphs."""
-    if torch.cuda.get_allocator_backend() != "cudaMallocAsync":
+    if not torch.cuda.is_available() or torch.cuda.get_allocator_backend() != "cudaMallocAsync":
         return
     torch.cuda.synchronize()
     try:
