@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -99,15 +100,17 @@ def eps_of_v(v: Tensor, x: Tensor, alpha_bar: Tensor | float) -> Tensor:
 def denoiser(unet: NoisePredictor, z: Codes = None, times: Sequence[int] = ()) -> Denoise:
     """`denoise(x, t)` -> eps (and the variance's channels, if there are any) in float32, of a network that predicts eps
     or v; z as in `UNet.modulation`. times: what z and all of these times do is computed once, at the first call."""
-    alpha_bar, prepared = linear_alpha_bar(), {}
+    alpha_bar, places = linear_alpha_bar(), {time: i for i, time in enumerate(times)}
+
+    @cache
+    def prepared(device: torch.device) -> tuple[Tensor, Tensor | float]:
+        return unet.time_modulation(torch.tensor(times, device=device)), unet.code_modulation(z)
 
     def modulation(x: Tensor, t: int) -> Tensor:
-        if t not in times:
+        if t not in places:
             return unet.modulation(torch.full((1,), t, device=x.device), z)
-        if not prepared:
-            by_time, codes = unet.time_modulation(torch.tensor(times, device=x.device)), unet.code_modulation(z)
-            prepared.update({time: by_time[:, i:i + 1] * codes for i, time in enumerate(times)})
-        return prepared[t]
+        by_time, codes = prepared(x.device)
+        return by_time[:, places[t]:places[t] + 1] * codes
 
     def denoise(x: Tensor, t: int) -> Tensor:
         return eps_of(unet(x, modulation(x, t)).float(), x, float(alpha_bar[t]), unet.config.prediction)
