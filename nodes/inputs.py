@@ -122,10 +122,18 @@ def session_inputs(name: str, save_every: int, most: int, unit: str) -> list:
 
 
 def changed_pictures() -> io.Boolean.Input:
-    """The switch to resume a training whose folders of pictures have changed; the last input of a training."""
+    """The switch to resume a training whose folders of pictures have changed."""
     return advanced(io.Boolean.Input("changed_pictures", default=False, optional=True,
                                      tooltip="Resume although the photos or the art have changed since the snapshot. "
                                              "Off: such a snapshot is refused."))
+
+
+def keep() -> io.Int.Input:
+    """How many snapshots of a training are kept; the last input of a training."""
+    return advanced(io.Int.Input("keep", default=1, min=1, max=20, optional=True,
+                                 tooltip="Snapshots to keep: the newest, and earlier ones spread over the training. "
+                                         "With more than 1, fewer iterations can be asked for later. Each takes as "
+                                         "much disk space as the newest."))
 
 
 def file_name(default: str) -> io.String.Input:

@@ -43,7 +43,6 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
     broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
     with Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session:
-        session.check_length(loop.steps)
         writes = checkpointing.path is not None and distributed.is_main_process
         return train(stage.run, stage.step, loop, config.device, hooks, session.save if writes else None,
                      broadcast_flag if distributed.size > 1 else None)
