@@ -392,6 +392,20 @@ def test_pictures_that_become_one_flat_colour_are_warned_of_once(tmp_path):
     assert len(said) == 1 and "flat colour (iteration 4)" in said[0] and "lower the learning rate" in said[0]
 
 
+def test_pictures_that_were_flat_at_first_are_watched_once_they_are_not(tmp_path):
+    said = []
+    trained(None, 8, lambda k: flat() if k < 2 or k > 4 else tiny.pictures(2, k), warn=said.append)
+    assert len(said) == 1 and "flat colour (iteration 6)" in said[0]
+
+
+def test_pictures_are_looked_at_as_often_as_is_asked_for():
+    said = []
+    hooks = contrast.watched(Hooks(warn=said.append), 3)
+    for k in range(9):
+        hooks.on_step(StepResult(k, 0, {}, flat() if k > 3 else tiny.pictures(2, k)))
+    assert len(said) == 1 and "flat colour (iteration 6)" in said[0]
+
+
 @pytest.mark.parametrize("picture", [
     lambda k: flat(), lambda k: flat() if k < 3 else tiny.pictures(2), lambda k: tiny.pictures(2, k),
     lambda k: torch.cat([flat(1), tiny.pictures(1, px=8)])],
@@ -402,12 +416,17 @@ def test_other_pictures_are_not_warned_of(picture):
     assert not said
 
 
+def is_flat(pictures):
+    return contrast.contrast(pictures) < contrast.FLAT
+
+
 def test_flat_is_one_colour_of_whatever_tone_and_not_a_drawing_of_thin_lines():
     colour = torch.tensor([1.0, -1, 0.3])[None, :, None, None].expand(2, 3, 32, 32)
-    assert contrast.is_flat(colour) and contrast.is_flat(colour + 0.02 * torch.randn(2, 3, 32, 32).clamp(-1, 1))
+    assert is_flat(colour) and is_flat(colour + 0.02 * torch.randn(2, 3, 32, 32).clamp(-1, 1))
+    assert is_flat(5 * colour.sign() + torch.randn(2, 3, 32, 32)), "as it is shown"
     lines = torch.ones(1, 3, 64, 64)
     lines[..., 20, 10:50] = -1
-    assert not contrast.is_flat(lines) and not contrast.is_flat(torch.cat([colour[..., :32], lines[..., :32, :32]]))
+    assert not is_flat(lines) and not is_flat(torch.cat([colour[..., :32], lines[..., :32, :32]]))
 
 
 # --- names of files --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from ..models.features.protocols import Weighted
 from ..models.hashing import hash_of
 from ..models.loading import load_snapshot
 from . import kept
-from .contrast import FlatWatch
+from .contrast import watched
 from .data import to_bytes, to_unit
 from .loop import Checkpointing, Hooks, Run, StepResult, restore, snapshot
 
@@ -104,15 +104,12 @@ class Session:
         on_step is also told the last predictions, once, if nothing is left to do. Predictions that become one flat
         colour are warned of.
         """
-        watch = FlatWatch(hooks.warn)
-
         def remember(result: StepResult) -> None:
             self.last["predictions"] = result.predictions
-            watch.see(result)
             hooks.on_step(result)
 
         if self.run.step < steps:
-            work(replace(hooks, on_step=remember), self.save if self.checkpointing.path else None)
+            work(watched(replace(hooks, on_step=remember)), self.save if self.checkpointing.path else None)
         elif self.last:
             hooks.on_step(StepResult(self.run.step - 1, 0, {}, self.last["predictions"].to(device)))
         return self.settings | {"iterations": self.run.step}
