@@ -9,6 +9,7 @@ import torch
 
 from ..models.checkpoints import store
 from ..models.precision import PRECISIONS
+from ..train import kept
 from ..train.diffusion_pretraining import PretrainingConfig
 from ..train.loop import Hooks
 from ..train.recipes import diffusion
@@ -89,7 +90,9 @@ def snapshot_of(options: argparse.Namespace) -> Path:
 
 def saved_state(snapshot: Path) -> str:
     """What a stopped training has saved, a sentence."""
-    if not snapshot.exists():
+    found = [path for path in (snapshot, *kept.earlier(snapshot).values()) if path.exists()]
+    if not found:
         return "Nothing was saved"
-    step = (store.peek(snapshot).meta or {}).get("step")
-    return f"Step {step} is saved in {snapshot}; run the same command again to resume"
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    step = (store.peek(newest).meta or {}).get("step")
+    return f"Step {step} is saved in {newest}; run the same command again to resume"
