@@ -44,8 +44,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long; run again to resume")
     p.add_argument("--save-every", type=int, default=1000, help="steps between snapshots (%(default)s)")
     p.add_argument("--log-every", type=int, default=200, help="steps between log lines (%(default)s)")
-    p.add_argument("--keep", type=int, default=1, help="snapshots to keep: the newest, and earlier ones spread over the "
-                   "training, so that fewer --steps can be asked for later (%(default)s)")
+    p.add_argument("--keep", type=int, default=1, help="snapshots to keep: the newest, and earlier ones spread over "
+                   "the training, so that fewer --steps can be asked for later (%(default)s)")
     p.add_argument("--no-resume", action="store_true", help="start again though there is a snapshot")
     add_device(p)
     p.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if torch.cuda.is_available() else "float32")

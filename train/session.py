@@ -94,8 +94,8 @@ class Session:
         self.last = resume(self.run, found, self.settings, changed)
         if not self.ahead:
             return ""
-        return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier snapshot, "
-                f"of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
+        return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
+                f"snapshot, of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
 
     def train(self, work: Callable[[Hooks, Callable[[Run], None] | None], Run], steps: int, device: torch.device,
               hooks: Hooks = Hooks()) -> dict:
@@ -158,7 +158,8 @@ def step_of(header: store.Header) -> int:
 
 def is_beyond(header: store.Header, end: int) -> bool:
     """Is the snapshot of a later place than the end of step `end`?"""
-    return step_of(header) > end or step_of(header) == end and any(name.startswith("partial/") for name in header.shapes)
+    within = any(name.startswith("partial/") for name in header.shapes)  # of the step after step_of(header)
+    return step_of(header) + within > end
 
 
 def is_part(path: Path, settings: Mapping, end: int) -> bool:
