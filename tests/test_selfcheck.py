@@ -148,6 +148,22 @@ def test_a_hanging_a_dying_and_a_greedy_attempt_are_faults_and_the_next_is_made(
             assert "MemoryError" in ask(2, 30.0).text
 
 
+def test_an_attempt_that_waits_for_a_busy_machine_is_no_fault(tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.format(folder=str(tmp_path)).replace("time.sleep(60)", "time.sleep(2.5); return "
+                      "attempts.Outcome('slow', 'loaded')").replace("def die(*_): os._exit(3)", "def die(*_):\n"
+                      "    while time.process_time() < 60: pass"))
+    with attempts.children([sys.executable, str(script)], tmp_path / "place") as ask:
+        if attempts.cpu_seconds(os.getpid()) is not None:
+            assert ask(0, 1.0).row == "slow"
+        before = time.monotonic()
+        computing = ask(1, 1.0)
+        assert computing.kind == FAULT and "no answer" in computing.text and time.monotonic() - before < 30
+    monkeypatch.setattr(attempts, "cpu_seconds", lambda pid: None)
+    with attempts.children([sys.executable, str(script)], tmp_path / "place") as ask:
+        assert "no answer within 1 s" in ask(0, 1.0).text
+
+
 def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, capsys):
     result = command.Result(7)
     result.add("files", 12, Outcome("cut off", FAULT, "KeyError: 'x'"), 0.5)

@@ -362,9 +362,18 @@ def test_the_result_of_an_iteration_is_not_that_of_a_part_of_the_next_one(tmp_pa
     with Session.open(run, SETTINGS, Checkpointing(path, keep=2)) as opened:
         run.partial = {"done": torch.tensor(1)}
         opened.save(run)
-    with pytest.raises(CheckpointError, match="a.snapshot has 2 iterations"):
+    with pytest.raises(CheckpointError, match="a.snapshot has 3 iterations, more than the 2 .*Set iterations to 3 or"):
         trained(path, 2)
     assert trained(path, 3).step == 3
+
+
+def test_a_folder_that_cannot_be_listed_has_no_earlier_snapshots(tmp_path, monkeypatch):
+    def closed(folder):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(kept.Path, "iterdir", closed)
+    assert kept.earlier(tmp_path / "a.snapshot") == {}
+    kept.remove_stale(tmp_path / "a.snapshot")
 
 
 def test_room_for_all_that_is_to_be_kept_is_asked_for(tmp_path, monkeypatch):

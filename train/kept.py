@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..models.checkpoints import store
@@ -25,9 +26,12 @@ def _earlier_name(path: Path) -> str:
 
 def earlier(path: Path) -> dict[int, Path]:
     """The earlier snapshots of `path` by their step, in order."""
-    if not path.parent.is_dir():
+    try:
+        files = list(path.parent.iterdir())
+    except OSError as error:
+        log.debug("%s cannot be read: %s", path.parent, error)
         return {}
-    matches = ((re.fullmatch(_earlier_name(path), found.name), found) for found in path.parent.iterdir())
+    matches = ((re.fullmatch(_earlier_name(path), found.name), found) for found in files)
     return dict(sorted((int(match[1]), found) for match, found in matches if match))
 
 
@@ -63,5 +67,5 @@ def remove(path: Path) -> None:
 
 def remove_stale(path: Path) -> None:
     """Remove what a killed process left of earlier snapshots half written."""
-    if path.parent.is_dir():
+    with suppress(OSError):
         store.remove_stale(path.parent, _earlier_name(path))

@@ -73,7 +73,7 @@ class Session:
         if path is not None and writes:
             size = snapshot_bytes(run)
             check_room(path, size, max(1, keep - len(kept.earlier(path))))
-            log.info("%s: %d at most, of %.1f MB each", path.name, keep, size / 1e6)
+            log.info("%s: %d snapshots are kept at most, of %.1f MB each", path.name, keep, size / 1e6)
         with file_lock(path if writes else None):
             if path is not None and writes:
                 kept.remove_stale(path)
@@ -124,10 +124,11 @@ class Session:
             tensors[PREDICTIONS] = to_bytes(self.last["predictions"])
         if earlier and not self.ahead and not self.begins and is_part(path, self.settings, run.step - 1):
             kept.set_aside(path, step_of(store.peek(path)))
-        target = kept.earlier_path(path, run.step) if self.ahead else path
+        reached = run.step + bool(run.partial)
+        target = kept.earlier_path(path, reached) if self.ahead else path
         store.save(target, tensors, "snapshot", dict(self.settings), meta, dtype=None)
         if self.ahead:
-            kept.thin(path, self.ahead, max(earlier, 1), newly=run.step)
+            kept.thin(path, self.ahead, max(earlier, 1), newly=reached)
         else:  # a training that begins anew has none
             kept.thin(path, self.settings["iterations"], 0 if self.begins else earlier)
         self.begins = False
@@ -140,7 +141,7 @@ def snapshot_for(path: Path, settings: Mapping, changed_pictures: bool = False) 
     end, header = settings["iterations"], None
     if path.exists():
         header = check_settings(path, settings, changed_pictures)
-        if not is_beyond(header, end):
+        if step_of(header) <= end:
             return path, 0
     fitting = [file for file in kept.earlier(path).values() if is_part(file, settings, end)]
     if header is not None and not fitting:
@@ -151,21 +152,16 @@ def snapshot_for(path: Path, settings: Mapping, changed_pictures: bool = False) 
 
 
 def step_of(header: store.Header) -> int:
-    """The step that a snapshot says it is of; 0 for a damaged one, which whoever loads it refuses."""
+    """The steps that a snapshot says it has, a begun one too; 0 for a damaged one, which whoever loads it refuses."""
     step = (header.meta or {}).get("step")
-    return step if type(step) is int else 0
-
-
-def is_beyond(header: store.Header, end: int) -> bool:
-    """Is the snapshot of a later place than the end of step `end`?"""
-    within = any(name.startswith("partial/") for name in header.shapes)  # of the step after step_of(header)
-    return step_of(header) + within > end
+    begun = any(name.startswith("partial/") for name in header.shapes)
+    return step + begun if type(step) is int else 0
 
 
 def is_part(path: Path, settings: Mapping, end: int) -> bool:
-    """Does the file hold a snapshot of a training of these very settings, not beyond the end of step `end`?"""
+    """Does the file hold a snapshot of a training of these very settings, of `end` steps at most?"""
     try:
-        return not is_beyond(check_settings(path, settings), end)
+        return step_of(check_settings(path, settings)) <= end
     except (OSError, CheckpointError) as error:
         log.debug("%s is not taken: %s", path, error)
         return False

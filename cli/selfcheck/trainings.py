@@ -318,7 +318,7 @@ def attempt(prepared: AllPrepared, seed: int, index: int) -> Outcome:
     except BaseException as error:  # noqa: BLE001 - whatever comes is what the check looks for
         text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
         return Outcome(row, FAULT, f"{'; '.join(notes)}: {text[:400]}")
-    return Outcome(row, kind, "; ".join([*notes, text]))
+    return Outcome(row, kind, text if kind == NOT_TRIED else "; ".join([*notes, text]))
 
 
 Found = tuple[str, str]
