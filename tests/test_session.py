@@ -309,6 +309,15 @@ def test_fewer_snapshots_to_keep_remove_the_others(tmp_path):
     assert kept_steps(path) == [15]
 
 
+def test_one_that_a_killed_save_left_too_many_is_removed_though_nothing_is_left_to_do(tmp_path):
+    path = tmp_path / "a.snapshot"
+    trained(path, 12, every=4, keep=3)
+    trained(path, 12)
+    assert kept_steps(path) == [12, 4, 8], "with nothing to save, the newest alone needs no place"
+    trained(path, 12, keep=2)
+    assert kept_steps(path) == [12, 4]
+
+
 def test_without_the_newest_the_last_earlier_snapshot_is_resumed(tmp_path):
     path, started = tmp_path / "a.snapshot", []
     trained(path, 12, every=4, keep=3)

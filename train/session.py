@@ -80,6 +80,8 @@ class Session:
             session = cls(run, settings, checkpointing)
             warning = session.resume() if checkpointing.resume else ""
             session.begins = run.step == 0 and not run.partial
+            if path is not None and writes and keep > 1 and not (session.begins or session.ahead):
+                kept.thin(path, settings["iterations"], keep - 1)  # one more is left if the last save was killed
             hooks.on_start(run)
             if warning:
                 hooks.warn(warning)
