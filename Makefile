@@ -1,7 +1,7 @@
 # make demo   the demo, in a real ComfyUI: pictures in demo_output/ (COMFYUI_PATH=... takes your own ComfyUI)
 # make test   the whole test suite             make host   only set up what both run on (outside this folder)
 # make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
-# make oldest what depends on the packages of requirements.txt, with the oldest versions that it allows
+# make oldest what depends on ComfyUI and the packages of requirements.txt, with older and the oldest allowed versions
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -18,11 +18,11 @@ demo:
 	@$(PYTHON) tools/launch.py tools.demo $(ARGS)
 
 test:
-	@$(SETUP) --with-page
+	@$(SETUP) --with-page --with-older
 	@$(HOST_PYTHON) -m pytest $(ARGS)
 
 host:
-	@$(SETUP) --with-page
+	@$(SETUP) --with-page --with-older
 
 lint:
 	@$(SETUP)
@@ -30,10 +30,10 @@ lint:
 	@$(HOST_PYTHON) -m pyright --pythonpath $(HOST_PYTHON)
 
 oldest:
-	@$(SETUP)
-	@$(HOST_PYTHON) -m pip install -q --no-deps --target build/oldest $$(sed -n 's/>=/==/p' requirements.txt)
-	@PYTHONPATH=build/oldest $(HOST_PYTHON) -m pytest tests/test_clip.py tests/test_perceptual.py tests/test_metrics.py \
-	    tests/test_foreign_networks.py tests/test_networks.py tests/test_losses.py tests/test_nodes_mmfs.py $(ARGS)
+	@$(SETUP) --with-older
+	@PYTHONPATH="$$($(SETUP) --where-older)/packages" $(HOST_PYTHON) -m pytest tests/test_clip.py \
+	    tests/test_perceptual.py tests/test_metrics.py tests/test_foreign_networks.py tests/test_networks.py \
+	    tests/test_losses.py tests/test_nodes_mmfs.py tests/server/test_older_host.py $(ARGS)
 
 page:
 	@$(SETUP) --with-page

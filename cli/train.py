@@ -9,6 +9,7 @@ import torch
 
 from ..models.checkpoints import store
 from ..models.precision import PRECISIONS
+from ..train import kept
 from ..train.diffusion_pretraining import PretrainingConfig
 from ..train.loop import Hooks
 from ..train.recipes import diffusion
@@ -43,6 +44,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long; run again to resume")
     p.add_argument("--save-every", type=int, default=1000, help="steps between snapshots (%(default)s)")
     p.add_argument("--log-every", type=int, default=200, help="steps between log lines (%(default)s)")
+    p.add_argument("--keep", type=int, default=1, help="snapshots to keep: the newest, and earlier ones spread over "
+                   "the training, so that fewer --steps can be asked for later (%(default)s)")
     p.add_argument("--no-resume", action="store_true", help="start again though there is a snapshot")
     add_device(p)
     p.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if torch.cuda.is_available() else "float32")
@@ -55,7 +58,7 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout)
     recipe = RecipeConfig(options.out, torch.device(options.device), save_every=options.save_every,
                           log_every=options.log_every, preview_every=options.preview_every, minutes=options.minutes,
-                          resume=not options.no_resume)
+                          resume=not options.no_resume, keep=options.keep)
     train = train_mmfs.train if options.model in train_mmfs.STAGES else train_diffusion
     try:
         with ProgressBar() as bar:
@@ -87,7 +90,9 @@ def snapshot_of(options: argparse.Namespace) -> Path:
 
 def saved_state(snapshot: Path) -> str:
     """What a stopped training has saved, a sentence."""
-    if not snapshot.exists():
+    found = [path for path in (snapshot, *kept.earlier(snapshot).values()) if path.exists()]
+    if not found:
         return "Nothing was saved"
-    step = (store.peek(snapshot).meta or {}).get("step")
-    return f"Step {step} is saved in {snapshot}; run the same command again to resume"
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    step = (store.peek(newest).meta or {}).get("step")
+    return f"Step {step} is saved in {newest}; run the same command again to resume"

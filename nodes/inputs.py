@@ -138,6 +138,14 @@ def changed_pictures() -> io.Boolean.Input:
                                              "Off: such a snapshot is refused."))
 
 
+def keep() -> io.Int.Input:
+    """How many snapshots of a training are kept; the last input of a training."""
+    return advanced(io.Int.Input("keep", default=1, min=1, max=20, optional=True,
+                                 tooltip="Snapshots to keep: the newest, and earlier ones spread over the training. "
+                                         "With more than 1, fewer iterations can be asked for later. Each takes as "
+                                         "much disk space as the newest."))
+
+
 def file_name(default: str) -> io.String.Input:
     """Name of a file that a node saves; ask `valid_name` of it."""
     return io.String.Input("name", default=default,

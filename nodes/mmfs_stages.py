@@ -71,6 +71,7 @@ class StageValues:
     preview_every: int
     precision: str
     changed_pictures: bool = False
+    keep: int = 1
 
     def config(self, base: GANConfig) -> GANConfig:
         return replace(base, steps=self.steps, batch=self.batch, lr=self.lr, seed=self.seed, precision=self.precision)
@@ -79,7 +80,7 @@ class StageValues:
     def run(self) -> RunConfig:
         path = snapshot_file(host.snapshot_folder(), self.name)
         return RunConfig(host.training_device(), Checkpointing(path, self.save_every, self.resume,
-                                                                self.changed_pictures))
+                                                                self.changed_pictures, self.keep))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class TrainStage1(AtelierNode):
             inputs=[
                 sockets.STYLEGAN2.Input("stylegan2", tooltip="The generator, with its discriminator."),
                 *stage_inputs(stages.STAGE1, "my_stage1"),
-                inputs.image("photos", "A few real photos, for the preview only.", optional=True)],
+                inputs.image("photos", "A few real photos, for the preview only.", optional=True),
+                inputs.keep()],
             outputs=stage_outputs())
 
     @classmethod
@@ -166,7 +168,7 @@ class TrainStage2(AtelierNode):
                 inputs.image("art", "Artistic faces, instead of a folder.", optional=True),
                 sockets.STYLEGAN2.Input("stylegan2", optional=True,
                                         tooltip="Its discriminator is taken if the MMFS has none."),
-                inputs.changed_pictures()],
+                inputs.changed_pictures(), inputs.keep()],
             outputs=stage_outputs())
 
     @classmethod
@@ -220,7 +222,7 @@ class TrainMapping(AtelierNode):
                                              tooltip="Hidden width of a new mapping's layers. 2048 is official, 384 "
                                                      "the demo model's.")),
                 inputs.image("photos", "Photos of faces, instead of a folder.", optional=True),
-                inputs.changed_pictures()],
+                inputs.changed_pictures(), inputs.keep()],
             outputs=stage_outputs())
 
     @classmethod

@@ -1,8 +1,8 @@
 """Nodes that fine-tune MMFS to a style, from pictures (one-shot) or from text (zero-shot), and save it."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -21,7 +21,7 @@ from ..train.source_faces import FaceNetworks, Samples
 from . import host, image_sources, images, inputs, sockets
 from .base import AtelierNode, first
 from .monitor import TrainingMonitor
-from .saving import same_weights, save_once
+from .saving import holds, save_once
 from .sockets import CLIPModel, MMFSModel, StructureNetModel, StyleGAN2Model, TuneOptions, WPlus
 
 OWN = "as set below"
@@ -115,7 +115,7 @@ def tune_inputs() -> list:
         sockets.W_PLUS.Input("w_plus", display_name="w+ code", optional=True,
                              tooltip="One w+ code to start from, instead of what the CLIP mapping gives. A model "
                                      "without a mapping needs it."),
-        inputs.changed_pictures()]
+        inputs.changed_pictures(), inputs.keep()]
 
 
 def tune_outputs() -> list:
@@ -221,6 +221,7 @@ class FineTuneValues:
     stylegan2: StyleGAN2Model | None = None
     w_plus: WPlus | None = None
     changed_pictures: bool = False
+    keep: int = 1
 
     @property
     def config(self) -> FewShotConfig:
@@ -230,7 +231,7 @@ class FineTuneValues:
     @property
     def checkpointing(self) -> Checkpointing:
         return Checkpointing(snapshot_file(host.snapshot_folder(), self.name), self.save_every, self.resume,
-                             self.changed_pictures)
+                             self.changed_pictures, self.keep)
 
 
 def fine_tune(node: type[io.ComfyNode], models: FineTuneModels, reference: Reference,
@@ -299,18 +300,12 @@ class SaveMMFSStyle(AtelierNode):
 
     @classmethod
     def execute(cls, style: MMFSStyle, name: str, overwrite: bool) -> io.NodeOutput:
-        return save_once("mmfs_styles", name, overwrite, lambda path: is_style(path, style),
+        return save_once("mmfs_styles", name, overwrite, lambda path: holds(path, load_mmfs_style, style, made_with),
                          lambda path: save_mmfs_style(path, style), "style")
 
 
-def is_style(path: Path, style: MMFSStyle) -> bool:
-    """Does the file hold this very style?"""
-    try:
-        saved = load_mmfs_style(path)
-    except ValueError:
-        return False
-    about = (saved.model, saved.settings, saved.prompt)
-    return about == (style.model, style.settings, style.prompt) and same_weights(saved.decoder, style.decoder)
+def made_with(style: MMFSStyle) -> tuple[object, Mapping[str, Tensor]]:
+    return (style.model, style.settings, style.prompt), style.decoder
 
 
 NODES = [MMFSFineTuneOptions, MMFSFineTune, MMFSFineTuneText, SaveMMFSStyle]

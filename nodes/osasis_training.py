@@ -1,8 +1,8 @@
 """Nodes that make OSASIS styles: the one-shot fine-tune, its options, and saving."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -20,7 +20,7 @@ from ..train.session import snapshot_file
 from . import host, images, inputs, sockets
 from .base import AtelierNode
 from .monitor import TrainingMonitor
-from .saving import same_weights, save_once
+from .saving import holds, save_once
 from .sockets import CLIPModel, DiffAEModel, LoadedStyle, PerceptualModel, SemanticCode, TuneOptions
 
 OWN = "as set below"
@@ -146,7 +146,8 @@ class OSASISFineTune(AtelierNode):
                     tooltip="How large output/atelier/content may become. Content pictures that the model generates "
                             "are kept there. Further styles with the same model, seed and options take them from "
                             "there. The result is the same. Those used longest ago leave first. 0: none are kept or "
-                            "taken."))],
+                            "taken.")),
+                inputs.keep()],
             outputs=[
                 sockets.OSASIS_STYLE.Output("style", display_name="style", tooltip="The style, for Stylize with OSASIS "
                                                                                    "and Save OSASIS Style."),
@@ -168,7 +169,7 @@ class OSASISFineTune(AtelierNode):
                 style_image: Tensor, iterations: int, batch: int, lr: float, lr_spn: float, spn: str,
                 spn_weight: float, seed: int, name: str, save_every: int, resume: bool,
                 options: TuneOptions | None = None, contents: Tensor | None = None,
-                changed_pictures: bool = False, content_gb: float = DEFAULT_GB) -> io.NodeOutput:
+                changed_pictures: bool = False, content_gb: float = DEFAULT_GB, keep: int = 1) -> io.NodeOutput:
         own = {"iterations": iterations, "batch": batch, "lr": lr, "lr_spn": lr_spn, "spn": spn,
                "spn_weight": spn_weight, "seed": seed}
         further = options.fields if options else {}
@@ -176,7 +177,7 @@ class OSASISFineTune(AtelierNode):
             host.show_text(f"from the options: {', '.join(replaced)}")
         config = OSASISConfig(**own | further)
         checkpointing = Checkpointing(snapshot_file(host.snapshot_folder(), name), save_every, resume,
-                                      changed_pictures)
+                                      changed_pictures, keep)
         px = diffae.net.image_size
         twin, style_image = (images.to_model(images.single(image, what), px, what)
                              for image, what in ((twin, "twin"), (style_image, "style_image")))
@@ -217,17 +218,12 @@ class SaveOSASISStyle(AtelierNode):
 
     @classmethod
     def execute(cls, style: LoadedStyle, name: str, overwrite: bool) -> io.NodeOutput:
-        return save_once("osasis", name, overwrite, lambda path: is_style(path, style.style),
+        return save_once("osasis", name, overwrite, lambda path: holds(path, load_style, style.style, made_with),
                          lambda path: save_style(path, style.style), "style")
 
 
-def is_style(path: Path, style: OSASISStyle) -> bool:
-    """Does the file hold this very style?"""
-    try:
-        saved = load_style(path)
-    except ValueError:
-        return False
-    return (saved.model, saved.settings) == (style.model, style.settings) and same_weights(saved.unet, style.unet)
+def made_with(style: OSASISStyle) -> tuple[object, Mapping[str, Tensor]]:
+    return (style.model, style.settings), style.unet
 
 
 NODES = [OSASISFineTuneOptions, OSASISFineTune, SaveOSASISStyle]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from comfy_api.latest import io, ui
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ..train.session import plain_name
 from . import host
+
+Style = TypeVar("Style")
 
 
 def save_once(folder: str, name: str, overwrite: bool, is_same: Callable[[Path], bool],
@@ -35,6 +38,17 @@ def numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.stem} {number}{path.suffix}")
+
+
+def holds(path: Path, load: Callable[[Path], Style], style: Style,
+          parts: Callable[[Style], tuple[object, Mapping[str, Tensor]]]) -> bool:
+    """Does the file hold this very style? parts(style): what it is made with, and its weights."""
+    try:
+        saved = load(path)
+    except ValueError:
+        return False
+    (theirs, saved_weights), (ours, weights) = parts(saved), parts(style)
+    return theirs == ours and same_weights(saved_weights, weights)
 
 
 def same_weights(saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:

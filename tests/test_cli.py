@@ -69,6 +69,19 @@ def test_a_signal_saves_and_the_same_command_resumes_to_the_same_file(arguments,
 
 
 @can_signal
+def test_a_stopped_training_of_fewer_steps_names_the_earlier_snapshot_that_it_saved(arguments, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert main.main(arguments("a.safetensors", "--save-every=2", "--keep=2")) == 0
+    sender = Sender(signal.SIGTERM, "step 5 of 7")
+    loop.progress_log.addHandler(sender)
+    try:
+        assert main.main(arguments("a.safetensors", "--steps=7", "--keep=2")) == 143
+    finally:
+        loop.progress_log.removeHandler(sender)
+    assert f"Step 5 is saved in {tmp_path / 'a@00000005.snapshot'}; run the same command again" in caplog.text
+
+
+@can_signal
 def test_a_signal_before_the_first_step_saves_nothing(arguments, tmp_path, caplog):
     caplog.set_level("INFO")
     sender, reading = Sender(signal.SIGTERM, "4 pictures of 64 px"), logging.getLogger("oneshot_atelier.train.data")

@@ -194,6 +194,17 @@ def test_a_training_that_ran_out_of_time_goes_on_to_the_same_file(atelier, name)
     assert store.peek(part.with_suffix(".snapshot")).meta == store.peek(whole.with_suffix(".snapshot")).meta
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_fewer_steps_take_the_earlier_snapshot_that_is_kept(atelier, name, caplog):
+    short = contents(atelier(name, "--steps", "1", out="short"))
+    long = contents(atelier(name, "--steps", "3", "--save-every", "1", "--keep", "3", out="kept"))
+    assert tiny.same(contents(atelier(name, "--steps", "1", out="kept")), short)
+    assert "kept.snapshot has 3 iterations, more than the 1 that are asked for" in caplog.text
+    assert tiny.same(contents(atelier(name, "--steps", "3", out="kept")), long)
+    assert atelier(name, "--steps", "3", out="short")
+    assert "short.snapshot has 3 iterations, more than the 2" in atelier(name, "--steps", "2", out="short", fails=True)
+
+
 def test_a_snapshot_of_other_settings_networks_or_pictures_is_refused(atelier, inputs, tmp_path):
     out = atelier("mmfs-stage2")
     made, before = contents(out), {path: path.read_bytes() for path in (out, out.with_suffix(".snapshot"))}

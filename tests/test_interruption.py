@@ -109,7 +109,7 @@ def state(run):
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "hook", "every"), [
-    *((name, hook, 0) for name in TRAININGS for hook in HOOKS if (name, hook) != ("gan", "on_step")),
+    *((name, hook, 0) for name in TRAININGS for hook in HOOKS),
     ("osasis", "on_step", 1), ("few-shot", "on_iteration", 1), ("gan", "on_iteration", 1)])
 def test_stopped_in_any_call_of_any_hook_and_resumed_it_is_the_uninterrupted_run(name, hook, every, whole, tmp_path):
     expected, calls = whole(name)
@@ -125,7 +125,7 @@ def test_stopped_in_any_call_of_any_hook_and_resumed_it_is_the_uninterrupted_run
         assert run.loss_history == expected.loss_history, stop
         assert tiny.same(state(run), state(expected)), stop
         assert store.peek(path).meta["step"] == run.step == expected.step
-        if hook == "on_step":  # nothing that was reached is done again
+        if hook == "on_step" and name != "gan":  # nothing that was reached is done again
             assert calls.count[hook] == stop + again.count[hook] or stop == total
 
 

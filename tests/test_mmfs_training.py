@@ -66,6 +66,31 @@ def feature_distance(d, a, b):
     return sum((x - y).abs().mean() for x, y in zip(d.features(a), d.features(b), strict=True))
 
 
+# --- pictures that become one flat colour ------------------------------------------------------------------------
+@pytest.mark.parametrize("log_every", [1, 2])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_generator_that_collapses_is_warned_of_once(name, log_every):
+    stage, said, seen = make(name, steps=6, lr=1e-6).stage, [], []
+
+    def collapse(progress):
+        if progress.step == 2:
+            for p in stage.run.nets["g"].parameters():
+                p.data.zero_()
+
+    hooks = Hooks(on_step=seen.append, on_iteration=collapse, warn=said.append)
+    run_stage(stage, {}, RunConfig(CPU, log_every=log_every), hooks)
+    assert [result.iteration for result in seen] == list(range(6))
+    assert len(said) == 1 and f"one flat colour (iteration {2 + log_every})" in said[0]
+    assert all(not result.predictions.requires_grad and len(result.predictions) == 4 for result in seen)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_generator_that_learns_is_not_warned_of(name):
+    said = []
+    run_stage(make(name, steps=6).stage, {}, RunConfig(CPU), Hooks(warn=said.append))
+    assert not said
+
+
 # --- what is trained ---------------------------------------------------------------------------------------------
 LEARNING = {
     "stylegan2": lambda name: True,

@@ -591,6 +591,18 @@ def test_more_iterations_go_on_from_the_snapshot(tune):
     assert same(weights_of(tune("grown", save_every=2, iterations=3)[0]), weights_of(whole[0]))
 
 
+def test_fewer_iterations_take_the_earlier_snapshot_that_is_kept_and_say_so(nodes, tune, monkeypatch):
+    short, said = tune("short", iterations=1), []
+    tune("kept", iterations=3, save_every=1, keep=3)
+    monkeypatch.setattr(nodes.host, "show_text", said.append)
+    assert same(weights_of(tune("kept", iterations=1, keep=3)[0]), weights_of(short[0]))
+    assert said[0] == "resumed at iteration 1 of 1"
+    assert said[1].startswith("kept.snapshot has 3 iterations, more than the 1 that are asked for: an earlier snapshot")
+    with pytest.raises(ValueError, match="short.snapshot has 2 iterations, more than the 1"):
+        tune("short", iterations=2)
+        tune("short", iterations=1)
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"seed": 4}, "seed was 3 and is 4 now"), ({"batch": 3}, "batch was 2"),
     ({"style_image": picture(8)}, "style image"),

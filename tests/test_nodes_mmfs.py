@@ -537,6 +537,12 @@ def test_a_finished_snapshot_gives_its_style_at_once(nodes, tune, monkeypatch):
     assert len(made) == 1 and same(decoder_of(first), decoder_of(again)) and first[4] == again[4]
 
 
+def test_fewer_iterations_take_the_earlier_snapshot_that_is_kept(tune):
+    short = tune("short", iterations=2)
+    tune("kept", iterations=3, save_every=1, keep=3)
+    assert same(decoder_of(tune("kept", iterations=2)), decoder_of(short))
+
+
 @pytest.mark.parametrize("changes, said", [({"seed": 4}, "seed was 3"), ({"photos": picture(9, 3)}, "faces"),
                                            ({"references": picture(8, side=40)}, "another one")])
 def test_a_snapshot_of_other_settings_is_not_gone_on_with(tune, changes, said):

@@ -141,6 +141,14 @@ def test_a_finished_stage_gives_its_model_at_once_and_more_steps_go_on(nodes, st
     assert same(weights(stage1(save_every=2, steps=3)), weights(stage1(name="long", steps=3)))
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "mapping"])
+def test_fewer_steps_take_the_earlier_snapshot_that_is_kept(request, stage):
+    run = request.getfixturevalue(stage)
+    short = run(name="short", steps=1)
+    run(name="kept", steps=3, save_every=1, keep=3)
+    assert same(weights(run(name="kept", steps=1, keep=3)), weights(short))
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"lr": 0.05}, "lr was"), ({"structure_weight": 2.0}, "structure_weight was 0.5"),
     ({"art": picture(9, 5)}, "artistic set"),

@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,27 @@ def test_files_of_a_row_have_no_faults(files, row):
     assert found.kind == (LOADED if row == "whole" else REFUSED), found.text
 
 
-def test_a_training_that_is_interrupted_and_one_that_has_no_folder(tmp_path):
-    prepared = training_part.prepare(tmp_path)
-    for row in ("interrupted", "no folder", "two of one name", "cut off snapshot"):
-        found = training_part.attempt(prepared, 0, index_of(training_part, row))
+def test_every_kind_of_training_is_interrupted_refused_and_cut_off(tmp_path):
+    prepared, kinds = training_part.prepare(tmp_path), set()
+    for row, case in (*(("interrupted", k) for k in "012"), ("fewer iterations", "1"), ("no folder", "1"),
+                      ("two of one name", "2"), ("cut off snapshot", "1")):
+        found = training_part.attempt(prepared, 0, index_of(training_part, row, case))
         assert found.kind in (LOADED, REFUSED), found.text
+        kinds.add(found.text.partition(",")[0])
+    assert kinds == {"OSASIS", "MMFS", "StyleGAN2"}
+
+
+def test_a_result_that_differs_and_a_file_that_is_left_are_faults(tmp_path):
+    prepared = training_part.prepare(tmp_path)
+    whole = prepared.of("MMFS", 1)
+    training_part.trained(whole.training, tmp_path)
+    (tmp_path / "left.tmp").touch()
+    with pytest.raises(training_part.Wrong, match="temporary files were left: .*left.tmp"):
+        training_part.check_folder(whole, tmp_path)
+    changed = {name: value + 1 for name, value in whole.weights.items()}
+    prepared.made["MMFS", 1] = prepared.made["MMFS", 2] = replace(whole, weights=changed)
+    found = training_part.attempt(prepared, 0, index_of(training_part, "interrupted", "1"))
+    assert found.kind == FAULT and "tensors of the result differ" in found.text
 
 
 def test_an_attempt_is_the_same_again(files):
@@ -129,6 +146,22 @@ def test_a_hanging_a_dying_and_a_greedy_attempt_are_faults_and_the_next_is_made(
         assert died.kind == FAULT and "status 3" in died.text
         if os.path.exists("/proc/self/statm"):
             assert "MemoryError" in ask(2, 30.0).text
+
+
+def test_an_attempt_that_waits_for_a_busy_machine_is_no_fault(tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.format(folder=str(tmp_path)).replace("time.sleep(60)", "time.sleep(2.5); return "
+                      "attempts.Outcome('slow', 'loaded')").replace("def die(*_): os._exit(3)", "def die(*_):\n"
+                      "    while time.process_time() < 60: pass"))
+    with attempts.children([sys.executable, str(script)], tmp_path / "place") as ask:
+        if attempts.cpu_seconds(os.getpid()) is not None:
+            assert ask(0, 1.0).row == "slow"
+        before = time.monotonic()
+        computing = ask(1, 1.0)
+        assert computing.kind == FAULT and "no answer" in computing.text and time.monotonic() - before < 30
+    monkeypatch.setattr(attempts, "cpu_seconds", lambda pid: None)
+    with attempts.children([sys.executable, str(script)], tmp_path / "place") as ask:
+        assert "no answer within 1 s" in ask(0, 1.0).text
 
 
 def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, capsys):

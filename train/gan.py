@@ -19,7 +19,7 @@ from ..models.precision import autocast
 from ..models.stylegan2 import Discriminator, StyleGAN2, mix_styles, random_z
 from .augment import augment, policies
 from .distributed import SINGLE_PROCESS, Distributed, Draws
-from .loop import Hooks, LoopConfig, Losses, Run, ema_copy, total
+from .loop import Hooks, LoopConfig, Losses, Run, StepResult, ema_copy, total
 from .losses import STRUCTURE_NORMS
 
 PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
@@ -135,14 +135,22 @@ class Adversary:
         update(run, distributed, "g", total(losses))
         d.requires_grad_(True)
         with autocast(real.device, config.precision):
-            fake, seen = augment(fake.detach(), names, draws), augment(real, names, draws)
-            on_fake, on_real = scores(d, fake, seen)
+            seen = augment(real, names, draws)
+            on_fake, on_real = scores(d, augment(fake.detach(), names, draws), seen)
             losses["d"] = F.softplus(on_fake.float()).mean() + F.softplus(-on_real.float()).mean()
         update(run, distributed, "d", config.d_weight * losses["d"])
         if config.r1 and k % config.r1_every == 0:
             losses["r1"] = gradient_penalty(d, seen)
             update(run, distributed, "d", config.r1 / 2 * config.r1_every * losses["r1"])
-        return distributed.average_losses({name: loss.detach() for name, loss in losses.items()})
+        return told(k, distributed, losses, fake, hooks)
+
+
+def told(k: int, distributed: Distributed, losses: dict[str, Tensor], pictures: Tensor,
+         hooks: Hooks) -> dict[str, Tensor]:
+    """What is to be logged of a step's losses; the hooks are told of them and of the pictures that it was made on."""
+    values = distributed.average_losses({name: loss.detach() for name, loss in losses.items()})
+    hooks.on_step(StepResult(k, 0, values, pictures.detach()))
+    return values
 
 
 def scores(d: Discriminator, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,12 +179,6 @@ def update(run: Run, distributed: Distributed, name: str, loss: Tensor) -> None:
     loss.backward()
     distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
-
-
-def descend(run: Run, distributed: Distributed, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A step of the generator "g" alone, on the sum of its losses; what is to be logged of them."""
-    update(run, distributed, "g", total(losses))
-    return distributed.average_losses({name: loss.detach() for name, loss in losses.items()})
 
 
 def stylegan2(g: StyleGAN2, d: Discriminator, pictures: Pictures, config: GANConfig = STYLEGAN2,

@@ -139,11 +139,17 @@ class Checkpointing:
     """Where a training is saved (None: nowhere), how often (in steps of its loop), and whether it is resumed.
 
     changed_pictures: resume also if the sets of pictures were others; the result is then that of neither set alone.
+    keep: snapshots that are kept, the newest and earlier ones, for whoever asks for fewer steps later.
     """
     path: Path | None = None
     every: int = 0
     resume: bool = True
     changed_pictures: bool = False
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; the newest snapshot is always kept: set it to 1 or more")
 
 
 Step = Callable[[int, Hooks], Losses]
@@ -288,11 +294,8 @@ def snapshot(run: Run) -> tuple[dict[str, Tensor], dict]:
 
 
 def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
-    """Put a snapshot into a run that was built the same way. Raises ValueError, KeyError, TypeError, IndexError or
-    RuntimeError if it does not fit."""
-    step = meta["step"]
-    if type(step) is not int or not 0 <= step < 2 ** 53:
-        raise ValueError(f"its step is {str(step)[:40]}, not a whole number")
+    """Put a snapshot (one that models.loading.check_snapshot has passed) into a run that was built the same way.
+    Raises ValueError, KeyError, TypeError, IndexError or RuntimeError if it does not fit."""
     loss_history = {str(name): [float(v) for v in values] for name, values in meta["loss_history"].items()}
     for group, nets in (("net", run.nets), ("ema", run.ema)):
         for name, net in nets.items():
@@ -304,7 +307,7 @@ def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
             index, field_name = key.split("/", 1)
             state.setdefault(int(index), {})[field_name] = _as_moment_of(parameters[int(index)], value, key)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    run.step, run.loss_history, run.partial = step, loss_history, _under(tensors, "partial/")
+    run.step, run.loss_history, run.partial = meta["step"], loss_history, _under(tensors, "partial/")
 
 
 def _as_moment_of(parameter: Tensor, value: Tensor, name: str) -> Tensor:

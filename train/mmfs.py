@@ -24,12 +24,13 @@ from .gan import (
     Pictures,
     TrainingStage,
     adam,
-    descend,
     device_of,
     draws_of,
     mixed_styles,
+    told,
+    update,
 )
-from .loop import Hooks, Losses, Run, ema_copy
+from .loop import Hooks, Losses, Run, ema_copy, total
 from .losses import feature_loss, structure_loss
 
 STAGE1 = GANConfig(steps=200_000, mixing=0.0)
@@ -62,7 +63,8 @@ def stage1(net: MMFS, teacher: StyleGAN2, discriminator: Discriminator, shown: T
             result = net(wanted, net.styles(z), draws.noise(net.noise_shapes(px, px)))
             losses = reconstruction(result, wanted, discriminator, config)
         hooks.check_interrupt()
-        return descend(run, distributed, losses)
+        update(run, distributed, "g", total(losses))
+        return told(k, distributed, losses, result, hooks)
 
     def preview() -> Tensor:
         average, z = run.average("g", MMFS), random_z(4, net.config.w_dim, config.seed, device)
@@ -153,7 +155,8 @@ def mapping(net: MMFS, clip: Clip, discriminator: Discriminator, photos: Picture
             result = net.decode(features, net.styles_of(embedding), draws.noise(shapes))
             losses = reconstruction(result, wanted, discriminator, config)
         hooks.check_interrupt()
-        return descend(run, distributed, losses)
+        update(run, distributed, "g", total(losses))
+        return told(k, distributed, losses, result, hooks)
 
     def preview() -> Tensor:
         average, few = run.average("g", MMFS), shown[:4].to(device)

@@ -24,7 +24,8 @@ from ..models.checkpoints import CheckpointError, store
 from ..models.features.protocols import Weighted
 from ..models.hashing import hash_of
 from ..models.loading import load_snapshot
-from .contrast import FlatWatch
+from . import kept
+from .contrast import watched
 from .data import to_bytes, to_unit
 from .loop import Checkpointing, Hooks, Run, StepResult, restore, snapshot
 
@@ -47,88 +48,153 @@ HINTS = {"twin": " (Make Photo Twin makes another one if its seed, t0, steps or 
 
 @dataclass
 class Session:
-    """A run, what decides its result, where it is saved, and its last predictions, [-1, 1]."""
+    """A run, what decides its result, where it is saved, and its last predictions, [-1, 1].
+
+    ahead: the step of the newest snapshot, if the run was resumed from an earlier one: then the newest one stays.
+    """
     run: Run
     settings: dict
     checkpointing: Checkpointing = Checkpointing()
     last: dict[str, Tensor] = field(default_factory=dict)
+    ahead: int = 0
+    begins: bool = False  # and has saved nothing yet
 
     @classmethod
     @contextmanager
     def open(cls, run: Run, settings: dict, checkpointing: Checkpointing = Checkpointing(),
              hooks: Hooks = Hooks(), writes: bool = True) -> Iterator[Session]:
-        """A session of a fresh run, which no other one can use at the same time. It resumes the snapshot if there is
-        one and it is asked to. writes: False for the further processes of a distributed training.
+        """A session of a fresh run, which no other one can use at the same time. If it is asked to, it resumes the
+        newest snapshot that is not beyond settings["iterations"]. writes: False for the further processes of a
+        distributed training.
 
-        CheckpointError for a snapshot of other settings or a damaged one, if another training uses it, and if there is
-        no room to save.
+        CheckpointError for a snapshot of other settings or a damaged one, for one of more iterations if no earlier one
+        is kept, if another training uses it, and if there is no room to save.
         """
-        path = checkpointing.path
+        path, keep = checkpointing.path, checkpointing.keep
         if path is not None and writes:
-            check_room(path, snapshot_bytes(run))
+            size = snapshot_bytes(run)
+            check_room(path, size, max(1, keep - len(kept.earlier(path))))
+            log.info("%s: %d snapshots are kept at most, of %.1f MB each", path.name, keep, size / 1e6)
         with file_lock(path if writes else None):
+            if path is not None and writes:
+                kept.remove_stale(path)
             session = cls(run, settings, checkpointing)
-            if path is not None and checkpointing.resume and path.exists():
-                session.last = resume(run, path, settings, checkpointing.changed_pictures)
+            warning = session.resume() if checkpointing.resume else ""
+            session.begins = run.step == 0 and not run.partial
+            if path is not None and writes and keep > 1 and not (session.begins or session.ahead):
+                kept.thin(path, settings["iterations"], keep - 1)  # one more is left if the last save was killed
             hooks.on_start(run)
+            if warning:
+                hooks.warn(warning)
             yield session
+
+    def resume(self) -> str:
+        """Resume the snapshot, if there is one; what the user should know of it, or ""."""
+        path, end, changed = self.checkpointing.path, self.settings["iterations"], self.checkpointing.changed_pictures
+        found, self.ahead = snapshot_for(path, self.settings, changed) if path is not None else (None, 0)
+        if path is None or found is None:
+            return ""
+        self.last = resume(self.run, found, self.settings, changed)
+        if not self.ahead:
+            return ""
+        return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
+                f"snapshot, of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
 
     def train(self, work: Callable[[Hooks, Callable[[Run], None] | None], Run], steps: int, device: torch.device,
               hooks: Hooks = Hooks()) -> dict:
         """`work(hooks, save)` trains the run to its end. Returns the settings that were run.
 
         on_step is also told the last predictions, once, if nothing is left to do. Predictions that become one flat
-        colour are warned of. CheckpointError if the run has more than `steps` already.
+        colour are warned of.
         """
-        watch = FlatWatch(hooks.warn)
-
         def remember(result: StepResult) -> None:
             self.last["predictions"] = result.predictions
-            watch.see(result)
             hooks.on_step(result)
 
-        self.check_length(steps)
         if self.run.step < steps:
-            work(replace(hooks, on_step=remember), self.save if self.checkpointing.path else None)
+            work(watched(replace(hooks, on_step=remember)), self.save if self.checkpointing.path else None)
         elif self.last:
             hooks.on_step(StepResult(self.run.step - 1, 0, {}, self.last["predictions"].to(device)))
         return self.settings | {"iterations": self.run.step}
 
-    def check_length(self, steps: int) -> None:
-        """CheckpointError if the snapshot is of a longer training than is asked for."""
-        if self.run.step > steps and self.checkpointing.path:
-            name = self.checkpointing.path.name
-            raise CheckpointError(f"{name} has {self.run.step} iterations, more than the {steps} that are asked for. "
-                                  f"Set iterations to {self.run.step} or more, choose another name, or turn 'resume' "
-                                  f"off to start again (then {name} is replaced)")
-
     def save(self, run: Run) -> None:
         """Write everything needed to resume, complete or not at all. CheckpointError says why it cannot be written."""
-        path = self.checkpointing.path
+        path, earlier = self.checkpointing.path, self.checkpointing.keep - 1
         if path is None:
             return
         tensors, meta = snapshot(run)
         if "predictions" in self.last:
             tensors[PREDICTIONS] = to_bytes(self.last["predictions"])
-        store.save(path, tensors, "snapshot", dict(self.settings), meta, dtype=None)
+        if earlier and not self.ahead and not self.begins and is_part(path, self.settings, run.step - 1):
+            kept.set_aside(path, step_of(store.peek(path)))
+        reached = run.step + bool(run.partial)
+        target = kept.earlier_path(path, reached) if self.ahead else path
+        store.save(target, tensors, "snapshot", dict(self.settings), meta, dtype=None)
+        if self.ahead:
+            kept.thin(path, self.ahead, max(earlier, 1), newly=reached)
+        else:  # a training that begins anew has none
+            kept.thin(path, self.settings["iterations"], 0 if self.begins else earlier)
+        self.begins = False
 
 
-def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
-    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
-    advice = f"choose another name, or turn 'resume' off to start again (then {path.name} is replaced)"
+def snapshot_for(path: Path, settings: Mapping, changed_pictures: bool = False) -> tuple[Path | None, int]:
+    """The newest snapshot that is not beyond settings["iterations"], None if there is none; and the step of `path`
+    itself if that is beyond, else 0. CheckpointError if `path` is of another session, and if only it is there and it is
+    beyond."""
+    end, header = settings["iterations"], None
+    if path.exists():
+        header = check_settings(path, settings, changed_pictures)
+        if step_of(header) <= end:
+            return path, 0
+    fitting = [file for file in kept.earlier(path).values() if is_part(file, settings, end)]
+    if header is not None and not fitting:
+        raise CheckpointError(f"{path.name} has {step_of(header)} iterations, more than the {end} that are asked for. "
+                              f"Set iterations to {step_of(header)} or more, choose another name, or turn 'resume' "
+                              f"off to start again (then {path.name} is replaced)")
+    return fitting[-1] if fitting else None, step_of(header) if header is not None else 0
+
+
+def step_of(header: store.Header) -> int:
+    """The steps that a snapshot says it has, a begun one too; 0 for a damaged one, which whoever loads it refuses."""
+    step = (header.meta or {}).get("step")
+    begun = any(name.startswith("partial/") for name in header.shapes)
+    return step + begun if type(step) is int else 0
+
+
+def is_part(path: Path, settings: Mapping, end: int) -> bool:
+    """Does the file hold a snapshot of a training of these very settings, of `end` steps at most?"""
+    try:
+        return step_of(check_settings(path, settings)) <= end
+    except (OSError, CheckpointError) as error:
+        log.debug("%s is not taken: %s", path, error)
+        return False
+
+
+def check_settings(path: Path, settings: Mapping, changed_pictures: bool = False) -> store.Header:
+    """What a snapshot says of itself. CheckpointError if it is of another session."""
     header = store.peek(path)
     if header.kind != "snapshot":
-        raise CheckpointError(f"{path} is no training snapshot; {advice}")
+        raise CheckpointError(f"{path} is no training snapshot; {advice(path)}")
     reason = difference(header.config or {}, settings, PICTURE_SETS if changed_pictures else ())
     if reason:
         step = str((header.meta or {}).get("step"))[:20]
         raise CheckpointError(f"{path.name} (saved at iteration {step}) belongs to a training with other settings: "
-                              f"{reason}. Set it back, or {advice}")
+                              f"{reason}. Set it back, or {advice(path)}")
+    return header
+
+
+def advice(path: Path) -> str:
+    return f"choose another name, or turn 'resume' off to start again (then {path.name} is replaced)"
+
+
+def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
+    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
+    check_settings(path, settings, changed_pictures)
     stored = load_snapshot(path)
     try:
         restore(run, stored.tensors, stored.meta)
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path.name} does not fit this model ({str(error)[:200]}); {advice}") from error
+        raise CheckpointError(f"{path.name} does not fit this model ({str(error)[:200]}); {advice(path)}") from error
     found = stored.tensors.get(PREDICTIONS)
     return {} if found is None else {"predictions": to_unit(found)}
 
@@ -143,21 +209,23 @@ def snapshot_bytes(run: Run) -> int:
     return nets + 2 * trained
 
 
-def check_room(path: Path, needed: int) -> None:
-    """CheckpointError if `needed` bytes cannot be written beside `path`: found out before the work, not after it."""
-    folder = path.parent
+def check_room(path: Path, size: int, count: int = 1) -> None:
+    """CheckpointError if `count` snapshots of `size` bytes cannot be written beside `path`: found out before the work,
+    not after it."""
+    folder, needed = path.parent, size * count
+    what = "a snapshot of this training needs" if count == 1 else f"{count} snapshots of this training need"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"probe")
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written to ({error.strerror or error}), and a snapshot of this "
-                              f"training needs {needed / 1e6:.1f} MB there. Make it a folder that can be written to, "
-                              "or choose another output folder") from error
+        raise CheckpointError(f"{folder} cannot be written to ({error.strerror or error}), and {what} "
+                              f"{needed / 1e6:.1f} MB there. Make it a folder that can be written to, or choose "
+                              "another output folder") from error
     if free < needed:
-        raise CheckpointError(f"{folder} has {free / 1e6:.1f} MB free, and a snapshot of this training needs "
-                              f"{needed / 1e6:.1f} MB. Free some space, or choose another output folder")
+        raise CheckpointError(f"{folder} has {free / 1e6:.1f} MB free, and {what} {needed / 1e6:.1f} MB. Free "
+                              "some space, or choose another output folder")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .contrast import watched
 from .distributed import SINGLE_PROCESS, Distributed
 from .gan import GANConfig, TrainingStage
 from .loop import Checkpointing, Hooks, Progress, Run, log_losses, train
@@ -43,9 +44,9 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
     broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
     with Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session:
-        session.check_length(loop.steps)
         writes = checkpointing.path is not None and distributed.is_main_process
-        return train(stage.run, stage.step, loop, config.device, hooks, session.save if writes else None,
+        return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
+                     session.save if writes else None,
                      broadcast_flag if distributed.size > 1 else None)
 
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ LOADED, REFUSED, FAULT, NOT_TRIED = "loaded", "refused", "fault", "not tried"
 LONGEST_MESSAGE = 1000
 MEMORY = 1 << 30  # bytes that a child may take beyond what it has when it starts with its attempts
 PREPARATION_SECONDS = 120.0
+BUSY = 6  # times its time that an attempt may take on a busy machine, while it computes less than its time
 OURS = re.compile(r"oneshot_atelier|object at 0x|<class |Traceback|NoneType|\b(?:[A-Z][a-zA-Z0-9]*Config|TensorRef|"
                   r"OpaqueObject|PickleVM|FileSource|Stored|UNet\(|DiffAE\()\b")
 ADVICE = re.compile(r"\b(download|write|pick|load|update|choose|run|put|give|convert|unpack|check|expected|set|keep"
@@ -137,12 +139,23 @@ class Child:
         line = self.lines.get(timeout=seconds)
         return json.loads(line) if line else None
 
+    def _answer(self, seconds: float) -> dict | None:
+        """As `_next`; the limit is of the process's own time, where the system tells it, and of BUSY times that."""
+        end, before = time.monotonic() + BUSY * seconds, cpu_seconds(self.process.pid)
+        while True:
+            try:
+                return self._next(seconds)
+            except queue.Empty:
+                used = cpu_seconds(self.process.pid)
+                if before is None or used is None or used - before >= seconds or time.monotonic() >= end:
+                    raise
+
     def ask(self, index: int, seconds: float) -> Outcome:
         """The outcome of one attempt; the process has ended if it is a FAULT of row ""."""
         try:
             self.questions.write(f"{index}\n")
             self.questions.flush()
-            answer = self._next(seconds)
+            answer = self._answer(seconds)
         except queue.Empty:
             self.close()
             return Outcome("", FAULT, f"no answer within {seconds:g} s")
@@ -159,6 +172,15 @@ class Child:
     def close(self) -> None:
         """End the process, and those that it has started."""
         end_group(self.process)
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The time that a process has computed; None where the system does not tell it (any but Linux)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

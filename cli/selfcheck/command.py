@@ -31,8 +31,10 @@ SHOWN = 4  # faults of a row in full
 LIMITS = """- An attempt is a random one: that none of them failed does not prove that none can.
 - The numbers of a tensor carry no checksum. A flipped bit among them that leaves a finite number is not noticed.
 - Memory is limited where the system can do it (Linux); elsewhere only time is.
-- Trainings are those of OSASIS on a CPU, on networks of a few thousand numbers. On a GPU, a resumed training equals an
-  uninterrupted one up to what the GPU's own kernels repeat.
+- Trainings are the fine-tunes of OSASIS and MMFS and the training of a StyleGAN2, on a CPU, on networks of a few
+  thousand numbers. On a GPU, a resumed training equals an uninterrupted one up to what the GPU's own kernels repeat.
+- A training that is killed leaves `.NAME.snapshot.lock` beside its snapshot, which nobody holds: the next training of
+  that name takes it and removes it. One that is killed while it writes leaves a temporary file as well, until then.
 - A computer that loses its power, network folders and file systems without locks are not tried.
 """
 

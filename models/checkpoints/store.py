@@ -105,8 +105,9 @@ def load(path: str | Path, *kinds: str) -> Stored:
 
 def remove(path: str | Path) -> None:
     """Remove a file of `save`, and what killed processes left while they wrote it. OSError if it cannot be removed."""
-    _remove_stale(Path(path))
-    Path(path).unlink(missing_ok=True)
+    path = Path(path)
+    remove_stale(path.parent, re.escape(path.name))
+    path.unlink(missing_ok=True)
 
 
 def peek(path: str | Path) -> Header:
@@ -220,7 +221,7 @@ def _check_numbers(name: str, value: Any) -> None:
 # --- writing -----------------------------------------------------------------------------------------------------
 def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    remove_stale(path.parent, re.escape(path.name))
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -257,11 +258,11 @@ def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[s
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove temporary files of this target that a killed process left: nobody holds them (Windows removes no file that
-    is open)."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
-    for stale in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove temporary files that a killed process left of targets whose names match `name`, a regular expression:
+    nobody holds them (Windows removes no file that is open)."""
+    pattern = re.compile(rf"\.{name}\.\w{{8}}\.tmp")
+    for stale in [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]:
         try:
             with open(stale, "rb+") as file:
                 free = _lock(file)

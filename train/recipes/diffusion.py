@@ -125,11 +125,10 @@ def train_model(net: Net, loss: Callable[[Net, int], Tensor], config: Pretrainin
         ops.channels_last(net)
     run = pretraining.start(net, config)
     settings = {name: value for name, value in asdict(config).items() if name not in ("steps", "compile")}
-    settings["training"] = "diffusion pretraining"
+    settings |= {"training": "diffusion pretraining", "iterations": config.steps}
     hooks = recipe.logged(lambda progress: log_losses(recipe.out.name, progress, progress.losses))
     loop = LoopConfig(config.steps, config.seed, recipe.save_every, recipe.log_every, config.ema_decay, recipe.minutes)
     with Session.open(run, settings, recipe.run.checkpointing, hooks) as session:
-        session.check_length(config.steps)
         if run.step:
             log.info("%s resumes at step %d", recipe.out.name, run.step)
         train(run, pretraining.stepper(run, loss, config), loop, recipe.device, hooks, session.save)
