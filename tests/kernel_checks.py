@@ -19,9 +19,13 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from oneshot_atelier.models import kernels, ops  # noqa: E402
+from oneshot_atelier.models.accelerated import accelerated  # noqa: E402
+from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E402
+from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
 from oneshot_atelier.tests import tiny  # noqa: E402
+from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 
@@ -111,9 +115,32 @@ def network_cases():
         yield f"SPN, timed {timed}", both(lambda x, *p, spn=spn: spn(x, 3), x, *spn.parameters())
 
 
+def graph_cases():
+    """On a GPU only: a fine-tune and sampling with graphs beside the same without."""
+    if DEVICE != "cuda":
+        return
+    net, clip = tiny.diffae().to(DEVICE), tiny.clip().to(DEVICE)
+    nets = FrozenNetworks(net, clip, EncoderDistance(net.encoder))
+    twin, style_image = tiny.pictures(2).to(DEVICE).split(1)
+    config = OSASISConfig(iterations=4, batch=2, lr=1e-3, forward_steps=4, reverse_steps=4, latent_steps=2,
+                          generate_steps=2, precision="float32")
+
+    def tuned():
+        style, _ = tune_style(nets, twin, style_image, config)
+        return [value.float() for value in style.unet.values()]
+    with patch.object(Graphs, "enabled", lambda self, device: False):
+        plain = tuned()
+    yield "a fine-tune as graphs", error(tuned(), plain)
+    x, z = tiny.pictures(2).to(DEVICE), torch.randn(2, tiny.WIDTH, device=DEVICE)
+    fast = accelerated(net, torch.device(DEVICE), "float32")
+    with torch.no_grad():
+        yield "encoding as graphs", max(error([fast.structural_code(x, z, 10)], [net.structural_code(x, z, 10)])
+                                        for _ in range(2))
+
+
 def main() -> None:
     found = {}
-    for cases in (norm_cases, map_cases, dropout_case, network_cases):
+    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases):
         found |= dict(cases())
     print(json.dumps(found))
 
