@@ -4,7 +4,7 @@ Its output is added to x_t. GroupNorm averages over the picture, so it is not a 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,16 @@ class SPNBlock(nn.Module):
         self.post_layer = nn.Sequential(nn.SiLU(), nn.Conv2d(c_out, c_out, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.timed(*self.untimed(x), c)
+
+    def untimed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What comes before the time: the first convolution's map, and its bias if that is still to be added."""
+        norm, _, conv, _ = self.pre_layer
+        return ops.convolution(ops.norm_silu(x, norm), conv)
+
+    def timed(self, h: Tensor, bias: Tensor | None, c: Tensor) -> Tensor:
         a, b = self.emb_layer(c).chunk(2, dim=1)
-        norm, _, conv, norm2 = self.pre_layer
-        h, bias = ops.convolution(ops.norm_silu(x, norm), conv)
-        return self.post_layer[1](ops.norm_silu(h, norm2, (1 + a, b), bias))
+        return self.post_layer[1](ops.norm_silu(h, self.pre_layer[3], (1 + a, b), bias))
 
 
 class SPN(nn.Module):
@@ -70,12 +76,38 @@ class SPN(nn.Module):
         with full_precision(picture.device):
             return self._layers(picture.float(), time)
 
+    def of_picture(self, picture: Tensor) -> Callable[[int | Tensor], Tensor]:
+        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part in
+        is computed here, once, and kept: a map of `middle` channels."""
+        with torch.no_grad(), full_precision(picture.device):
+            begun = [self.block1.untimed(self._begun(row)) for row in picture.float().split(1)]
+
+        def of_time(time: int | Tensor) -> Tensor:
+            with torch.no_grad(), full_precision(picture.device):
+                c = self._embedded(time, picture.device)
+                return torch.cat([self._ended(self.block1.timed(*row, c), c) for row in begun])
+        return of_time
+
     def _layers(self, picture: Tensor, time: int | Tensor) -> Tensor:
         if not self.config.timed:
-            return self.layers(picture)
-        t = time if isinstance(time, Tensor) else torch.full((1,), time, device=picture.device)
-        c = self.time_embed(time_features(t, self.config.time_width).to(picture.dtype))
-        return self.out_layer(self.block2(self.block1(self.in_layer(picture), c), c))
+            return self.layers(_laid(picture))
+        c = self._embedded(time, picture.device)
+        return self._ended(self.block1(self._begun(picture), c), c)
+
+    def _embedded(self, time: int | Tensor, device: torch.device) -> Tensor:
+        t = time if isinstance(time, Tensor) else torch.full((1,), time, device=device)
+        return self.time_embed(time_features(t, self.config.time_width))
+
+    def _begun(self, picture: Tensor) -> Tensor:
+        return self.in_layer(_laid(picture))
+
+    def _ended(self, h: Tensor, c: Tensor) -> Tensor:
+        return self.out_layer(self.block2(h, c))
+
+
+def _laid(picture: Tensor) -> Tensor:
+    """Pixels with their channels side by side, as 1 x 1 convolutions multiply them: half the time on a CPU."""
+    return picture.contiguous(memory_format=torch.channels_last)
 
 
 def detect(tensors: Mapping[str, Tensor]) -> SPNConfig:
