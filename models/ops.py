@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, norm_cpu
 from .precision import full_precision
 
 Affine = tuple[Tensor, Tensor]  # A and B of n A + B, each (B or 1, C)
@@ -39,7 +39,11 @@ def norm_silu(x: Tensor, norm: nn.Module, affine: Affine | None = None, bias: Te
     norm = of_groups(norm)
     if kernels.usable(x):
         return kernels.of("norm").group_norm(x, norm, affine, bias, True, dropout)[0]
-    h = group_norm(x if bias is None else x + _column(bias, x), norm)
+    if bias is not None:
+        x = x + _column(bias, x)
+    if norm_cpu.usable(x):
+        return F.dropout(norm_cpu.norm_silu(x, norm, *(affine or ())), dropout, training=dropout > 0)
+    h = group_norm(x, norm)
     if affine is not None:
         a, b = (_column(part, x) for part in affine)
         h = h * a + b

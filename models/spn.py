@@ -4,7 +4,7 @@ Its output is added to x_t. GroupNorm averages over the picture, so it is not a 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +36,17 @@ class SPNBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None, c: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of x (B, c_in, H, W) and a bias still to be added, and the same of the result; see `ops.convolution`."""
+        return self.timed(*self.untimed(x, bias), c)
+
+    def untimed(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What comes before the time: the first convolution's map and bias."""
+        norm, _, conv, _ = self.pre_layer
+        return ops.convolution(ops.norm_silu(x, norm, bias=bias), conv)
+
+    def timed(self, h: Tensor, bias: Tensor | None, c: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rest."""
         a, b = self.emb_layer(c).chunk(2, dim=1)
-        norm, _, conv, norm2 = self.pre_layer
-        h, bias = ops.convolution(ops.norm_silu(x, norm, bias=bias), conv)
-        return ops.convolution(ops.norm_silu(h, norm2, (1 + a, b), bias), self.post_layer[1])
+        return ops.convolution(ops.norm_silu(h, self.pre_layer[3], (1 + a, b), bias), self.post_layer[1])
 
 
 class SPN(nn.Module):
@@ -71,14 +78,39 @@ class SPN(nn.Module):
         with full_precision(picture.device):
             return self._layers(picture.float(), time)
 
+    def of_picture(self, picture: Tensor) -> Callable[[int | Tensor], Tensor]:
+        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part in
+        is computed here, once, and kept: a map of `middle` channels."""
+        with torch.no_grad(), full_precision(picture.device):
+            begun = [self.block1.untimed(*self._begun(row)) for row in picture.float().split(1)]
+
+        def of_time(time: int | Tensor) -> Tensor:
+            with torch.no_grad(), full_precision(picture.device):
+                c = self._embedded(time, picture.device)
+                return torch.cat([self._ended(*self.block1.timed(*row, c), c) for row in begun])
+        return of_time
+
     def _layers(self, picture: Tensor, time: int | Tensor) -> Tensor:
         if not self.config.timed:
-            return self.layers(picture)
-        t = time if isinstance(time, Tensor) else torch.full((1,), time, device=picture.device)
-        c = self.time_embed(time_features(t, self.config.time_width).to(picture.dtype))
-        h, bias = ops.convolution(picture, self.in_layer[0])
-        h, bias = self.block2(*self.block1(h, bias, c), c)
+            return self.layers(_laid(picture))
+        c = self._embedded(time, picture.device)
+        return self._ended(*self.block1(*self._begun(picture), c), c)
+
+    def _embedded(self, time: int | Tensor, device: torch.device) -> Tensor:
+        t = time if isinstance(time, Tensor) else torch.full((1,), time, device=device)
+        return self.time_embed(time_features(t, self.config.time_width))
+
+    def _begun(self, picture: Tensor) -> tuple[Tensor, Tensor | None]:
+        return ops.convolution(_laid(picture), self.in_layer[0])
+
+    def _ended(self, h: Tensor, bias: Tensor | None, c: Tensor) -> Tensor:
+        h, bias = self.block2(h, bias, c)
         return self.out_layer(h if bias is None else h + bias[:, None, None])
+
+
+def _laid(picture: Tensor) -> Tensor:
+    """Pixels with their channels side by side, as 1 x 1 convolutions multiply them: half the time on a CPU."""
+    return picture.contiguous(memory_format=torch.channels_last)
 
 
 def detect(tensors: Mapping[str, Tensor]) -> SPNConfig:

@@ -234,10 +234,11 @@ class StyledConv(nn.Module):
             return kernels.of("stylegan2").styled(x, demodulate, drawn, self.bias, self.blur is not None)
         if self.blur is not None:
             x = self.blur(x, padding=1)
-        x = x * demodulate[:, :, None, None].to(x.dtype)
+        bias = (self.bias * GAIN).to(x.dtype)[:, None, None]
+        x = torch.addcmul(bias, x, (demodulate * GAIN)[:, :, None, None].to(x.dtype))  # the gain first: fewer passes
         if noise is not None:
-            x = x + (self.noise_strength * noise).to(x.dtype)
-        return activate(x, self.bias)
+            x = x + (self.noise_strength * GAIN * noise).to(x.dtype)
+        return F.leaky_relu(x, SLOPE, inplace=True)
 
     def factors(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale (B, in) of the input, weight (out, in, 3, 3), and demodulation (B, out), of w (B, S); float32."""

@@ -62,11 +62,11 @@ def precision(tooltip: str = "Number format of the networks on a GPU. auto is fl
                                    tooltip=tooltip))
 
 
-def solver(default: str, tooltip: str = "", optional: bool = False) -> io.Combo.Input:
+def solver(default: str, tooltip: str = "") -> io.Combo.Input:
     """How the steps of the chain are made. default: FROM_STYLE is offered where it is that."""
     choices = SOLVERS if default in SOLVERS else (default, *SOLVERS)
     return advanced(io.Combo.Input(
-        "solver", options=list(choices), default=default, optional=optional,
+        "solver", options=list(choices), default=default, optional=True,  # graphs of 0.2 do not have it
         tooltip="ddim: the official solver. dpmpp_2m: DPM-Solver++(2M), which needs far fewer steps: 20 are good."
                 f" {tooltip}".rstrip()))
 

@@ -123,7 +123,7 @@ class StructuralEncode(AtelierNode):
                 sockets.OSASIS_STYLE.Input("style", optional=True,
                                            tooltip="The style that the code will be decoded with. It supplies t0 and "
                                                    "the solver."),
-                inputs.solver(FROM_STYLE, "'from style' without one: ddim.", optional=True)],
+                inputs.solver(FROM_STYLE, "'from style' without one: ddim.")],
             outputs=[sockets.STRUCTURAL_CODE.Output("structure", display_name="structure",
                                                     tooltip="The structural codes, with the pictures.")])
 

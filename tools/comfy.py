@@ -26,6 +26,8 @@ PACK_NAME = "oneshot-atelier"
 PACK_IMPORTS = ("torch", "aiohttp", "PIL", "open_clip", "lpips", "timm", "kornia", "safetensors", "einops")
 ACCELERATOR = ("import torch; b = torch.backends; "
                "print(torch.cuda.is_available() or b.mps.is_available() or torch.xpu.is_available())")
+# glibc must not give the memory of every large map back at once: getting it again takes longer than most computations
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 class HostMissing(RuntimeError):
@@ -131,7 +133,8 @@ class ComfyServer:
         if not link.exists():
             link_folder(link, self.pack)
         # OMP_WAIT_POLICY: see Makefile
-        settings = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        settings = {"OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY, **os.environ, "HF_HUB_OFFLINE": "1",
+                    "TRANSFORMERS_OFFLINE": "1"}
         start = time.monotonic()
         with self.log.open("ab") as out:
             # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
