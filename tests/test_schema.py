@@ -59,6 +59,14 @@ def test_nothing_that_saved_workflows_depend_on_has_changed(infos):
         assert now[name] == expected[name], name
 
 
+def test_graphs_of_0_2_still_run(infos):
+    """A node asks for nothing that it did not ask for in 0.2.0: graphs that were saved then name no later input."""
+    wanted = json.loads(GOLDEN.with_name("golden_required.json").read_text())
+    assert wanted.keys() <= infos.keys()
+    for name, required in wanted.items():
+        assert [id_ for id_, _, _, optional in inputs_of(infos[name]) if not optional] == required, name
+
+
 def test_ids_names_and_categories(infos):
     for name, info in infos.items():
         assert re.fullmatch(r"Atelier[A-Z]\w+", name)
