@@ -79,15 +79,17 @@ class SPN(nn.Module):
             return self._layers(picture.float(), time)
 
     def of_picture(self, picture: Tensor) -> Callable[[int | Tensor], Tensor]:
-        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part in
-        is computed here, once, and kept: a map of `middle` channels."""
+        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part
+        in is computed here, once, and kept: a map of `middle` channels."""
         with torch.no_grad(), full_precision(picture.device):
-            begun = [self.block1.untimed(*self._begun(row)) for row in picture.float().split(1)]
+            rows = (self._begun(row) for row in picture.float().split(1))
+            begun = [self.block1.untimed(h, bias) for h, bias in rows]
 
         def of_time(time: int | Tensor) -> Tensor:
             with torch.no_grad(), full_precision(picture.device):
                 c = self._embedded(time, picture.device)
-                return torch.cat([self._ended(*self.block1.timed(*row, c), c) for row in begun])
+                blocks = (self.block1.timed(h, bias, c) for h, bias in begun)
+                return torch.cat([self._ended(h, bias, c) for h, bias in blocks])
         return of_time
 
     def _layers(self, picture: Tensor, time: int | Tensor) -> Tensor:
