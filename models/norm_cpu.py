@@ -1,4 +1,4 @@
-"""GroupNorm, a scale and shift of the channels, and SiLU on a CPU: few passes over a float32 map, most of them in place.
+"""GroupNorm, a scale and shift of the channels, and SiLU on a CPU: few passes over a float32 map, most in place.
 
 PyTorch's own derivative of GroupNorm is slow for maps in channels_last whose groups hold few channels.
 """

@@ -77,8 +77,9 @@ class SPN(nn.Module):
             return self._layers(picture.float(), time)
 
     def of_picture(self, picture: Tensor) -> Callable[[int | Tensor], Tensor]:
-        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part in
-        is computed here, once, and kept: a map of `middle` channels."""
+        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient.
+
+        What the time has no part in is computed here, once, and kept: a map of `middle` channels."""
         with torch.no_grad(), full_precision(picture.device):
             begun = [self.block1.untimed(self._begun(row)) for row in picture.float().split(1)]
 

@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from oneshot_atelier.models import norm_cpu, ops, rng
 from oneshot_atelier.models.spn import SPN, SPNConfig
 
