@@ -87,8 +87,9 @@ def reverse_chain(steps: int, settings: SamplingSettings) -> tuple[Schedule, ran
 
 def spn_hook(spn: SPN, picture: Tensor, weight: float | Tensor, schedule: Schedule,
              time: str = "index") -> Callable[[Tensor, int], Tensor]:
-    """`x_hook(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1). On a CPU without the SPN's
-    gradient."""
+    """`x_hook(x, i)` = x + weight * SPN(picture, i); weight a number or (B, 1, 1, 1).
+
+    On a CPU the SPN gets no gradient."""
     once = isinstance(spn, SPN) and spn.config.timed and picture.device.type == "cpu"
     added = spn.of_picture(picture) if once else lambda at: spn(picture, at)
 

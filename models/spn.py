@@ -79,8 +79,9 @@ class SPN(nn.Module):
             return self._layers(picture.float(), time)
 
     def of_picture(self, picture: Tensor) -> Callable[[int | Tensor], Tensor]:
-        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient. What the time has no part
-        in is computed here, once, and kept: a map of `middle` channels."""
+        """`of_time(time)` = SPN(picture, time) of a timed SPN, row by row, without gradient.
+
+        What the time has no part in is computed here, once, and kept: a map of `middle` channels."""
         with torch.no_grad(), full_precision(picture.device):
             rows = (self._begun(row) for row in picture.float().split(1))
             begun = [self.block1.untimed(h, bias) for h, bias in rows]
@@ -96,7 +97,9 @@ class SPN(nn.Module):
         if not self.config.timed:
             return self.layers(_laid(picture))
         c = self._embedded(time, picture.device)
-        return self._ended(*self.block1(*self._begun(picture), c), c)
+        h, bias = self._begun(picture)
+        h, bias = self.block1(h, bias, c)
+        return self._ended(h, bias, c)
 
     def _embedded(self, time: int | Tensor, device: torch.device) -> Tensor:
         t = time if isinstance(time, Tensor) else torch.full((1,), time, device=device)
