@@ -183,6 +183,7 @@ class PatchedModule:
         self.net = net
         self.patcher = patcher(net, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
         self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: release(net))  # graphs hold memory of the GPU
+        self.patcher.set_attachments(OURS, True)
         self.copies: dict[str, PatchedModule] = {}
 
     @property
@@ -198,7 +199,6 @@ class PatchedModule:
             copied = accelerated(self.net, device, precision)
             self.copies[key] = self if copied is self.net else PatchedModule(copied)
         return self.copies[key]
-        self.patcher.set_attachments(OURS, True)
 
 
 def bytes_of(net: nn.Module | None) -> int:

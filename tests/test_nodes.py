@@ -487,6 +487,32 @@ def test_a_package_that_is_too_old_costs_only_the_nodes_that_need_it(nodes, comf
     assert nodes.LoadPerceptual.execute("encoder of the DiffAE", loaded.diffae)[0].substitute
 
 
+# --- networks in ComfyUI's care ---------------------------------------------------------------------------------------
+def test_networks_of_this_pack_leave_for_a_training_and_others_stay(nodes, comfy, monkeypatch):
+    host, device = nodes.host, torch.device("cpu")
+    ours, other = host.PatchedModule(torch.nn.Linear(2, 2)), host.PatchedModule(torch.nn.Linear(2, 2))
+    other.patcher.remove_attachments(host.OURS)
+    for module in (ours, other):
+        with host.running(module):
+            pass
+    asked = []
+    monkeypatch.setattr(host.mm, "free_memory", lambda bytes, device, keep_loaded: asked.extend(keep_loaded))
+    host.unload_ours(device)
+    kept = [loaded.model for loaded in asked]
+    assert other.patcher in kept and ours.patcher not in kept
+
+
+def test_an_accelerated_copy_is_made_once_and_counts(nodes, comfy, monkeypatch):
+    host = nodes.host
+    net = torch.nn.Linear(2, 2)
+    module = host.PatchedModule(net)
+    assert module.accelerated("auto") is module and module.bytes == 24
+    monkeypatch.setattr(host, "accelerated", lambda net, device, precision: torch.nn.Linear(2, 2))
+    module.copies.clear()
+    copied = module.accelerated("float32")
+    assert copied is module.accelerated("float32") and copied is not module and module.bytes == 48
+
+
 # --- progress ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("options", "shown"), [
     ([], True), (["--preview-method", "none"], False), (["--preview-method=none"], False),
