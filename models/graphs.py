@@ -80,8 +80,14 @@ class Graphs:
         self.pool = graph.pool()
         return Captured(graph, mine, outputs)
 
+    def __enter__(self) -> Graphs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def clear(self) -> None:
-        """Give the graphs and their memory back."""
+        """Give the graphs and their memory back, as the end of a `with` does."""
         self.seen.clear()
         if self.captured:
             self.captured.clear()

@@ -230,9 +230,9 @@ class StylizeMMFS(AtelierNode):
         progress, out = NodeProgress(len(rows)), torch.empty(count, *size, 3)
         memory = sampling_memory(max(config.decoder[-1], config.encoder[0]), padded[0], padded[1], rows[0].stop)
         shapes = mmfs.net.noise_shapes(*padded)
-        with host.running(mmfs.patched, memory=memory) as device:
+        with host.running(mmfs.patched, memory=memory) as device, Graphs() as graphs:
             net = mmfs.net if style is None else styled(mmfs.net, style, strength)
-            stylize, graphs, where = stylizer(net, precision), Graphs(), device if device.type == "cuda" else images.CPU
+            stylize, where = stylizer(net, precision), device if device.type == "cuda" else images.CPU
 
             def inputs_of(r: slice, drawn: list[Tensor]) -> list[Tensor]:
                 x = fitted(image[r] if len(image) > 1 else image, fit, mmfs, max_side, where)[0].to(device)
@@ -258,7 +258,6 @@ class StylizeMMFS(AtelierNode):
                 before = r, given, host.Received(result)
             if before is not None:
                 keep(*before)
-            graphs.clear()
         return io.NodeOutput(out)
 
 

@@ -215,11 +215,8 @@ def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Ho
             hooks.on_step(StepResult(k, 0, values, predictions))
         return {name: value for name, value in run.partial.items() if name != "done"}
 
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            return train(run, step, loop, trainer.device, hooks, save)
-    finally:
-        trainer.graphs.clear()
+    with trainer.graphs, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        return train(run, step, loop, trainer.device, hooks, save)
 
 
 def update(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> tuple[dict[str, Tensor], Tensor]:

@@ -236,11 +236,8 @@ def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Ho
               save: Callable[[Run], None] | None = None) -> Run:
     """Train from run.step to config.iterations."""
     loop = LoopConfig(trainer.config.iterations, trainer.config.seed, save_every)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            return train(run, lambda k, hooks: iteration(trainer, run, k, hooks), loop, trainer.device, hooks, save)
-    finally:
-        trainer.graphs.clear()
+    with trainer.graphs, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        return train(run, lambda k, hooks: iteration(trainer, run, k, hooks), loop, trainer.device, hooks, save)
 
 
 def iteration(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> dict[str, Tensor]:
