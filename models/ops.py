@@ -148,18 +148,19 @@ def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def resize_matrix(source: int, target: int, mode: str, device: torch.device) -> Tensor:
-    """Weights (target, source) of an antialiased resize along one side; each row sums to 1. In float32, as torch's."""
+    """Weights (target, source) of an antialiased resize along one side; each row sums to 1. In float32, as torch's, and
+    on the device alone, so that a graph can hold it."""
     scale = source / target
     stretch = max(scale, 1.0)
     radius = (1.0 if mode == "bilinear" else 2.0) * stretch
-    centre = scale * (torch.arange(target, dtype=torch.float32) + 0.5)
+    centre = scale * (torch.arange(target, dtype=torch.float32, device=device) + 0.5)
     first = (centre - radius + 0.5).long().clamp(min=0)
     last = (centre + radius + 0.5).long().clamp(max=source)
-    at = torch.arange(source, dtype=torch.float32)
+    at = torch.arange(source, dtype=torch.float32, device=device)
     distance = ((at - first[:, None] + (first[:, None] - centre[:, None] + 0.5)) * (1 / stretch)).abs()
     weights = (1 - distance).clamp(min=0) if mode == "bilinear" else cubic(distance)
     weights = torch.where((at >= first[:, None]) & (at < last[:, None]), weights, 0.0)
-    return (weights / weights.sum(1, keepdim=True)).float().to(device)
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def cubic(distance: Tensor, a: float = -0.5) -> Tensor:

@@ -20,7 +20,7 @@ from ..models.fields import check_fields
 from ..models.graphs import Graphs
 from ..models.hashing import hash_of
 from ..models.mmfs import MMFS
-from ..models.precision import autocast, full_precision
+from ..models.precision import autocast
 from ..models.style import MMFSStyle
 from ..models.stylegan2 import Synthesis, random_noise
 from . import losses
@@ -148,7 +148,6 @@ class Trainer:
     graphs: Graphs = field(default_factory=Graphs)
 
     def __post_init__(self) -> None:
-        self.resizes: dict[int, Tensor] = {}
         self.device = self.source.device
         self.mapper, mapper = None, self.nets.mmfs.mapper
         if self.reference.w_plus is None and mapper is not None:  # without one, read_reference has refused it
@@ -161,17 +160,6 @@ class Trainer:
         if self.mapper is None:
             return self.features.w_plus.expand(count, -1, -1)
         return self.mapper(F.normalize(self.features.embedding, dim=1).expand(count, -1))
-
-    def preprocessed(self, pictures: Tensor) -> Tensor:
-        """CLIP's input of pictures, as Clip.preprocess makes it; the weights of the resize are made once, since a graph
-        cannot fetch them from main memory."""
-        clip, target = self.nets.clip, self.nets.clip.config.image_size
-        for side in pictures.shape[-2:]:
-            if side not in self.resizes:
-                self.resizes[side] = ops.resize_matrix(side, target, "bilinear", pictures.device)
-        rows, columns = (self.resizes[side] for side in pictures.shape[-2:])
-        with full_precision(pictures.device):
-            return clip.preprocess(rows @ pictures.float() @ columns.t(), "mmfs")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -297,7 +285,7 @@ def clip_terms(trainer: Trainer, faces: FaceFeatures, pictures: Tensor, anchor: 
     if {"clip", "projection"}.isdisjoint(trainer.terms):
         return {}, torch.zeros_like(pictures)
     with autocast(trainer.device, config.precision):
-        embeddings, tokens = clip.encode_with_tokens(trainer.preprocessed(pictures), config.token_block)
+        embeddings, tokens = clip.encode_with_tokens(clip.preprocess(pictures, "mmfs"), config.token_block)
     if "clip" in trainer.terms:
         results = F.normalize(embeddings.float(), dim=1)
         direction = losses.clip_loss(faces.embeddings, results, anchor, features.embedding)
