@@ -48,9 +48,7 @@ class AcceleratedUNet(Replayed):
 
     def code_modulation(self, z: Codes = None) -> Tensor | float:
         """As of `UNet`, float32."""
-        if z is None:
-            return 1.0
-        with full_precision(z.device if isinstance(z, Tensor) else z[0].device):
+        with full_precision(next(self.unet.parameters()).device):
             return self.unet.code_modulation(z)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ def image(name: str, tooltip: str, optional: bool = False) -> io.Image.Input:
     return io.Image.Input(name, tooltip=tooltip, optional=optional)
 
 
-def choice(name: str, options: Iterable[str], default: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(name, options=list(options), default=default, tooltip=tooltip)
+def choice(name: str, options: Iterable[str], default: str, tooltip: str, optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(name, options=list(options), default=default, optional=optional, tooltip=tooltip)
 
 
 def file_choice(name: str, options: Iterable[str], default: str, tooltip: str) -> io.Combo.Input:
@@ -58,17 +58,15 @@ def steps(default: int, tooltip: str, name: str = "steps") -> io.Int.Input:
 
 def precision(tooltip: str = "Number format of the networks on a GPU. auto is float16, as the official program. A CPU "
                              "always computes in float32.", optional: bool = False) -> io.Combo.Input:
-    return advanced(io.Combo.Input("precision", options=[AUTO, *PRECISIONS], default=AUTO, optional=optional,
-                                   tooltip=tooltip))
+    return advanced(choice("precision", (AUTO, *PRECISIONS), AUTO, tooltip, optional))
 
 
 def solver(default: str, tooltip: str = "") -> io.Combo.Input:
     """How the steps of the chain are made. default: FROM_STYLE is offered where it is that."""
     choices = SOLVERS if default in SOLVERS else (default, *SOLVERS)
-    return advanced(io.Combo.Input(
-        "solver", options=list(choices), default=default, optional=True,  # graphs of 0.2 do not have it
-        tooltip="ddim: the official solver. dpmpp_2m: DPM-Solver++(2M), which needs far fewer steps: 20 are good."
-                f" {tooltip}".rstrip()))
+    return advanced(choice(
+        "solver", choices, default, "ddim: the official solver. dpmpp_2m: DPM-Solver++(2M), which needs far fewer "
+        f"steps: 20 are good. {tooltip}".rstrip(), optional=True))  # graphs of 0.2 do not have it
 
 
 def batch(tooltip: str, default: int = 8, most: int = 64, optional: bool = False) -> io.Int.Input:

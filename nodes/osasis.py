@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..models import osasis, rng
-from ..models.diffusion import ddim_schedule
+from ..models.diffae import DiffAE
+from ..models.diffusion import StepHook, ddim_schedule
 from ..models.osasis import SamplingSettings, sampling_memory
 from ..models.precision import AUTO
 from ..models.style import check_osasis_style
@@ -27,7 +28,7 @@ def chunks(count: int, size: int = CHUNK) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def progress_hook(progress: NodeProgress) -> Callable[[int, Tensor, Tensor], None]:
+def progress_hook(progress: NodeProgress) -> StepHook:
     """A sampler's hook that shows where the pictures stand."""
     return lambda i, x0, x: progress(lambda: images.side_by_side(x0))
 
@@ -159,13 +160,20 @@ def structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: f
 
 def _structural_code(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, solver: str,
                      precision: str) -> Tensor:
-    progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
+    def encoded(net: DiffAE, x: Tensor, z: Tensor, hook: StepHook) -> Tensor:
+        return net.structural_code(x, z, steps, t0, hook, solver).float().cpu()
+    return in_chunks(diffae, x, z, ddim_steps(steps, t0), precision, encoded)
+
+
+def in_chunks(diffae: DiffAEModel, x: Tensor, z: Tensor, calls: int, precision: str,
+              work: Callable[[DiffAE, Tensor, Tensor, StepHook], Tensor]) -> Tensor:
+    """What `work(net, x, z, hook)` makes of x and z (B, ..), a chunk of rows at a time on the computing device. calls:
+    of the network, for a chunk."""
+    progress, parts = NodeProgress(calls * len(chunks(len(x)))), []
     memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
     with host.sampling(diffae.patched, precision, memory) as (device, net):
         for rows in chunks(len(x)):
-            code = net.structural_code(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
-                                       solver)
-            parts.append(code.float().cpu())
+            parts.append(work(net, x[rows].to(device), z[rows].to(device), progress_hook(progress)))
     return torch.cat(parts)
 
 
@@ -324,14 +332,9 @@ class Decode(AtelierNode):
 def decode(diffae: DiffAEModel, x: Tensor, z: Tensor, steps: int, t0: float, precision: str = AUTO,
            solver: str = SamplingSettings().solver) -> Tensor:
     """Codes -> IMAGE, in chunks."""
-    progress, parts = NodeProgress(ddim_steps(steps, t0) * len(chunks(len(x)))), []
-    memory = sampling_memory(diffae.unet, min(CHUNK, len(x)))
-    with host.sampling(diffae.patched, precision, memory) as (device, net):
-        for rows in chunks(len(x)):
-            decoded = net.decode(x[rows].to(device), z[rows].to(device), steps, t0, progress_hook(progress),
-                                        solver)
-            parts.append(images.to_image(decoded))
-    return torch.cat(parts)
+    def decoded(net: DiffAE, x: Tensor, z: Tensor, hook: StepHook) -> Tensor:
+        return images.to_image(net.decode(x, z, steps, t0, hook, solver))
+    return in_chunks(diffae, x, z, ddim_steps(steps, t0), precision, decoded)
 
 
 class SampleDiffAE(AtelierNode):

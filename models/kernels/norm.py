@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import Launched
+from .pointwise import last
 
 TILE = 4096  # numbers a program works on at a time
 WHOLE = 16384  # most numbers of a (picture, group) that one program holds at once
@@ -494,10 +495,6 @@ def _both(more: Tensor | None, more_other: Tensor | None, x: Tensor,
     if other is None:
         return more, None
     return more, torch.zeros_like(other) if more_other is None else last(more_other)
-
-
-def last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def group_norm(x: Tensor, norm: torch.nn.GroupNorm, affine: tuple[Tensor, Tensor] | None = None,

@@ -72,18 +72,6 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def channel_sum(x: Tensor) -> Tensor:
-    """Sum over pictures and pixels of a map (B, C, H, W): (C,) float32."""
-    x, channels = last(x), x.shape[1]
-    rows, columns = x.numel() // channels, min(triton.next_power_of_2(channels), 128)
-    tile_rows, blocks = 4096 // columns, triton.cdiv(channels, columns)
-    chunk_rows = max(triton.next_power_of_2(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks))), tile_rows)
-    chunks = triton.cdiv(rows, chunk_rows)
-    partial = torch.empty(chunks, channels, dtype=torch.float32, device=x.device)
-    _sums[(chunks, blocks)](x, partial, rows, channels, CHUNK_ROWS=chunk_rows, ROWS=tile_rows, COLUMNS=columns)
-    return partial.sum(0)
-
-
 @torch.library.custom_op("atelier::add", mutates_args=())
 def _add_op(x: Tensor, h: Tensor, third: Tensor | None, bias: Tensor | None) -> Tensor:
     y, channels = torch.empty_like(x), x.shape[1]
@@ -95,7 +83,15 @@ def _add_op(x: Tensor, h: Tensor, third: Tensor | None, bias: Tensor | None) -> 
 
 @torch.library.custom_op("atelier::channel_sum", mutates_args=())
 def _sum_op(x: Tensor) -> Tensor:
-    return channel_sum(x)
+    """Sum over pictures and pixels of a map (B, C, H, W): (C,) float32."""
+    channels = x.shape[1]
+    rows, columns = x.numel() // channels, min(triton.next_power_of_2(channels), 128)
+    tile_rows, blocks = 4096 // columns, triton.cdiv(channels, columns)
+    chunk_rows = max(triton.next_power_of_2(triton.cdiv(rows, triton.cdiv(PROGRAMS, blocks))), tile_rows)
+    chunks = triton.cdiv(rows, chunk_rows)
+    partial = torch.empty(chunks, channels, dtype=torch.float32, device=x.device)
+    _sums[(chunks, blocks)](x, partial, rows, channels, CHUNK_ROWS=chunk_rows, ROWS=tile_rows, COLUMNS=columns)
+    return partial.sum(0)
 
 
 @torch.library.custom_op("atelier::resize", mutates_args=())
