@@ -270,6 +270,6 @@ FILTERS: dict[str, Filter] = {f.__name__: f for f in (
 @torch.no_grad()
 def drawn(photo: Tensor, style: str, generator: Generator, oversampling: int = 2) -> Tensor:
     """The photo (3, H, W) in [0, 1] in one of FILTERS: made `oversampling` times as large, shrunk again."""
-    size = tuple(photo.shape[1:])
-    large = ops.resize(photo[None], tuple(n * oversampling for n in size), "bicubic")[0].clamp(0, 1)
-    return ops.resize(FILTERS[style](large, generator)[None], size, "bicubic")[0].clamp(0, 1)
+    height, width = photo.shape[1:]
+    large = ops.resize(photo[None], (height * oversampling, width * oversampling), "bicubic")[0].clamp(0, 1)
+    return ops.resize(FILTERS[style](large, generator)[None], (height, width), "bicubic")[0].clamp(0, 1)

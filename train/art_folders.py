@@ -26,7 +26,8 @@ def render(photos: Path, out: Path, styles: Sequence[str] = (), px: int = 128, s
     styles = tuple(styles) or tuple(FILTERS)
     if unknown := sorted(set(styles) - set(FILTERS)):
         raise ValueError(f"there is no filter {unknown[0][:40]!r}; there are {', '.join(FILTERS)}")
-    named = {drawing_name(path, photos): path for path in (paths := find_pictures(photos))}
+    paths = find_pictures(photos)
+    named = {drawing_name(path, photos): path for path in paths}
     if len(named) < len(paths):
         raise ValueError(f"two photos under {photos} have the same name but for their ending: rename one")
     shown, count = labels.of_pictures(paths), 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def facts(shown: Sequence[str]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     return true, untrue
 
 
-def write(folder: Path, table: dict[str, Sequence[str]]) -> None:
+def write(folder: Path, table: Mapping[str, Sequence[str]]) -> None:
     """labels.csv of a folder of drawings, as `read` reads it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
