@@ -50,12 +50,12 @@ def small_ddpm(px: int = 128) -> UNetConfig:
 
 def diffae(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig, init: Path | None = None,
            art_share: float = 0.25) -> DiffAE:
-    """Train the autoencoder (not its latent DDIM) on photos and a share of art."""
+    """Train the autoencoder (not its latent DDIM) on photos and a share of art, all classes alike."""
     net = DiffAE(small_diffae(px)).to(recipe.device)
     if net.latent_net is not None:
         net.latent_net.requires_grad_(False)
-    groups = [(folders.photo_paths()[0], 1 - art_share), (folders.art_paths()[0], art_share)]
-    loss = pretraining.picture_loss(pretraining.diffae_loss, image_dataset(groups, px, recipe.device), config)
+    pictures = image_dataset(folders.groups(0, 1 - art_share), px, recipe.device)
+    loss = pretraining.picture_loss(pretraining.diffae_loss, pictures, config)
     net, steps = train_model(net, loss, config, recipe, init)
     store_model(recipe.out, net, "diffae", {"samples": config.batch * steps})
     return net
@@ -102,22 +102,12 @@ def clip_classes(folders: Folders) -> tuple[tuple[str, ...], Callable[[Path], in
     return classes, label
 
 
-def clip_groups(folders: Folders, part: int, photo_share: float) -> list[tuple[list[Path], float]]:
-    """Photos and each class of art with its share: art classes weigh the same, however many pictures they have.
-    part: 0 for those to train on, 1 for those held out."""
-    by_class: dict[str, list[Path]] = {}
-    for path in folders.art_paths()[part]:
-        by_class.setdefault(path.parent.name, []).append(path)
-    share = (1 - photo_share) / max(1, len(by_class))
-    return [(folders.photo_paths()[part], photo_share), *((paths, share) for paths in by_class.values())]
-
-
 def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig) -> tuple[Clip, dict[str, float]]:
     """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures."""
     classes, class_of = clip_classes(folders)
     net = Clip(small_clip.small_config(captions.word_list(classes), px)).to(recipe.device)
     texts = captions.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
-    trained, held_out = (clip_groups(folders, part, share) for part, share in ((0, CLIP_PHOTOS), (1, 0.5)))
+    trained, held_out = (folders.groups(part, share) for part, share in ((0, CLIP_PHOTOS), (1, 0.5)))
     facts, fact_of = captions.facts_of([p for paths, _ in trained for p in paths], class_of, len(classes))
     loss = small_clip.clip_loss(image_dataset(trained, px, recipe.device, fact_of), facts, texts, config)
     net, _ = train_model(net, loss, config, recipe)
