@@ -109,7 +109,7 @@ def test_a_training_may_take_several_gpus_and_a_failure_ends_it_after_what_runs(
 def test_stopped_in_the_middle_it_goes_on_where_it_was(data, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, str(demo_models.ROOT / "tools" / "launch.py"), "tools.demo_models", f"--data={data}",
-               f"--out={out}", "--only=stylegan2,draw-ink", "--scale=0.0006", "--more=--device cpu --precision float32 "
+               f"--out={out}", "--only=stylegan2,draw-ink", "--scale=0.0004", "--more=--device cpu --precision float32 "
                "--size 64 --batch 4 --preview-every 0 --save-every 1 --log-every 1 --holdout 0"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -121,11 +121,12 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(data, tmp_path):
     log = (out / "stylegan2.log").read_text()
     assert first.returncode == 130 and "the same command goes on" in told, told + log
     step = store.peek(out / "stylegan2.snapshot").meta["step"]
-    assert not (out / "stylegan2.done").exists() and 1 <= step < 12
+    assert not (out / "stylegan2.done").exists() and 1 <= step < 8
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and (out / "stylegan2.done").exists(), again.stderr
-    assert f"resumes at step {step}" in (out / "stylegan2.log").read_text()
-    assert store.peek(out / "stylegan2.snapshot").meta["step"] == 12 and (out / "stylegan2.safetensors").exists()
+    log = (out / "stylegan2.log").read_text()
+    assert [log.count(f"step {i} of 8:") for i in range(1, 9)] == [1] * 8  # no step was made twice
+    assert store.peek(out / "stylegan2.snapshot").meta["step"] == 8 and (out / "stylegan2.safetensors").exists()
     assert len(list((out / "art" / "t2i_mit" / "npr_ink").glob("*.jpg"))) == 3
     assert len(list((out / "art" / "shared" / "npr_oil").iterdir())) == 3
 
