@@ -16,6 +16,7 @@ from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import captions, labels, retrieval
 from oneshot_atelier.train import small_clip as training
+from oneshot_atelier.train.data import Augmentations
 
 TOLD = golden.load_case("osasis_train").config["clip"]
 GOLDEN = ClipConfig(*(TOLD[name] for name in (
@@ -210,7 +211,8 @@ def true_columns(count, *columns):
 
 
 def test_every_caption_has_only_words_of_the_list():
-    assert captions.class_word("vector_big-ears") == "big ears" and captions.class_word("ink_wash_style") == "wash style"
+    assert captions.class_word("vector_big-ears") == "big ears"
+    assert captions.class_word("ink_wash_style") == "wash style"
     found, words, config = small_captions()
     assert words == tuple(sorted(set(words))) and words == captions.word_list(CLASSES)
     assert {"dark", "vivid", "blue", "hair", "glasses", "fedora", "smiling", "painting", "photograph"} <= set(words)
@@ -226,7 +228,17 @@ def test_the_demo_model_stays_small():
     classes = ["photo", *(f"class{i}" for i in range(25))]
     with torch.device("meta"):
         net = Clip(training.small_config(captions.word_list(classes)))
-    assert sum(p.numel() for p in net.parameters()) < 1_930_000 + 300_000
+        finer = Clip(training.small_config(captions.word_list(classes), patch=8))
+    assert all(sum(p.numel() for p in x.parameters()) < 1_930_000 + 300_000 for x in (net, finer))
+    with pytest.raises(ValueError, match="patch is 12; take one that divides 128, such as 8"):
+        training.small_config(("a",), 128, 12)
+
+
+def test_half_of_a_batch_stays_sharp():
+    x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = training.moved(x, Augmentations(8, 0.12, 0.05), torch.Generator().manual_seed(0))
+    exact = torch.minimum((found - x).abs().amax((1, 2, 3)), (found - x.flip(3)).abs().amax((1, 2, 3))) < 1e-4
+    assert exact.tolist() == [False] * 4 + [True] * 4
 
 
 def test_captions_are_what_the_tokenizer_makes_of_their_text():
@@ -255,8 +267,9 @@ def test_a_caption_is_true_untrue_or_unknown_of_a_picture():
 
 
 def test_moods_are_measured():
-    flat = {"dark": (0.1,) * 3, "bright": (0.9,) * 3, "gray": (0.5,) * 3, "warm": (0.8, 0.5, 0.3), "blue": (0.2, 0.4, 0.8),
-            "cold": (0.2, 0.4, 0.8), "vivid": (0.9, 0.1, 0.1), "red": (0.9, 0.1, 0.1), "white": (1.0,) * 3}
+    flat = {"dark": (0.1,) * 3, "bright": (0.9,) * 3, "gray": (0.5,) * 3, "warm": (0.8, 0.5, 0.3),
+            "blue": (0.2, 0.4, 0.8), "cold": (0.2, 0.4, 0.8), "vivid": (0.9, 0.1, 0.1), "red": (0.9, 0.1, 0.1),
+            "white": (1.0,) * 3}
     for mood, colour in flat.items():
         scores = captions.mood_scores(torch.tensor(colour)[None, :, None, None].expand(1, 3, 48, 64) * 2 - 1)
         assert scores.shape == (1, len(captions.MOODS)) and scores[0, captions.MOODS.index(mood)] > 0, mood

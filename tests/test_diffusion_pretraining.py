@@ -263,7 +263,7 @@ def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tm
 
 def test_the_small_clip_is_stored_with_its_words_and_how_well_it_knows_them(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(diffusion.small_clip, "small_config",
-                        lambda words, px: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=24))
+                        lambda words, px, patch: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=24))
     labels.write(folders.photos, {"04.png": ("beanie",), "09.png": ("fedora",), "00.png": ("beanie", "adult")})
     config = replace(CONFIG, steps=2)
     net, accuracy = diffusion.clip(folders, 32, config, RecipeConfig(tmp_path / "clip.safetensors", CPU))

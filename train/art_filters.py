@@ -82,7 +82,7 @@ def flattened(x: Tensor, share: float, rounds: int) -> Tensor:
     radius = max(1, round(pixels(x, share)))
     for _ in range(rounds):
         padded = F.pad(torch.cat([x, luma(x) ** 2])[None], (radius,) * 4, mode="replicate")
-        means = F.avg_pool2d(padded, radius + 1, 1)[0]
+        means = F.avg_pool2d(F.avg_pool2d(padded, (radius + 1, 1), 1), (1, radius + 1), 1)[0]
         height, width = x.shape[1:]
         corners = torch.stack([means[:, i:i + height, j:j + width] for i in (0, radius) for j in (0, radius)])
         variance = corners[:, 3] - luma_of(corners[:, :3]) ** 2

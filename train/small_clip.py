@@ -6,17 +6,18 @@ two augmentations of a picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..models import rng
 from ..models.features.clip import Clip, ClipConfig
 from ..models.precision import autocast
 from . import labels
 from .captions import CHANGES, SURE, TEMPLATES, Captions, Facts, caption, changed, mood_scores, say, truth
-from .data import ImageDataset, random_augment
+from .data import Augmentations, ImageDataset, random_augment
 from .diffusion_pretraining import PretrainingConfig
 
 
@@ -32,6 +33,14 @@ def contrast(a: Tensor, b: Tensor, scale: Tensor, match: Tensor, unknown: Tensor
 def one_way(logits: Tensor, match: Tensor) -> Tensor:
     target = match.float()
     return F.cross_entropy(logits, target / target.sum(1, keepdim=True))
+
+
+def moved(x: Tensor, augmentations: Augmentations, generator: Generator) -> Tensor:
+    """The first half of a batch augmented, the other half at most mirrored: resampling blurs, and how sharp a picture
+    is tells a photo from an oil painting."""
+    half = len(x) // 2
+    still = replace(augmentations, degrees=0, scale=0, shift=0)
+    return torch.cat([random_augment(x[:half], augmentations, generator), random_augment(x[half:], still, generator)])
 
 
 def known(facts: Facts, index: Tensor, x: Tensor, recoloured: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +70,7 @@ def clip_loss(dataset: ImageDataset, facts: Facts, captions: Captions, config: P
         x, fact = dataset.sample(config.batch, generator)
         change = torch.randint(len(CHANGES), (len(x),), device=device, generator=generator)
         change *= torch.rand(len(x), device=device, generator=generator) < 0.5
-        first, second = (changed(random_augment(x, config.augmentations, generator), change) for _ in range(2))
+        first, second = (changed(moved(x, config.augmentations, generator), change) for _ in range(2))
         true, untrue = known(facts, fact, first, change > 0)
         said = say(captions, true, generator)
         match, unknown = truth(said, true, untrue)
@@ -87,8 +96,12 @@ def zero_shot_accuracy(net: Clip, pictures: Tensor, index: Tensor, classes: Sequ
     return table | {"all": float(right.mean())}
 
 
-def small_config(words: Sequence[str], image_size: int = 128) -> ClipConfig:
-    """The demo model: 1.5 M parameters of picture tower, [-1, 1] input, a word list instead of byte pairs."""
-    return ClipConfig(embed=128, image_size=image_size, patch=image_size // 8, vision_width=192, vision_layers=3,
+def small_config(words: Sequence[str], image_size: int = 128, patch: int | None = None) -> ClipConfig:
+    """The demo model: 1.5 M parameters of picture tower, [-1, 1] input, a word list instead of byte pairs. patch: side
+    in pixels, by default an eighth of the picture's; ValueError if it does not divide that."""
+    patch = patch or image_size // 8
+    if image_size % patch:
+        raise ValueError(f"patch is {patch}; take one that divides {image_size}, such as {image_size // 16}")
+    return ClipConfig(embed=128, image_size=image_size, patch=patch, vision_width=192, vision_layers=3,
                       context=24, vocabulary=len(words) + 3, text_width=128, text_layers=2, quick_gelu=False,
                       mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), words=tuple(words))

@@ -102,10 +102,12 @@ def clip_classes(folders: Folders) -> tuple[tuple[str, ...], Callable[[Path], in
     return classes, label
 
 
-def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig) -> tuple[Clip, dict[str, float]]:
-    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures."""
+def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig,
+         patch: int | None = None) -> tuple[Clip, dict[str, float]]:
+    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures. patch: see
+    small_config."""
     classes, class_of = clip_classes(folders)
-    net = Clip(small_clip.small_config(captions.word_list(classes), px)).to(recipe.device)
+    net = Clip(small_clip.small_config(captions.word_list(classes), px, patch)).to(recipe.device)
     texts = captions.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
     trained, held_out = (folders.groups(part, share) for part, share in ((0, CLIP_PHOTOS), (1, 0.5)))
     facts, fact_of = captions.facts_of([p for paths, _ in trained for p in paths], class_of, len(classes))
