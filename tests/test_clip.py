@@ -358,14 +358,15 @@ def test_choices_count_the_right_words_of_each_group_alike():
 def test_recall_of_perfect_and_of_wrong_embeddings(tmp_path):
     texts, words, _ = small_captions()
     values = ["beanie", "fedora", "surprised", "full beard"]
-    labels.write(tmp_path, {f"{i}.png": (value,) for i, value in enumerate(values)})
-    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    labels.write(tmp_path, {f"{i}.png": (value,) for i, value in enumerate(values)} | {"4.png": ("asian",)})
+    paths = [tmp_path / f"{i}.png" for i in range(6)]  # the last two have the same caption: no word says "asian"
     facts, index = captions.facts_of(paths, lambda path: 0, len(CLASSES))
     rows = torch.tensor([index(path) for path in paths])
     net = Oracle(words)
     right = F.normalize(net.embed_text(retrieval.whole_captions(facts, texts, 0)), dim=1)[rows]
     found = retrieval.recall(net, right, rows, facts, texts)
-    assert found["picture to text @1"] == found["text to picture @1"] == found["text to text @1"] == 1
-    assert found["captions"] == found["pictures"] == 4
-    wrong = retrieval.recall(net, right, rows.roll(1), facts, texts)
+    assert found["picture to text @1"] == found["text to picture @1"] == 1
+    assert found["text to text @1"] == pytest.approx(0.8)  # "photo" is not its "photograph"
+    assert found["captions"] == 5 and found["pictures"] == 6
+    wrong = retrieval.recall(net, right, rows.roll(2), facts, texts)
     assert wrong["picture to text @1"] == 0 and wrong["picture to text @5"] == 1

@@ -68,9 +68,11 @@ def direction(net: Clip, texts: Sequence[str]) -> Tensor:
 def recall(net: Clip, pictures: Tensor, fact: Tensor, facts: Facts, texts: Captions) -> dict[str, float]:
     """Recall at RANKS between pictures and the captions of all that is known of them, and from captions to the same
     said in other words; "captions" is how many there are."""
-    first, second = (torch.cat([F.normalize(net.embed_text([said]), dim=1) for said in whole_captions(facts, texts, i)])
-                     for i in (0, 1))
-    match = fact[:, None] == torch.arange(len(first), device=fact.device)
+    said = list(zip(*(whole_captions(facts, texts, way) for way in (0, 1)), strict=True))
+    distinct = list(dict.fromkeys(said))
+    first, second = (F.normalize(net.embed_text(ways), dim=1) for ways in zip(*distinct, strict=True))
+    caption_of = torch.tensor([distinct.index(ways) for ways in said], device=fact.device)
+    match = caption_of[fact][:, None] == torch.arange(len(first), device=fact.device)
     table = {"captions": float(len(first)), "pictures": float(len(pictures))}
     for name, similarity, right in (("picture to text", pictures @ first.T, match),
                                     ("text to picture", first @ pictures.T, match.T),
