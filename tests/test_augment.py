@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.train.augment import POLICIES, augment, colour, cut_out, policies, translate
+from oneshot_atelier.train.augment import (
+    POLICIES,
+    Adaptive,
+    Augmentation,
+    colour,
+    cut_out,
+    policies,
+    translate,
+)
 from oneshot_atelier.train.distributed import Distributed, Draws
 
 PX = 16
@@ -27,6 +35,11 @@ class Fixed(Draws):
 
 def pictures(batch=4, dtype=torch.float32):
     return tiny.pictures(batch, px=PX).to(dtype)
+
+
+def augment(x, names, taken):
+    change = Augmentation(tuple(names))
+    return change(x, change.numbers(taken))
 
 
 # --- every policy ------------------------------------------------------------------------------------------------
@@ -72,8 +85,9 @@ def test_values_are_bounded_whatever_is_drawn(name):
 
 
 def test_policies_follow_each_other_and_none_leaves_pictures_alone():
-    x, taken = pictures(), draws()
-    by_hand = cut_out(translate(colour(x, taken), taken), taken)
+    x, d = pictures(), draws()
+    by_hand = colour(x, *(d.uniform(1, 1, 1) for _ in range(3)))
+    by_hand = cut_out(translate(by_hand, d.uniform(2)), d.uniform(2))
     assert torch.equal(augment(x, POLICIES, draws()), by_hand)
     assert augment(x, (), draws()) is x
 
@@ -93,15 +107,15 @@ def test_names():
 
 
 # --- each by itself ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("change", [colour, translate])
-def test_nothing_changes_at_zero(change):
+@pytest.mark.parametrize("name", ["colour", "translation"])
+def test_nothing_changes_at_zero(name):
     x = pictures()
-    assert torch.allclose(change(x, Fixed(4, 0)), x, atol=1e-6)
+    assert torch.allclose(augment(x, [name], Fixed(4, 0)), x, atol=1e-6)
 
 
 def test_colour_moves_brightness_saturation_and_contrast():
     x = pictures()
-    changed = colour(x, draws())
+    changed = augment(x, ["colour"], draws())
     d = draws()
     b, s, c = (d.uniform(1, 1, 1) for _ in range(3))
     grey = (x + 0.5 * b).mean(1, keepdim=True)
@@ -115,7 +129,7 @@ def test_colour_moves_brightness_saturation_and_contrast():
 
 def test_translation_moves_whole_pixels_by_an_eighth_at_most_and_zeros_move_in():
     x = torch.rand(32, 3, PX, 2 * PX, generator=torch.Generator().manual_seed(3)) + 1
-    moved, d = translate(x, draws(32)), draws(32)
+    moved, d = augment(x, ["translation"], draws(32)), draws(32)
     shift = (d.uniform(2) * torch.tensor([2 * PX / 8, PX / 8])).round().long()  # x, y
     assert shift[:, 0].abs().max() == 4 and shift[:, 1].abs().max() == 2
     for picture, result, (dx, dy) in zip(x, moved, shift.tolist()):
@@ -128,10 +142,10 @@ def test_translation_moves_whole_pixels_by_an_eighth_at_most_and_zeros_move_in()
 
 def test_cut_out_clears_a_square_of_half_the_side():
     x = torch.ones(64, 3, PX, PX)
-    cleared = cut_out(x, draws(64))[:, 0] == 0
+    cleared = augment(x, ["cutout"], draws(64))[:, 0] == 0
     heights, widths = cleared.any(2).sum(1), cleared.any(1).sum(1)
     assert torch.equal(cleared.sum((1, 2)), heights * widths)  # a rectangle
     assert heights.max() == widths.max() == PX // 2 and heights.min() >= PX // 4 - 1
-    middle = cut_out(x[:1], Fixed(1, 0))[0, 0] == 0
+    middle = cut_out(x[:1], torch.zeros(1, 2))[0, 0] == 0
     assert int(middle.sum()) in ((PX // 2) ** 2, (PX // 2 - 1) ** 2) and bool(middle[PX // 2, PX // 2])
     assert len({tuple(c.flatten().tolist()) for c in cleared}) > 30

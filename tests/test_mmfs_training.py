@@ -314,7 +314,7 @@ def mixed(share, steps, seed=0):
     found = []
     for k in range(steps):
         draws = Draws(rng.generator(seed, "draws", k), 4, torch.arange(4))
-        w = gan.mixed_styles(styles, draws, 8, share)
+        w = gan.mixed_styles(styles, gan.style_draws(draws, 8, 10, share))
         first = torch.randn(4, 8, generator=rng.generator(seed, "draws", k))
         assert torch.equal(w[:, 0], first)
         changes = (w[:, 1:] != w[:, :-1]).any(2)
@@ -341,13 +341,13 @@ def test_a_step_draws_the_same_whether_or_not_it_mixes():
     """So that the noise of a step does not depend on its mixing; only a share of 0 saves the second z."""
     draws = [Draws(torch.Generator().manual_seed(7), 2, torch.arange(2)) for _ in range(2)]
     for d, share in zip(draws, (1e-9, 1.0)):
-        gan.mixed_styles(lambda z: z[:, None].repeat(1, 4, 1), d, 3, share)
+        gan.style_draws(d, 3, 4, share)
     assert torch.equal(*(d.normal(5) for d in draws))
 
 
 def test_steps_draw_other_numbers():
     config = settings("mmfs-stage2")
-    seen = [gan.draws_of(k, replace(config, seed=s), gan.SINGLE_PROCESS, CPU).normal(3) for s in (0, 1) for k in (0, 1)]
+    seen = [gan.draws_of(k, replace(config, seed=s), torch.arange(4)).normal(3) for s in (0, 1) for k in (0, 1)]
     assert len({tuple(x.flatten().tolist()) for x in seen}) == 4
 
 

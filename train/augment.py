@@ -40,6 +40,11 @@ class Augmentation:
     names: tuple[str, ...] = ()
     adaptive: Adaptive | None = None
 
+    @property
+    def count(self) -> int:
+        """How many tensors `numbers` gives."""
+        return sum(len(POLICY_NUMBERS[name]) for name in self.names) + (0 if self.adaptive is None else 3)
+
     def numbers(self, draws: Draws) -> list[Tensor]:
         """What is drawn for one batch, in the order in which it is used."""
         found = [draws.uniform(*shape) for name in self.names for shape in POLICY_NUMBERS[name]]

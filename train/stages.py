@@ -43,7 +43,8 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
     settings = decisive(stage.config) | dict(settings) | {"training": "training stage"}
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
     broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
-    with Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session:
+    with (stage.parts,
+          Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session):
         writes = checkpointing.path is not None and distributed.is_main_process
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
                      session.save if writes else None,
