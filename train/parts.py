@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..models import kernels, ops
 from ..models.graphs import Graphs
 from .distributed import Distributed
-from .loop import Net, Run
+from .loop import Run
 
 
 class Part(NamedTuple):
@@ -86,7 +86,7 @@ def laid_as(parameter: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
-def laid_out(*nets: Net) -> None:
+def laid_out(*nets: nn.Module) -> None:
     """Lay the weights of networks on a GPU out as its convolutions want them; in place."""
     for net in nets:
         if kernels.usable(next(net.parameters())):
