@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..evaluate.mmfs import art_distance_measure
+from ..evaluate.mmfs import art_distance_measure, faces_distance_measure
 from ..models import loading
 from ..models.features.clip import Clip
 from ..models.features.dino import Dino
@@ -59,7 +59,8 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
 def run_recipe(options: argparse.Namespace, folders: Folders, config: GANConfig, recipe: RecipeConfig) -> None:
     """Hand over to the recipe of the stage."""
     if options.model == "stylegan2":
-        recipes.stylegan2(folders, config, recipe, options.size, options.source)
+        measure = faces_distance_measure(load_clip(options).to(recipe.device))
+        recipes.stylegan2(folders, config, recipe, options.size, options.source, measure)
     elif options.model == "mmfs-stage1":
         recipes.stage1(required(options.source, "--source", "the StyleGAN2 file"), folders, config, recipe)
     elif options.model == "mmfs-stage2":

@@ -24,7 +24,7 @@ from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E40
 from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
-from oneshot_atelier.tests import tiny  # noqa: E402
+from oneshot_atelier.tests import tiny, tiny_stages  # noqa: E402
 from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
@@ -138,9 +138,31 @@ def graph_cases():
                                         for _ in range(2))
 
 
+def training_cases():
+    """On a GPU only: steps of the GAN trainings as graphs beside the same without; a case fails if no graph was made.
+    Adam's first steps follow the sign of a gradient, so the weights are compared where the rate is 0."""
+    if DEVICE != "cuda":
+        return
+    for name in tiny_stages.STAGES:
+        for given in ({}, {"ada_target": 0.6, "ada_kimg": 1}, {"precision": "bfloat16"}):
+            def losses(given=given, name=name):
+                t = tiny_stages.make(name, mapper=tiny_stages.CALM, device=torch.device(DEVICE), lr=0.0, **given)
+                with t.stage.parts:
+                    found = [torch.stack([v.float() for v in values.values()])
+                             for values in tiny_stages.run_steps(t.stage, 6)]
+                    gradients = [p.grad.clone() for p in t.net.parameters() if p.grad is not None]
+                    graphs = t.stage.parts.graphs.captured
+                return [torch.cat(found), *gradients], len(graphs)
+            with patch.object(Graphs, "enabled", lambda self, device: False):
+                plain, _ = losses()
+            replayed, count = losses()
+            assert count == (2 if name in ("stylegan2", "mmfs-stage2") else 1), (name, count)
+            yield f"{name} as graphs, {given}", error(replayed, plain)
+
+
 def main() -> None:
     found = {}
-    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases):
+    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases, training_cases):
         found |= dict(cases())
     print(json.dumps(found))
 
