@@ -2,6 +2,7 @@
 # make test   the whole test suite             make host   only set up what both run on (outside this folder)
 # make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
 # make oldest what depends on ComfyUI and the packages of requirements.txt, with older and the oldest allowed versions
+# make demo-models DATA=FOLDER   train all demo models; hours on a GPU, resumable (tools/demo_models.py)
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -11,11 +12,15 @@ HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
 # Threads of a busy machine must not spin while they wait for each other: that made a UNet call 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test host lint oldest page clean
+.PHONY: demo demo-models test host lint oldest page clean
 
 demo:
 	@test -n "$$COMFYUI_PATH" || $(SETUP)
 	@$(PYTHON) tools/launch.py tools.demo $(ARGS)
+
+demo-models:
+	@test -n "$(DATA)" || { echo 'name the folder that holds faces/ and art/: make demo-models DATA=FOLDER'; exit 2; }
+	@$(PYTHON) tools/launch.py tools.demo_models --data "$(DATA)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test:
 	@$(SETUP) --with-page --with-older

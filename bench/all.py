@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -254,7 +255,8 @@ def faces(bench: Bench) -> Part:
             with plain_torch(plain):
                 key = "" if plain else f"mmfs {count} {name.split(', ')[1]}"
                 rows.append(bench.row(f"MMFS, stylize {count}, {name}", key, bench.time(work)))
-    with patch.multiple(mmfs, **({"VIT_B_32": SMALL.clip, "DinoConfig": lambda: SMALL_DINO} if bench.small else {})):
+    features = {"VIT_B_32": SMALL.clip, "DinoConfig": lambda: SMALL_DINO} if bench.small else {}
+    with patch.multiple(mmfs, **features) if features else nullcontext():
         for number in fewshot.PRECISIONS:
             for plain in (False, True):
                 with plain_torch(plain):

@@ -29,6 +29,7 @@ from ..evaluate.osasis import SHOWN, Models, Settings, best_twin, codes_for
 from ..evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, metric
 from ..evaluate.tables import Rows, file_name, mean_rows
 from ..models import loading
+from ..models.accelerated import accelerated
 from ..models.diffae import CONFIGS, DiffAE
 from ..models.diffusion import SOLVERS
 from ..models.features.clip import Clip, ClipConfig
@@ -81,15 +82,15 @@ def sampler(diffae: DiffAE, style: OSASISStyle, way: Way, settings: Settings) ->
     """From photos (B, 3, px, px) in [-1, 1] to the stylized ones; the style's networks are loaded here."""
     solver, encode_steps, decode_steps = way
     sampling = replace(SamplingSettings.of(style.settings), solver=solver)
-    unet, spn = style.networks()
-    device = next(diffae.parameters()).device
-    unet, spn, z_style = unet.to(device), None if spn is None else spn.to(device), style.semantic_code().to(device)
+    device, precision = next(diffae.parameters()).device, settings.config.precision
+    unet, spn = (net if net is None else accelerated(net.to(device), device, precision) for net in style.networks())
+    frozen, z_style = accelerated(diffae, device, precision), style.semantic_code().to(device)
 
     @torch.no_grad()
     def sample(photos: Tensor) -> Tensor:
-        with autocast(device, settings.config.precision):
-            z = diffae.encode(photos)
-            code = diffae.structural_code(photos, z, encode_steps, sampling.t0, solver=solver)
+        with autocast(device, precision):
+            z = frozen.encode(photos)
+            code = frozen.structural_code(photos, z, encode_steps, sampling.t0, solver=solver)
             codes = codes_for("mix", diffae, z, z_style.float(), settings.change_point)
             return stylize(unet, code.float(), codes, steps=decode_steps, settings=sampling, spn=spn,
                            picture=photos).float()
@@ -97,8 +98,8 @@ def sampler(diffae: DiffAE, style: OSASISStyle, way: Way, settings: Settings) ->
 
 
 def median_seconds(sample: Callable[[Tensor], Tensor], photo: Tensor) -> float:
-    """Of one picture, after a warm-up."""
-    return median([timed(partial(sample, photo), photo.device) for _ in range(4)][1:])
+    """Of one picture, after two warm-ups: the second makes graphs."""
+    return median([timed(partial(sample, photo), photo.device) for _ in range(5)][2:])
 
 
 def in_words(way: Way) -> str:

@@ -1,4 +1,4 @@
-"""The `atelier` command: convert checkpoints, train models, report on a DiffAE, evaluate stylization."""
+"""The `atelier` command: convert checkpoints, train models, draw photos, report on a DiffAE, evaluate stylization."""
 from __future__ import annotations
 
 import argparse
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 COMMANDS = {  # name: what it does
     "convert": "turn an official checkpoint into a slim 16-bit safetensors file",
     "train": "train a model from folders of pictures",
+    "render-art": "make drawings of photos with filters",
     "report": "measure an autoencoder: reconstruction, what z holds, random pictures",
     "evaluate": "fine-tune styles and measure the stylized photos, OSASIS beside MMFS",
     "selfcheck": "try what an adversary or a clumsy user would: files, pictures, settings, trainings",
@@ -45,7 +46,7 @@ def parser(named: str | None = None) -> argparse.ArgumentParser:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         if named in (None, name):
-            importlib.import_module(MODULES.get(name, f".{name}"), __package__).add_arguments(command)
+            importlib.import_module(MODULES.get(name, "." + name.replace("-", "_")), __package__).add_arguments(command)
     return top
 
 

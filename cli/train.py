@@ -39,6 +39,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, help="safetensors file to write; the snapshot lies beside it")
     p.add_argument("--init", type=Path, help="weights of an earlier run to begin with (diffae, ddpm)")
     p.add_argument("--size", type=int, default=128, choices=(64, 128))
+    p.add_argument("--patch", type=int, help="side of the small CLIP's patches (clip; default: an eighth of --size)")
     for name, kind in (("steps", int), ("batch", int), ("lr", float), ("seed", int)):
         p.add_argument(f"--{name}", type=kind)
     p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long; run again to resume")
@@ -76,7 +77,7 @@ def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: Recip
     if options.model == "latent":
         diffusion.latent(folders, config, recipe)
     elif options.model == "clip":
-        diffusion.clip(folders, options.size, config, recipe)
+        diffusion.clip(folders, options.size, config, recipe, options.patch)
     else:
         {"diffae": diffusion.diffae, "ddpm": diffusion.ddpm}[options.model](folders, options.size, config, recipe,
                                                                             options.init)

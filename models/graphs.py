@@ -73,9 +73,10 @@ class Graphs:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what was cached so far cannot be used by the graph's pool
             graph = torch.cuda.CUDAGraph()
+            # cudaMallocAsync says so of every tensor that is freed, also when the graph is
+            warnings.filterwarnings("ignore", "This is technically allowed, but may indicate you are losing")
             # another thread of the host may use the GPU meanwhile
-            with warnings.catch_warnings(), torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                warnings.filterwarnings("ignore", "This is technically allowed")  # of every tensor that is freed
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 outputs = function(*mine)
         self.pool = graph.pool()
         return Captured(graph, mine, outputs)

@@ -14,8 +14,9 @@ from oneshot_atelier.models.features import packages
 from oneshot_atelier.models.features.clip import Clip, ClipConfig, WordTokenizer, build, detect
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny
+from oneshot_atelier.train import captions, labels, retrieval
 from oneshot_atelier.train import small_clip as training
-from oneshot_atelier.train.data import ImageDataset
+from oneshot_atelier.train.data import Augmentations
 
 TOLD = golden.load_case("osasis_train").config["clip"]
 GOLDEN = ClipConfig(*(TOLD[name] for name in (
@@ -190,58 +191,182 @@ def test_a_large_clip_uses_byte_pairs_without_the_network(monkeypatch):
 
 
 # --- training the small model ------------------------------------------------------------------------------------
-def test_every_caption_has_only_words_of_the_list():
-    classes = ("photo", training.class_word("vector_big-ears"), training.class_word("ink_wash_style"))
-    assert classes[1:] == ("big ears", "wash style")
-    words = training.word_list(classes)
+CLASSES = ("photo", "big ears", "oil")
+
+
+def small_captions(classes=CLASSES):
+    words = captions.word_list(classes)
     config = training.small_config(words)
-    captions = training.all_captions(classes, WordTokenizer(words, config.context))
-    assert captions.tokens.shape == (3, len(training.ATTRIBUTES), len(training.TEMPLATES), config.context)
-    assert int(captions.tokens.max()) == len(words) + 2 == config.vocabulary - 1
-    rows = captions.tokens[:, 0].flatten(0, 1)
-    assert len({tuple(r.tolist()) for r in rows}) == len(rows)
-    assert training.caption("photo", "", "a {}") == "a photo" and training.caption("x", "dark", "{}") == "dark x"
+    return captions.all_captions(classes, WordTokenizer(words, config.context)), words, config
 
 
-def test_attributes_do_what_they_say():
+def texts_of(tokens, words):
+    return [" ".join(words[i - 2] for i in row.tolist() if 1 < i < len(words) + 2) for row in tokens]
+
+
+def true_columns(count, *columns):
+    true = torch.zeros(count, len(CLASSES) + len(captions.MOODS) + len(labels.WORDS), dtype=torch.bool)
+    true[:, list(columns)] = True
+    return true
+
+
+def test_every_caption_has_only_words_of_the_list():
+    assert captions.class_word("vector_big-ears") == "big ears"
+    assert captions.class_word("ink_wash_style") == "wash style"
+    found, words, config = small_captions()
+    assert words == tuple(sorted(set(words))) and words == captions.word_list(CLASSES)
+    assert {"dark", "vivid", "blue", "hair", "glasses", "fedora", "smiling", "painting", "photograph"} <= set(words)
+    assert found.starts.shape[:-1] == (4, 2, len(captions.MOODS) + 1, len(captions.TEMPLATES))
+    assert found.phrases.shape[:-1] == (len(labels.WORDS) + 1, 2)
+    assert int(found.starts.max()) <= len(words) + 1 == config.vocabulary - 2 and not found.phrases[-1].any()
+    assert captions.caption("photo", "", "a {}") == "a photo" and captions.caption("x", "dark", "{}", "y") == "dark x y"
+    with pytest.raises(ValueError, match="captions have up to .* tokens, and the model reads 12: raise its context"):
+        captions.all_captions(CLASSES, WordTokenizer(words, 12))
+
+
+def test_the_demo_model_stays_small():
+    classes = ["photo", *(f"class{i}" for i in range(25))]
+    with torch.device("meta"):
+        net = Clip(training.small_config(captions.word_list(classes)))
+        finer = Clip(training.small_config(captions.word_list(classes), patch=8))
+    assert all(sum(p.numel() for p in x.parameters()) < 1_930_000 + 300_000 for x in (net, finer))
+    with pytest.raises(ValueError, match="patch is 12; take one that divides 128, such as 8"):
+        training.small_config(("a",), 128, 12)
+
+
+def test_half_of_a_batch_stays_sharp():
+    x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = training.moved(x, Augmentations(8, 0.12, 0.05), torch.Generator().manual_seed(0))
+    exact = torch.minimum((found - x).abs().amax((1, 2, 3)), (found - x.flip(3)).abs().amax((1, 2, 3))) < 1e-4
+    assert exact.tolist() == [False] * 4 + [True] * 4
+
+
+def test_captions_are_what_the_tokenizer_makes_of_their_text():
+    found, words, config = small_captions()
+    column = [word for _, word in labels.WORDS].index("a beanie")
+    said = captions.say(found, true_columns(64, 2, len(CLASSES), len(CLASSES) + len(captions.MOODS) + column),
+                        torch.Generator().manual_seed(0))
+    texts = texts_of(said.tokens, words)
+    assert torch.equal(said.tokens, WordTokenizer(words, config.context)(texts))
+    assert len(set(texts)) > 30 and any("dark oil" in t for t in texts) and any("wearing a beanie" in t for t in texts)
+    for text, row in zip(texts, said.words.bool(), strict=True):
+        assert bool(row[2]) == ("oil" in text) and bool(row[len(CLASSES)]) == ("dark" in text)
+        assert bool(row[-len(labels.WORDS) + column]) == ("beanie" in text)
+        assert row.any() and int(row.sum()) <= 3
+    again = captions.say(found, true_columns(64, 2), torch.Generator().manual_seed(0))
+    assert all("oil" in text for text in texts_of(again.tokens, words))  # nothing else is known: the class is said
+
+
+def test_a_caption_is_true_untrue_or_unknown_of_a_picture():
+    said = captions.Said(torch.zeros(3, 1), torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1]]))
+    true = torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    untrue = torch.tensor([[0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+    match, unknown = captions.truth(said, true, untrue)
+    assert match.tolist() == [[True, False, False], [True, True, False]]
+    assert unknown.tolist() == [[False, True, False], [False, False, True]]
+
+
+def test_moods_are_measured():
+    flat = {"dark": (0.1,) * 3, "bright": (0.9,) * 3, "gray": (0.5,) * 3, "warm": (0.8, 0.5, 0.3),
+            "blue": (0.2, 0.4, 0.8), "cold": (0.2, 0.4, 0.8), "vivid": (0.9, 0.1, 0.1), "red": (0.9, 0.1, 0.1),
+            "white": (1.0,) * 3}
+    for mood, colour in flat.items():
+        scores = captions.mood_scores(torch.tensor(colour)[None, :, None, None].expand(1, 3, 48, 64) * 2 - 1)
+        assert scores.shape == (1, len(captions.MOODS)) and scores[0, captions.MOODS.index(mood)] > 0, mood
+    for first, second in captions.OPPOSITES[:3]:
+        x = torch.rand(200, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 32, 32) * 2 - 1
+        both = captions.mood_scores(x)[:, [captions.MOODS.index(first), captions.MOODS.index(second)]] > 0
+        assert not both.all(1).any() and both.any(0).all()
+
+
+def test_changes_do_what_they_say():
     x = tiny.pictures(2) * 0.5
-    names = [name for name, _ in training.ATTRIBUTES]
 
-    def changed(name):
-        return training.apply_attributes(x, torch.full((2,), names.index(name)))
+    def changed(index):
+        return captions.changed(x, torch.full((2,), index))
 
-    assert torch.equal(changed(""), x) and changed("dark").mean() < x.mean() < changed("bright").mean()
-    assert changed("warm")[:, 0].mean() > changed("cold")[:, 0].mean() and changed("warm").abs().max() <= 1
-    assert changed("gray").std(1).max() < 1e-6 < x.std(1).mean() < changed("vivid").std(1).mean()
-    mixed = training.apply_attributes(x, torch.tensor([0, names.index("gray")]))
-    assert torch.equal(mixed[0], x[0]) and torch.equal(mixed[1], changed("gray")[1])
+    plain, dark, bright, warm, cold, gray, vivid = map(changed, range(7))
+    assert torch.equal(plain, x) and dark.mean() < x.mean() < bright.mean()
+    assert warm[:, 0].mean() > cold[:, 0].mean() and warm.abs().max() <= 1
+    assert gray.std(1).max() < 1e-6 < x.std(1).mean() < vivid.std(1).mean()
+    mixed = captions.changed(x, torch.tensor([0, 5]))
+    assert torch.equal(mixed[0], x[0]) and torch.equal(mixed[1], gray[1])
+    for i, name in enumerate(captions.COLOURS, 7):
+        scores = captions.mood_scores(changed(i)) - captions.mood_scores(x)
+        assert name == "white" or scores[:, captions.MOODS.index(name)].min() >= 0, name
 
 
-def test_the_contrast_has_its_closed_form_and_equal_keys_share_a_match():
+def test_recoloured_pictures_keep_no_colour_of_their_labels(tmp_path):
+    labels.write(tmp_path, {"a.png": ("green hair", "beanie")})
+    facts, index = captions.facts_of([tmp_path / "a.png", tmp_path / "b.png"], lambda path: 1, 2)
+    x = tiny.pictures(2)
+    rows = torch.tensor([index(tmp_path / "a.png")] * 2)
+    true, untrue = training.known(facts, rows, x, torch.tensor([False, True]))
+    named = [word for _, word in labels.WORDS]
+    offset = 2 + len(captions.MOODS)
+    assert true[:, offset + named.index("green hair")].tolist() == [True, False]
+    assert untrue[:, offset + named.index("red hair")].tolist() == [True, False]
+    assert true[:, offset + named.index("a beanie")].all() and true[:, 1].all() and untrue[:, 0].all()
+    assert index(tmp_path / "b.png") != index(tmp_path / "a.png")
+    blank = facts.true[index(tmp_path / "b.png")]
+    assert blank.sum() == 1 and not facts.untrue[index(tmp_path / "b.png"), 2:].any()
+
+
+def test_the_contrast_has_its_closed_form_shares_matches_and_leaves_out_the_unknown():
     a = torch.eye(3)
-    key = torch.arange(3)
+    own = torch.eye(3) > 0
     expected = -torch.log_softmax(torch.tensor([4.0, 0.0, 0.0]), 0)[0]
-    assert training.contrast(a, 7 * a, torch.tensor(4.0), key).item() == pytest.approx(float(expected), rel=1e-5)
-    same = torch.zeros(3, dtype=torch.long)
-    uniform = training.contrast(torch.ones(3, 2), torch.ones(3, 2), torch.tensor(4.0), same)
+    assert training.contrast(a, 7 * a, torch.tensor(4.0), own).item() == pytest.approx(float(expected), rel=1e-5)
+    every = torch.ones(3, 3, dtype=torch.bool)
+    uniform = training.contrast(torch.ones(3, 2), torch.ones(3, 2), torch.tensor(4.0), every)
     assert uniform.item() == pytest.approx(float(torch.tensor(3.0).log()), rel=1e-5)
-    assert training.contrast(a, a.roll(1, 0), torch.tensor(4.0), key) > 3
+    assert training.contrast(a, a.roll(1, 0), torch.tensor(4.0), own) > 3
+    assert training.contrast(a, a.roll(1, 0), torch.tensor(4.0), own, ~own).item() == pytest.approx(0, abs=1e-6)
 
 
 class Oracle:
-    """Embeds a picture by its brightness, a text by its class."""
+    """Embeds a text by its words, and a picture by those of its text."""
 
-    def embed(self, pictures, preprocessing):
-        assert preprocessing == "openai"
-        return F.one_hot((pictures.mean((1, 2, 3)) > 0).long(), 2).float()
+    def __init__(self, words):
+        self.words = {word: i for i, word in enumerate(words)}
 
     def embed_text(self, texts):
-        return torch.tensor([[1.0, 0.1] if "night" in t else [0.1, 1.0] for t in texts])
+        rows = torch.zeros(len(texts), len(self.words)) + 1e-6
+        for row, text in zip(rows, texts, strict=True):
+            row[[self.words[w] for w in WordTokenizer.words_of(text) if w not in ("a", "with", "of", "person")]] = 1
+        return rows
 
 
 def test_zero_shot_accuracy_counts_by_class_and_in_all():
-    pictures = torch.tensor([0, 0, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 2, 2)
-    labels = torch.tensor([0, 0, 1, 1])
-    dataset = ImageDataset(pictures, labels, torch.ones(4))
-    found = training.zero_shot_accuracy(Oracle(), dataset, ("night", "day", "none"), batch=3)
+    net = Oracle(captions.word_list(("night", "day", "none")))
+    pictures = F.normalize(net.embed_text(["night", "night", "night", "day"]), dim=1)
+    found = training.zero_shot_accuracy(net, pictures, torch.tensor([0, 0, 1, 1]), ("night", "day", "none"))
     assert found == {"night": 1.0, "day": 0.5, "all": 0.75}
+
+
+def test_choices_count_the_right_words_of_each_group_alike():
+    net = Oracle(captions.word_list(CLASSES))
+    said = ["dark baby", "dark baby", "dark child", "smiling", "photo"]
+    pictures = F.normalize(net.embed_text(said), dim=1)
+    names = [*captions.MOODS, *(word for _, word in labels.WORDS)]
+    true = torch.zeros(5, len(names), dtype=torch.bool)
+    for row, word in enumerate(("baby", "baby", "toddler", "smiling")):
+        true[row, names.index(word)] = True
+    assert retrieval.choices(net, pictures, true) == {"age": 0.5, "expression": 1.0}  # two babies, no toddler
+
+
+def test_recall_of_perfect_and_of_wrong_embeddings(tmp_path):
+    texts, words, _ = small_captions()
+    values = ["beanie", "fedora", "surprised", "full beard"]
+    labels.write(tmp_path, {f"{i}.png": (value,) for i, value in enumerate(values)} | {"4.png": ("asian",)})
+    paths = [tmp_path / f"{i}.png" for i in range(6)]  # the last two have the same caption: no word says "asian"
+    facts, index = captions.facts_of(paths, lambda path: 0, len(CLASSES))
+    rows = torch.tensor([index(path) for path in paths])
+    net = Oracle(words)
+    right = F.normalize(net.embed_text(retrieval.whole_captions(facts, texts, 0)), dim=1)[rows]
+    found = retrieval.recall(net, right, rows, facts, texts)
+    assert found["picture to text @1"] == found["text to picture @1"] == 1
+    assert found["text to text @1"] == pytest.approx(0.8)  # "photo" is not its "photograph"
+    assert found["captions"] == 5 and found["pictures"] == 6
+    wrong = retrieval.recall(net, right, rows.roll(2), facts, texts)
+    assert wrong["picture to text @1"] == 0 and wrong["picture to text @5"] == 1

@@ -1,6 +1,8 @@
 """Diffusion pretraining: targets, rates, exact resume, and that nothing but the seed decides."""
 
+import json
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,11 +14,14 @@ from oneshot_atelier.models.diffusion import add_noise, constant_alpha_bar, line
 from oneshot_atelier.models.loading import load_clip, load_ddpm, load_diffae
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny
+from oneshot_atelier.tools import clip_words
 from oneshot_atelier.train import diffusion_pretraining as pretraining
+from oneshot_atelier.train import labels
 from oneshot_atelier.train.data import Augmentations, ImageDataset
 from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig
+from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.loop import Hooks, LoopConfig, restore, snapshot, train
-from oneshot_atelier.train.recipes import diffusion
+from oneshot_atelier.train.recipes import diffusion, mmfs
 from oneshot_atelier.train.recipes.config import Folders, RecipeConfig
 
 CPU = torch.device("cpu")
@@ -200,6 +205,22 @@ def test_held_out_pictures_and_excluded_classes_are_not_trained_on(folders):
     assert [label(folders.art / "a_square" / "x.png"), label(folders.photos / "x.png")] == [2, 0]
 
 
+def test_every_class_of_art_has_the_same_share_however_many_pictures_and_folders(folders):
+    more = folders.art / "ours" / "a_square"
+    more.mkdir(parents=True)
+    for path in (folders.art / "a_square").iterdir():
+        shutil.copy(path, more)
+    groups = folders.groups(0, 0.4)
+    assert [(len(paths), share) for paths, share in groups] == [(8, 0.4), (4, 0.3), (8, 0.3)]
+    assert [len(paths) for paths, _ in replace(folders, art=None).groups(1, 0.4)] == [2]
+    paths = folders.art_paths()[0]
+    recipe = RecipeConfig(folders.photos.parent / "x.safetensors", CPU)
+    with mmfs.image_stream(paths, 32, GANConfig(batch=4), recipe, 4, "art") as stream:  # MMFS's, too
+        weights = {p: float(w) for p, w in zip(paths, stream.weights, strict=True)}
+    total = {name: sum(w for p, w in weights.items() if p.parent.name == name) for name in ("a_round", "a_square")}
+    assert total == {"a_round": pytest.approx(1), "a_square": pytest.approx(1)}
+
+
 def test_a_recipe_stopped_by_its_time_resumes_to_the_same_model(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
     torch.manual_seed(0)
@@ -240,13 +261,21 @@ def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tm
     assert not tiny.same(first.latent_net.state_dict(), found.latent_net.state_dict())
 
 
-def test_the_small_clip_is_stored_with_its_words(folders, tmp_path, monkeypatch):
+def test_the_small_clip_is_stored_with_its_words_and_how_well_it_knows_them(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(diffusion.small_clip, "small_config",
-                        lambda words, px: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=12))
+                        lambda words, px, patch: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=24))
+    labels.write(folders.photos, {"04.png": ("beanie",), "09.png": ("fedora",), "00.png": ("beanie", "adult")})
     config = replace(CONFIG, steps=2)
     net, accuracy = diffusion.clip(folders, 32, config, RecipeConfig(tmp_path / "clip.safetensors", CPU))
     found = load_clip(tmp_path / "clip.safetensors")
     assert set(accuracy) == {"photo", "round", "square", "all"} and 0 <= accuracy["all"] <= 1
-    assert found.config == net.config and "square" in found.config.words
+    assert found.config == net.config and {"square", "beanie"} <= set(found.config.words)
+    measured = store.peek(tmp_path / "clip.safetensors").meta["retrieval"]
+    assert set(measured) == {"words", "words of drawings", "recall"} and measured["recall"]["captions"] == 4
+    assert measured["words"]["kind of hat"] in (0, 0.5, 1)
+    assert clip_words.main([str(tmp_path / "clip.safetensors"), f"--photos={folders.photos}", f"--art={folders.art}",
+                            "--holdout=5"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["recall"]["pictures"] == 4 and set(printed["zero-shot"]) == set(accuracy)
     with torch.no_grad():
         assert torch.allclose(found.embed_text(["a round face"]), net.embed_text(["a round face"]), atol=2e-2)

@@ -36,6 +36,15 @@ class Folders:
             return [], []
         return split([p for p in find_pictures(self.art) if p.parent.name not in self.exclude], self.holdout)
 
+    def groups(self, part: int, photo_share: float) -> list[tuple[list[Path], float]]:
+        """(pictures, share of a batch) of the photos and of each class of art: all classes weigh the same, however many
+        pictures and folders they have. part: 0 for those to train on, 1 for those held out."""
+        classes: dict[str, list[Path]] = {}
+        for path in self.art_paths()[part]:
+            classes.setdefault(path.parent.name, []).append(path)
+        share = (1 - photo_share) / max(1, len(classes))
+        return [(self.photo_paths()[part], photo_share), *((paths, share) for paths in classes.values())]
+
 
 @dataclass(frozen=True)
 class RecipeConfig:

@@ -19,8 +19,8 @@ from ...models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from ...models.features.clip import Clip, WordTokenizer
 from ...models.loading import load_diffae
 from ...models.unet import UNet, UNetConfig
+from .. import captions, retrieval, small_clip
 from .. import diffusion_pretraining as pretraining
-from .. import small_clip
 from ..data import Augmentations, find_pictures, image_dataset
 from ..diffusion_pretraining import PretrainingConfig
 from ..loop import LoopConfig, Net, log_losses, train
@@ -30,6 +30,7 @@ from .config import Folders, RecipeConfig
 log = logging.getLogger(__name__)
 PHOTO_AUGMENTATIONS = Augmentations(degrees=6, scale=0.1, shift=0.04, colour=0.25)
 CLIP_AUGMENTATIONS = Augmentations(degrees=8, scale=0.12, shift=0.05)
+CLIP_PHOTOS = 0.3  # share of photos in the small CLIP's batches
 SMALL_WIDTH = 192
 LATENT_ROUNDS = 24  # augmentations of each photo that the latent DDIM learns from
 
@@ -49,12 +50,12 @@ def small_ddpm(px: int = 128) -> UNetConfig:
 
 def diffae(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig, init: Path | None = None,
            art_share: float = 0.25) -> DiffAE:
-    """Train the autoencoder (not its latent DDIM) on photos and a share of art."""
+    """Train the autoencoder (not its latent DDIM) on photos and a share of art, all classes alike."""
     net = DiffAE(small_diffae(px)).to(recipe.device)
     if net.latent_net is not None:
         net.latent_net.requires_grad_(False)
-    groups = [(folders.photo_paths()[0], 1 - art_share), (folders.art_paths()[0], art_share)]
-    loss = pretraining.picture_loss(pretraining.diffae_loss, image_dataset(groups, px, recipe.device), config)
+    pictures = image_dataset(folders.groups(0, 1 - art_share), px, recipe.device)
+    loss = pretraining.picture_loss(pretraining.diffae_loss, pictures, config)
     net, steps = train_model(net, loss, config, recipe, init)
     store_model(recipe.out, net, "diffae", {"samples": config.batch * steps})
     return net
@@ -94,25 +95,30 @@ def clip_classes(folders: Folders) -> tuple[tuple[str, ...], Callable[[Path], in
     if art is None:
         raise ValueError("the small CLIP learns from photos and art; give it a folder of art")
     names = sorted({p.parent.name for p in find_pictures(art)} - set(folders.exclude))
-    classes = ("photo", *(small_clip.class_word(n) for n in names))
+    classes = ("photo", *(captions.class_word(n) for n in names))
 
     def label(path: Path) -> int:
         return 1 + names.index(path.parent.name) if path.is_relative_to(art) else 0
     return classes, label
 
 
-def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig) -> tuple[Clip, dict[str, float]]:
-    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures."""
-    classes, label = clip_classes(folders)
-    net = Clip(small_clip.small_config(small_clip.word_list(classes), px)).to(recipe.device)
-    captions = small_clip.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
-    trained, held_out = ([(folders.photo_paths()[part], photo_share), (folders.art_paths()[part], 1 - photo_share)]
-                         for part, photo_share in ((0, 0.12), (1, 0.5)))
-    loss = small_clip.clip_loss(image_dataset(trained, px, recipe.device, label), captions, config)
+def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig,
+         patch: int | None = None) -> tuple[Clip, dict[str, float]]:
+    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures. patch: see
+    small_config."""
+    classes, class_of = clip_classes(folders)
+    net = Clip(small_clip.small_config(captions.word_list(classes), px, patch)).to(recipe.device)
+    texts = captions.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
+    trained, held_out = (folders.groups(part, share) for part, share in ((0, CLIP_PHOTOS), (1, 0.5)))
+    facts, fact_of = captions.facts_of([p for paths, _ in trained for p in paths], class_of, len(classes))
+    loss = small_clip.clip_loss(image_dataset(trained, px, recipe.device, fact_of), facts, texts, config)
     net, _ = train_model(net, loss, config, recipe)
-    accuracy = small_clip.zero_shot_accuracy(net, image_dataset(held_out, px, recipe.device, label), classes)
+    found = retrieval.measure(net, held_out, texts, class_of)
+    accuracy = found.pop("zero-shot")
     log.info("zero-shot accuracy on held-out pictures: %s", accuracy)
-    store.save(recipe.out, net.net.state_dict(), "clip", asdict(net.config), {"zero_shot": accuracy}, torch.float16)
+    log.info("retrieval on held-out pictures: %s", found)
+    meta = {"zero_shot": accuracy, "retrieval": found}
+    store.save(recipe.out, net.net.state_dict(), "clip", asdict(net.config), meta, torch.float16)
     return net, accuracy
 
 

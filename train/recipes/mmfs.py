@@ -6,6 +6,7 @@ OUT.snapshot beside it, from which it resumes.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,9 +123,9 @@ def photo_stream(folders: Folders, px: int, config: GANConfig, recipe: RecipeCon
 
 def image_stream(paths: list[Path], px: int, config: GANConfig, recipe: RecipeConfig, group_size: int,
                  name: str) -> ImageStream:
-    """Pictures of a step; of art, every folder comes as often as any other."""
-    count = {folder: sum(p.parent == folder for p in paths) for folder in {p.parent for p in paths}}
-    weights = tuple(1 / count[p.parent] for p in paths) if name == "art" else None
+    """Pictures of a step; of art, every class comes as often as any other."""
+    count = Counter(p.parent.name for p in paths)
+    weights = tuple(1 / count[p.parent.name] for p in paths) if name == "art" else None
     stream = StreamConfig(px, config.batch, config.seed, name, config.flip, weights)
     return ImageStream(paths, stream, recipe.distributed.rows(config.batch, group_size), recipe.device)
 

@@ -1,0 +1,132 @@
+"""`make demo-models`: the order of its trainings, their commands, stopping in the middle and going on."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from oneshot_atelier.cli.main import parser
+from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.tests import tiny
+from oneshot_atelier.tools import demo_models
+from oneshot_atelier.tools.demo_models import JOBS, Job, chosen, planned, ready
+from oneshot_atelier.train.data import to_bytes
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "da ta"
+    for name in ("faces/t2i_mit", "art/npr_oil"):
+        (folder / name).mkdir(parents=True)
+        for i, x in enumerate(tiny.pictures(3)):
+            Image.fromarray(to_bytes(x).movedim(0, -1).numpy()).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_nothing_begins_before_what_it_reads_and_the_longest_chain_begins_first():
+    order = [job.name for job in planned(JOBS)]
+    assert len(order) == len(JOBS) == len(set(order))
+    for job in JOBS:
+        assert all(order.index(name) < order.index(job.name) for name in job.after), job.name
+    trainings = [job.name for job in ready(JOBS, set(demo_models.ART), set())]
+    assert trainings == ["diffae", "stylegan2", "clip", "ddpm"]  # stage1, stage2 and mapping wait for StyleGAN2
+    assert [job.name for job in ready(JOBS, {*demo_models.ART, "clip"}, {"diffae", "ddpm"})] == ["stylegan2"]
+    assert [job.name for job in planned(chosen("mapping,stage2"))] == ["stage2", "mapping"]
+    assert len(chosen("draw")) == len(demo_models.ART) and chosen("") == list(JOBS)
+    with pytest.raises(ValueError, match="no training 'x'; there are draw, diffae, latent"):
+        chosen("clip,x")
+
+
+def test_every_command_is_one_that_atelier_takes(data, tmp_path, capsys):
+    assert demo_models.main([f"--data={data}", f"--out={tmp_path / 'out'}", "--list", "--scale=0.001",
+                             "--more=--device cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("atelier ")]
+    assert len(commands) == len(JOBS) and not (tmp_path / "out").exists()
+    options = {words[1] if words[0] == "train" else words[-1]: parser(words[0]).parse_args(words) for words in commands}
+    assert options["diffae"].steps == 30 and options["diffae"].photos == data / "faces"
+    assert options["ddpm"].device == "cpu" and "augment=colour,translation,cutout" in options["mmfs-stage2"].set
+    unseen = options["diffae"].exclude.split(",")
+    assert unseen == options["mmfs-stage2"].exclude.split(",") and options["clip"].exclude == ""
+    assert {"npr_popart", "vector_micah"} < set(unseen) and len(unseen) == 4
+    assert "# latent: 0.00 h, after diffae" in lines
+
+
+def test_data_without_pictures_is_refused(tmp_path, caplog):
+    assert demo_models.main([f"--data={tmp_path}", "--list"]) == 1 and "there is no folder" in caplog.text
+
+
+class Pretended:
+    """A process that ends when it is asked the second time."""
+    started: list[tuple[str, str]] = []
+
+    def __init__(self, words, stdout, stderr, env):
+        self.polls, self.returncode = 0, int("bad" in words)
+        self.started.append((words[-1], env.get("CUDA_VISIBLE_DEVICES", "")))
+
+    def poll(self):
+        self.polls += 1
+        return self.returncode if self.polls > 1 else None
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_models.subprocess, "Popen", Pretended)
+    monkeypatch.setattr(demo_models.time, "sleep", lambda seconds: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def run(jobs, *gpus, **commands):
+        Pretended.started = []
+        words = {job.name: ["train", commands.get(job.name, ""), job.name] for job in jobs}
+        return demo_models.Jobs(jobs, words, tmp_path, gpus).run(), Pretended.started
+    return run
+
+
+FOUR = (Job("short", "", 1), Job("long", "", 3), Job("first", "", 2), Job("second", "", 2, after=("first",)))
+
+
+def test_what_is_independent_runs_at_once_each_on_its_gpu(run):
+    failed, started = run(FOUR, "4", "6")
+    assert not failed and started[:2] == [("first", "4"), ("long", "6")]
+    assert {name for name, _ in started[2:]} == {"second", "short"} and {gpu for _, gpu in started[2:]} == {"4", "6"}
+    assert run(FOUR, "4", "6")[1] == []  # all is finished
+    assert run(FOUR, "0", long="--other")[1] == [("long", "0")]  # but for what has other options now
+
+
+def test_a_training_may_take_several_gpus_and_a_failure_ends_it_after_what_runs(run, caplog):
+    failed, started = run((Job("wide", "", 9, gpus=4), *FOUR), "0", "1", "2")
+    assert started[0] == ("--accelerate", "0,1,2") and not failed
+    failed, started = run([Job(f"{job.name}!", "", job.hours) for job in FOUR], "0", "1", **{"first!": "bad"})
+    assert failed == ["first!"] and len(started) == 2 and "first! failed (status 1): see" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends the process at once")
+def test_stopped_in_the_middle_it_goes_on_where_it_was(data, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(demo_models.ROOT / "tools" / "launch.py"), "tools.demo_models", f"--data={data}",
+               f"--out={out}", "--only=stylegan2,draw-ink", "--scale=0.0004", "--more=--device cpu --precision float32 "
+               "--size 64 --batch 4 --preview-every 0 --save-every 1 --log-every 1 --holdout 0"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (out / "stylegan2.snapshot").exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    told = first.communicate(timeout=100)[1]
+    log = (out / "stylegan2.log").read_text()
+    assert first.returncode == 130 and "the same command goes on" in told, told + log
+    step = store.peek(out / "stylegan2.snapshot").meta["step"]
+    assert not (out / "stylegan2.done").exists() and 1 <= step < 8
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and (out / "stylegan2.done").exists(), again.stderr
+    log = (out / "stylegan2.log").read_text()
+    assert [log.count(f"step {i} of 8:") for i in range(1, 9)] == [1] * 8  # no step was made twice
+    assert store.peek(out / "stylegan2.snapshot").meta["step"] == 8 and (out / "stylegan2.safetensors").exists()
+    assert len(list((out / "art" / "t2i_mit" / "npr_ink").glob("*.jpg"))) == 3
+    assert len(list((out / "art" / "shared" / "npr_oil").iterdir())) == 3
+
