@@ -295,7 +295,8 @@ def test_the_share_of_recoloured_pictures_and_their_bounds():
     changed = (augmented(x, Augmentations(0, 0, 0, 0.25, False)) - x).abs().amax((1, 2, 3)) > 1e-3
     assert abs(float(changed.float().mean()) - 0.25) < 0.07
     grey = torch.zeros(1, 3, 2, 2)
-    assert torch.allclose(data.recolour(grey, torch.ones(1, 6)), torch.full_like(grey, 0.36))  # brightness 0.2, tint 0.16
+    found = data.recolour(grey, torch.ones(1, 6))
+    assert torch.allclose(found, torch.full_like(grey, 0.36))  # brightness 0.2, tint 0.16
 
 
 def test_labels_tell_the_whole_augmentation_but_for_the_mirror():

@@ -18,6 +18,7 @@ from ..models.fields import check_fields
 from ..models.precision import autocast
 from ..models.stylegan2 import Discriminator, StyleGAN2, mix_styles, random_z
 from .augment import augment, policies
+from .diffusion_pretraining import PretrainingConfig
 from .distributed import SINGLE_PROCESS, Distributed, Draws
 from .loop import Hooks, LoopConfig, Losses, Run, StepResult, ema_copy, total
 from .losses import STRUCTURE_NORMS
@@ -77,7 +78,7 @@ class TrainingStage:
     run: Run
     step: Callable[[int, Hooks], Losses]
     preview: Callable[[], Tensor]
-    config: GANConfig
+    config: GANConfig | PretrainingConfig
 
 
 def adam(parameters: Iterable[nn.Parameter], config: GANConfig, lazy: int = 0) -> torch.optim.Adam:
