@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oneshot_atelier.cli import main, train_mmfs
+from oneshot_atelier.cli import main, processes
 from oneshot_atelier.cli.options import changed
 from oneshot_atelier.evaluate.metrics import frechet_distance
 from oneshot_atelier.evaluate.mmfs import STAGE_STYLES, art_distance_measure, faces_distance_measure, random_w
@@ -396,5 +396,5 @@ def test_changes_on_top_of_settings():
 
 def test_one_process_is_no_team(inputs, tmp_path):
     options = main.parser().parse_args(arguments("mmfs-stage1", inputs, tmp_path / "a"))
-    distributed, device = train_mmfs.distributed_and_device(options)
-    assert distributed is train_mmfs.SINGLE_PROCESS and device == CPU
+    distributed, device = processes.distributed_and_device(options)
+    assert distributed is processes.SINGLE_PROCESS and device == CPU

@@ -11,14 +11,15 @@ from PIL import Image
 
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.models.diffusion import add_noise, constant_alpha_bar, linear_alpha_bar
+from oneshot_atelier.models.graphs import Graphs
 from oneshot_atelier.models.loading import load_clip, load_ddpm, load_diffae
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.tools import clip_words
 from oneshot_atelier.train import diffusion_pretraining as pretraining
 from oneshot_atelier.train import labels
-from oneshot_atelier.train.data import Augmentations, ImageDataset
-from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig
+from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset
+from oneshot_atelier.train.diffusion_pretraining import Objective, PretrainingConfig
 from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.loop import Hooks, LoopConfig, restore, snapshot, train
 from oneshot_atelier.train.recipes import diffusion, mmfs
@@ -35,7 +36,8 @@ def a_dataset(count=6):
 
 def trained(config=CONFIG, steps=None, state=None):
     state = state or pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
-    step = pretraining.stepper(state, pretraining.picture_loss(pretraining.noise_loss, a_dataset(), config), config)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config)
+    step = pretraining.stepper(state, objective, config, Graphs())
     return train(state, step, LoopConfig(steps or config.steps, config.seed, ema_decay=config.ema_decay), CPU)
 
 
@@ -47,8 +49,8 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.eps, self.config = eps, replace(tiny.UNET, prediction=prediction)
 
-    def modulation(self, t, z=None):
-        self.z = z
+    def modulation(self, t, z=None, more=None):
+        self.z, self.more = z, more
 
     def forward(self, x, modulation):
         self.x = x
@@ -97,7 +99,10 @@ def test_the_latent_loss_is_l1_of_eps_on_the_constant_schedule():
             seen.append((x, t))
             return torch.zeros_like(x)
 
-    loss = pretraining.latent_loss(z, replace(CONFIG, batch=4000))
+    objective = pretraining.latent_objective(z, replace(CONFIG, batch=4000))
+
+    def loss(net, k):
+        return objective.loss(net, *objective.batch(k))
     assert loss(Zero(), 0).item() == pytest.approx((2 / torch.pi) ** 0.5, rel=0.02)  # mean of |N(0, 1)|
     x, t = seen[0]
     assert {int(t.min()), int(t.max())} == {0, 999} or (t.min() < 5 and t.max() > 994)
@@ -128,10 +133,12 @@ def test_gradients_are_clipped_and_the_rate_is_set(monkeypatch):
         norms.append(float(torch.stack([p.grad.norm() for p in net.parameters()]).norm()))
 
     monkeypatch.setattr(run.optimizers["net"], "step", noted)
-    step = pretraining.stepper(run, lambda net, k: 1e4 * net(torch.ones(1, 3)).sum(), config)
+    objective = Objective(lambda k: (torch.ones(1, 3),), lambda net, x: net(x).sum())
+    steep = replace(objective, loss=lambda net, x: 1e4 * net(x).sum())
+    step = pretraining.stepper(run, steep, config, Graphs())
     assert set(step(1, Hooks())) == {"loss"} and norms == pytest.approx([0.5], rel=1e-3)
     assert run.optimizers["net"].param_groups[0]["lr"] == pytest.approx(0.1 * 2 / 5)
-    pretraining.stepper(run, lambda net, k: net(torch.ones(1, 3)).sum(), replace(config, max_grad_norm=0.0))(1, Hooks())
+    pretraining.stepper(run, objective, replace(config, max_grad_norm=0.0), Graphs())(1, Hooks())
     assert norms[1] == pytest.approx(2.0)  # three ones and the bias
 
 
@@ -163,22 +170,23 @@ def test_training_lowers_the_loss():
     """On one picture at fixed noise and times, by the loop as it is."""
     config = replace(CONFIG, steps=25, lr=3e-3, ema_decay=0.0, augmentations=Augmentations(0, 0, 0, flip=False))
     state = pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
-    loss = pretraining.picture_loss(pretraining.noise_loss, a_dataset(1), config)
-    train(state, pretraining.stepper(state, lambda net, _: loss(net, 0), config), LoopConfig(25), CPU)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(1), config)
+    same = replace(objective, batch=lambda k: objective.batch(0))
+    train(state, pretraining.stepper(state, same, config, Graphs()), LoopConfig(25), CPU)
     assert state.ema == {} and state.loss_history["loss"][-1] < 0.6 * state.loss_history["loss"][0]
 
 
 # --- codes -------------------------------------------------------------------------------------------------------
 def test_statistics_normalise_the_codes_and_stay_in_the_model():
     net, dataset = tiny.diffae(), a_dataset()
-    z = pretraining.encode_dataset(net, dataset, Augmentations(), rounds=3, seed=1, batch=4)
-    assert z.shape == (18, tiny.WIDTH)
-    assert torch.equal(z, pretraining.encode_dataset(net, dataset, Augmentations(), 3, 1, 4))
+    z, told = pretraining.encode_dataset(net, dataset, Augmentations(), rounds=3, seed=1, batch=4)
+    assert z.shape == (18, tiny.WIDTH) and told.shape == (18, LABELS) and told[:, :4].ne(0).all()
+    assert torch.equal(z, pretraining.encode_dataset(net, dataset, Augmentations(), 3, 1, 4)[0])
     assert not torch.equal(z[:6], z[6:12])
     normal = pretraining.set_statistics(net, z)
     assert normal.mean(0).abs().max() < 1e-4 and torch.allclose(normal.std(0), torch.ones(tiny.WIDTH), atol=1e-3)
     assert torch.allclose(net.conds_mean, z.mean(0)) and torch.allclose(net.conds_std, z.std(0))
-    still = pretraining.encode_dataset(net, dataset, Augmentations(0, 0, 0, flip=False), 1, 0)
+    still, _ = pretraining.encode_dataset(net, dataset, Augmentations(0, 0, 0, flip=False), 1, 0)
     assert torch.allclose(still, net.encode(dataset.pictures.float() / 127.5 - 1), atol=1e-3)
 
 
@@ -255,7 +263,7 @@ def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tm
     first = load_diffae(out)
     diffusion.latent(folders, config, recipe)
     found = load_diffae(out)
-    assert found.config == tiny.DIFFAE and "diffae.safetensors step 2 of 2" in caplog.text
+    assert found.config == tiny.DIFFAE and "diffae step 2 of 2" in caplog.text
     assert tiny.same(first.unet.state_dict(), found.unet.state_dict())
     assert first.conds_std.eq(1).all() and not found.conds_std.eq(1).any()
     assert not tiny.same(first.latent_net.state_dict(), found.latent_net.state_dict())

@@ -7,6 +7,7 @@ GPU each of the three gradients is a CUDA graph (`parts.Parts`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from ..models.fields import check_fields
 from ..models.precision import autocast
 from ..models.stylegan2 import Discriminator, StyleGAN2, random_z
 from .augment import ADAPT_EVERY, Adaptive, Augmentation, policies
+from .diffusion_pretraining import PretrainingConfig
 from .distributed import SINGLE_PROCESS, Distributed, Draws
 from .loop import Hooks, LoopConfig, Losses, Run, StepResult, ema_copy, total
 from .losses import STRUCTURE_NORMS
@@ -80,13 +82,13 @@ STYLEGAN2 = GANConfig(steps=25_000, batch=32, lr=2e-3, beta1=0.0, beta2=0.99, em
 @dataclass(frozen=True)
 class TrainingStage:
     """A training ready to run. step: as loop.train wants it. preview: pictures (n, 3, H, W) of the averaged generator,
-    the same ones whenever it is asked. config: everything that decides the result, but for data and networks. parts:
-    whose memory is given back when the training ends."""
+    the same ones whenever it is asked. config: everything that decides the result, but for data and networks. graphs:
+    entered for the training; their memory is given back at its end."""
     run: Run
     step: Callable[[int, Hooks], Losses]
     preview: Callable[[], Tensor]
-    config: GANConfig
-    parts: Parts
+    config: GANConfig | PretrainingConfig
+    graphs: AbstractContextManager[object]
 
 
 def adam(parameters: Iterable[nn.Parameter], config: GANConfig, lazy: int = 0) -> torch.optim.Adam:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .contrast import watched
+from .diffusion_pretraining import PretrainingConfig
 from .distributed import SINGLE_PROCESS, Distributed
 from .gan import GANConfig, TrainingStage
 from .loop import Checkpointing, Hooks, Progress, Run, log_losses, train
@@ -37,22 +38,25 @@ class RunConfig:
 def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks: Hooks = Hooks()) -> Run:
     """Train to the stage's last step, resuming its snapshot if there is one.
 
-    settings: what decides the result beside the stage's configuration (see session.Session). The main process writes.
+    settings: what decides the result beside the stage's configuration (see session.Session), and the kind of training
+    where it is no "training stage". The main process writes.
     Raises CheckpointError for a snapshot of another training.
     """
     distributed, checkpointing = config.distributed, config.checkpointing
-    settings = decisive(stage.config) | dict(settings) | {"training": "training stage"}
+    settings = {"training": "training stage"} | decisive(stage.config) | dict(settings)
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
     broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
-    with (stage.parts,
+    with (stage.graphs,
           Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session):
         writes = checkpointing.path is not None and distributed.is_main_process
+        if checkpointing.path is not None and writes and stage.run.step:
+            log.info("%s resumes at step %d", checkpointing.path.name, stage.run.step)
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
                      session.save if writes else None,
                      broadcast_flag if distributed.size > 1 else None)
 
 
-def decisive(config: GANConfig) -> dict:
+def decisive(config: GANConfig | PretrainingConfig) -> dict:
     """What of a configuration decides the result: all of it, the number of steps under the name that may change."""
     fields = asdict(config)
     return fields | {"iterations": fields.pop("steps")}
