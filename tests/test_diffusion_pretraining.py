@@ -231,15 +231,6 @@ def test_every_class_of_art_has_the_same_share_however_many_pictures_and_folders
 
 def test_a_recipe_stopped_by_its_time_resumes_to_the_same_model(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
-    torch.manual_seed(0)
-    start = tiny.filled(UNet(diffusion.small_ddpm(32))).state_dict()
-
-    def built(config):
-        net = UNet(config)
-        net.load_state_dict(start)
-        return net
-
-    monkeypatch.setattr(diffusion, "UNet", built)
 
     def run(name, minutes=0.0):
         recipe = RecipeConfig(tmp_path / name, CPU, save_every=2, log_every=1, minutes=minutes)
