@@ -5,7 +5,7 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,7 @@ class Graphs:
             self.captured[key] = self._capture(function, inputs)
         except (RuntimeError, ValueError) as error:
             log.warning("No CUDA graph could be captured (%s). The work goes on without, slower.", str(error)[:200])
-            self.clear()
-            self.failed = True
+            self.captured, self.failed = {}, True  # outputs of others may still be read
             return function(*inputs)
         return self.captured[key].replay(inputs)
 
@@ -73,8 +72,6 @@ class Graphs:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what was cached so far cannot be used by the graph's pool
             graph = torch.cuda.CUDAGraph()
-            # cudaMallocAsync says so of every tensor that is freed, also when the graph is
-            warnings.filterwarnings("ignore", "This is technically allowed, but may indicate you are losing")
             # another thread of the host may use the GPU meanwhile
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 outputs = function(*mine)
@@ -88,12 +85,22 @@ class Graphs:
         self.clear()
 
     def clear(self) -> None:
-        """Give the graphs and their memory back, as the end of a `with` does."""
+        """Give the graphs and their memory back, as the end of a `with` does; their outputs are empty from now on."""
         self.seen.clear()
         if self.captured:
+            empty([output for captured in self.captured.values() for output in captured.outputs])
             self.captured.clear()
             self.pool = None
             trim()
+
+
+def empty(outputs: Iterable[Tensor]) -> None:
+    """Free what tensors hold. cudaMallocAsync warns of every output of a graph that is freed: here Python hears it, and
+    can keep quiet, which it cannot where the last reference is lost."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting uncaptured free")
+        for output in outputs:
+            output.untyped_storage().resize_(0)
 
 
 def trim() -> None:

@@ -182,7 +182,8 @@ class PatchedModule:
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.net = net
         self.patcher = patcher(net, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
-        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: release(net))  # graphs hold memory of the GPU
+        # graphs hold memory of the GPU; loading what is loaded detaches, too, and moves nothing
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, leaves=True: release(net) if leaves else None)
         self.patcher.set_attachments(OURS, True)
         self.copies: dict[str, PatchedModule] = {}
 

@@ -17,11 +17,16 @@ class FakeGraph:
     """In a captured graph's place: plays the function again and counts."""
 
     def __init__(self, function):
-        self.function, self.played = function, 0
+        self.function, self.played, self.outputs = function, 0, ()
 
     def replay(self, inputs):
         self.played += 1
-        return self.function(*inputs)
+        self.outputs = self.function(*inputs)
+        return self.outputs
+
+
+def refuse(self, function, inputs):
+    raise RuntimeError("operation not permitted when stream is capturing")
 
 
 @pytest.fixture
@@ -57,12 +62,28 @@ def test_keys_shapes_layouts_and_types_have_graphs_of_their_own(graphs):
 
 
 def test_where_nothing_can_be_captured_the_function_is_called(graphs, monkeypatch, caplog):
-    def refuse(self, function, inputs):
-        raise RuntimeError("operation not permitted when stream is capturing")
     monkeypatch.setattr(Graphs, "_capture", refuse)
     found = [float(graphs("a", lambda x: (x + 1,), torch.zeros(()))[0]) for _ in range(4)]
     assert found == [1.0] * 4 and graphs.failed
     assert caplog.text.count("No CUDA graph could be captured") == 1
+
+
+def test_what_graphs_hold_is_freed_with_them(graphs):
+    with graphs:
+        for _ in range(3):
+            output, = graphs("a", lambda x: (x + 1,), torch.zeros(5))
+        kept = output.clone()
+        assert output.untyped_storage().nbytes()
+    assert not output.untyped_storage().nbytes() and torch.equal(kept, torch.ones(5))
+
+
+def test_outputs_of_other_graphs_stay_when_one_cannot_be_captured(graphs, monkeypatch):
+    for _ in range(3):
+        output, = graphs("a", lambda x: (x + 1,), torch.zeros(5))
+    monkeypatch.setattr(Graphs, "_capture", refuse)
+    for _ in range(2):
+        graphs("b", lambda x: (x + 2,), torch.zeros(5))
+    assert graphs.failed and torch.equal(output, torch.ones(5))
 
 
 def test_a_cpu_has_no_graphs():

@@ -502,6 +502,17 @@ def test_networks_of_this_pack_leave_for_a_training_and_others_stay(nodes, comfy
     assert other.patcher in kept and ours.patcher not in kept
 
 
+def test_graphs_stay_while_a_network_is_loaded_and_go_when_it_leaves(nodes, comfy, monkeypatch):
+    host, released = nodes.host, []
+    monkeypatch.setattr(host, "release", released.append)
+    module = host.PatchedModule(torch.nn.Linear(2, 2))
+    for _ in range(3):
+        with host.running(module):
+            assert not released
+    host.unload_ours(torch.device("cpu"))
+    assert released == [module.net]
+
+
 def test_an_accelerated_copy_is_made_once_and_counts(nodes, comfy, monkeypatch):
     host = nodes.host
     net = torch.nn.Linear(2, 2)
