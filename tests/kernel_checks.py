@@ -20,13 +20,19 @@ import torch.nn.functional as F  # noqa: E402
 
 from oneshot_atelier.models import kernels, ops  # noqa: E402
 from oneshot_atelier.models.accelerated import accelerated  # noqa: E402
+from oneshot_atelier.models.diffae import DiffAE  # noqa: E402
 from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E402
 from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
 from oneshot_atelier.tests import tiny, tiny_stages  # noqa: E402
+from oneshot_atelier.train import diffusion_pretraining as pretraining  # noqa: E402
+from oneshot_atelier.train.data import Augmentations, ImageDataset  # noqa: E402
+from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig  # noqa: E402
+from oneshot_atelier.train.loop import train  # noqa: E402
 from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
+PRETRAINED = replace(tiny.DIFFAE, latent=None, unet=replace(tiny.UNET, base=64, prediction="v", dropout=0.0))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 
 
@@ -116,9 +122,10 @@ def network_cases():
 
 
 def graph_cases():
-    """On a GPU only: a fine-tune and sampling with graphs beside the same without."""
+    """On a GPU only: trainings and sampling with graphs beside the same without."""
     if DEVICE != "cuda":
         return
+    yield from pretraining_cases()
     net, clip = tiny.diffae().to(DEVICE), tiny.clip().to(DEVICE)
     nets = FrozenNetworks(net, clip, EncoderDistance(net.encoder))
     twin, style_image = tiny.pictures(2).to(DEVICE).split(1)
@@ -147,17 +154,48 @@ def training_cases():
         for given in ({}, {"ada_target": 0.6, "ada_kimg": 1}, {"precision": "bfloat16"}):
             def losses(given=given, name=name):
                 t = tiny_stages.make(name, mapper=tiny_stages.CALM, device=torch.device(DEVICE), lr=0.0, **given)
-                with t.stage.parts:
+                with t.stage.graphs:
                     found = [torch.stack([v.float() for v in values.values()])
                              for values in tiny_stages.run_steps(t.stage, 6)]
                     gradients = [p.grad.clone() for p in t.net.parameters() if p.grad is not None]
-                    graphs = t.stage.parts.graphs.captured
+                    graphs = t.stage.graphs.graphs.captured
                 return [torch.cat(found), *gradients], len(graphs)
             with patch.object(Graphs, "enabled", lambda self, device: False):
                 plain, _ = losses()
             replayed, count = losses()
             assert count == (2 if name in ("stylegan2", "mmfs-stage2") else 1), (name, count)
             yield f"{name} as graphs, {given}", error(replayed, plain)
+
+
+def pretraining_cases():
+    """Weights after four steps: their change, relative to the largest. The third and the fourth are replayed."""
+    for name, make, loss, labelled in (("DDPM", lambda: UNet(PRETRAINED.unet), pretraining.noise_loss, True),
+                                       ("DiffAE", lambda: DiffAE(PRETRAINED), pretraining.diffae_loss, False)):
+        def trained(make=make, loss=loss, labelled=labelled):
+            config = PretrainingConfig(steps=4, batch=4, lr=1e-3, ema_decay=0.9, warmup=1,
+                                       augmentations=Augmentations(colour=0.5), augmentation_labels=labelled)
+            net = ops.channels_last(tiny.filled(make()).to(DEVICE))
+            labels = pretraining.label_embedding(tiny.WIDTH).to(DEVICE) if labelled else None
+            before = [p.detach().clone() for p in net.parameters()]
+            pictures = ((tiny.pictures(6) + 1) * 127.5).byte().to(DEVICE)
+            dataset = ImageDataset(pictures, torch.zeros(6, device=DEVICE).long(), torch.ones(6, device=DEVICE))
+            run = pretraining.start(net, config, labels)
+            objective = pretraining.picture_objective(loss, dataset, config, labels=labels)
+            with Graphs() as graphs:
+                train(run, pretraining.stepper(run, objective, config, graphs), config.loop(), torch.device(DEVICE))
+                assert not graphs.failed
+                replayed = len(graphs.captured)
+            ends = [p.detach() for part in run.nets.values() for p in part.parameters()]
+            begins = before + [torch.zeros_like(p) for p in ends[len(before):]]
+            losses = torch.tensor(run.loss_history["loss"])
+            return replayed, [losses, torch.cat([(b - a).flatten() for a, b in zip(begins, ends, strict=True)])]
+        with patch.object(Graphs, "enabled", lambda self, device: False):
+            none, plain = trained()
+        one, found = trained()
+        assert (none, one) == (0, 1)
+        # Adam makes a step of lr of any gradient, also of one that is rounding alone: weights are compared as a whole
+        yield f"{name} pretraining as graphs, losses", error(found[:1], plain[:1])
+        yield f"{name} pretraining as graphs, weights", float((found[1] - plain[1]).norm() / plain[1].norm())
 
 
 def main() -> None:

@@ -124,7 +124,7 @@ def ddpm(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
         schedule = ddim_schedule(PREVIEW_STEPS)
         noise = rng.randn((3, px, px), 0, "x_T", range(16), recipe.device)
         denoise = denoiser(averaged(run, UNet), None, schedule.times)
-        return ddim_reverse(denoise, noise, schedule, range(PREVIEW_STEPS)[::-1])
+        return ddim_reverse(lambda x, t: denoise(x, t)[:, :3], noise, schedule, range(PREVIEW_STEPS)[::-1])
     trained(run, objective, config, recipe, preview, lambda: losses_of(run, UNet, objective, seen, held_out))
     return store_model(recipe, run, averaged(run, UNet).eval(), "ddpm", config)
 
