@@ -23,8 +23,10 @@ from oneshot_atelier.models.accelerated import accelerated  # noqa: E402
 from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E402
 from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
+from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2Config  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
 from oneshot_atelier.tests import tiny, tiny_stages  # noqa: E402
+from oneshot_atelier.train.gan import gradient_penalty  # noqa: E402
 from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
@@ -113,6 +115,11 @@ def network_cases():
     for timed in (True, False):
         spn = tiny.filled(SPN(SPNConfig(timed, 64, 128, 32, 32)).to(DEVICE))
         yield f"SPN, timed {timed}", both(lambda x, *p, spn=spn: spn(x, 3), x, *spn.parameters())
+    discriminator = ops.channels_last(Discriminator(StyleGAN2Config((24, 16, 8), 8)).to(DEVICE))
+    weights = [p for name, p in discriminator.named_parameters() if name.endswith("weight")]
+    faces = randn(4, 3, 16, 16, seed=3)
+    yield "discriminator", both(lambda x, *p: discriminator(x), faces, *weights)
+    yield "its penalty", both(lambda *p: gradient_penalty(discriminator, faces)[None], *weights)
 
 
 def graph_cases():
