@@ -24,11 +24,13 @@ from oneshot_atelier.models.diffae import DiffAE  # noqa: E402
 from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E402
 from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
+from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2Config  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
 from oneshot_atelier.tests import tiny, tiny_stages  # noqa: E402
 from oneshot_atelier.train import diffusion_pretraining as pretraining  # noqa: E402
 from oneshot_atelier.train.data import Augmentations, ImageDataset  # noqa: E402
 from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig  # noqa: E402
+from oneshot_atelier.train.gan import gradient_penalty  # noqa: E402
 from oneshot_atelier.train.loop import train  # noqa: E402
 from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
@@ -119,13 +121,17 @@ def network_cases():
     for timed in (True, False):
         spn = tiny.filled(SPN(SPNConfig(timed, 64, 128, 32, 32)).to(DEVICE))
         yield f"SPN, timed {timed}", both(lambda x, *p, spn=spn: spn(x, 3), x, *spn.parameters())
+    discriminator = ops.channels_last(Discriminator(StyleGAN2Config((24, 16, 8), 8)).to(DEVICE))
+    weights = [p for name, p in discriminator.named_parameters() if name.endswith("weight")]
+    faces = randn(4, 3, 16, 16, seed=3)
+    yield "discriminator", both(lambda x, *p: discriminator(x), faces, *weights)
+    yield "its penalty", both(lambda *p: gradient_penalty(discriminator, faces)[None], *weights)
 
 
 def graph_cases():
-    """On a GPU only: trainings and sampling with graphs beside the same without."""
+    """On a GPU only: a fine-tune and sampling with graphs beside the same without."""
     if DEVICE != "cuda":
         return
-    yield from pretraining_cases()
     net, clip = tiny.diffae().to(DEVICE), tiny.clip().to(DEVICE)
     nets = FrozenNetworks(net, clip, EncoderDistance(net.encoder))
     twin, style_image = tiny.pictures(2).to(DEVICE).split(1)
@@ -200,7 +206,7 @@ def pretraining_cases():
 
 def main() -> None:
     found = {}
-    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases, training_cases):
+    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases, training_cases, pretraining_cases):
         found |= dict(cases())
     print(json.dumps(found))
 

@@ -500,7 +500,7 @@ def test_graphs_train_to_the_same_bits(name, changes, monkeypatch):
     assert replayed.stage.run.loss_history == plain.stage.run.loss_history
     wanted = [6, 6, 3] if name in ("stylegan2", "mmfs-stage2") else [6]  # penalties at 0, 2, 4, 6, of which one is made
     assert [graph.played for graph in played] == wanted
-    assert not replayed.stage.parts.graphs.captured and not replayed.stage.parts.rare_graphs.captured
+    assert not replayed.stage.graphs.graphs.captured and not replayed.stage.graphs.rare_graphs.captured
 
 
 def test_a_penalty_that_cannot_be_captured_leaves_the_other_graphs(monkeypatch):
@@ -512,7 +512,7 @@ def test_a_penalty_that_cannot_be_captured_leaves_the_other_graphs(monkeypatch):
     monkeypatch.setattr(Graphs, "enabled", lambda self, device: not self.failed)
     monkeypatch.setattr(Graphs, "_capture", capture)
     found = run_steps(t.stage, 4)
-    assert "r1" in found[2] and t.stage.parts.rare_graphs.failed and len(t.stage.parts.graphs.captured) == 2
+    assert "r1" in found[2] and t.stage.graphs.rare_graphs.failed and len(t.stage.graphs.graphs.captured) == 2
 
 
 # --- what is shown, precision, bad settings ----------------------------------------------------------------------
