@@ -215,7 +215,7 @@ def told(k: int, distributed: Distributed, losses: dict[str, Tensor], pictures: 
          hooks: Hooks) -> dict[str, Tensor]:
     """What is to be logged of a step's losses; the hooks are told of them and of the pictures that it was made on."""
     values = distributed.average_losses(losses)
-    hooks.on_step(StepResult(k, 0, values, pictures))
+    hooks.on_step(StepResult(k, 0, values, pictures.clone()))  # whoever keeps them keeps no output of a graph
     return values
 
 

@@ -71,6 +71,8 @@ class Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for optimizer in self.run.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)  # gradients are outputs of the graphs
         self.graphs.clear()
         self.rare_graphs.clear()
 
