@@ -187,7 +187,7 @@ def pretraining_cases():
             dataset = ImageDataset(pictures, torch.zeros(6, device=DEVICE).long(), torch.ones(6, device=DEVICE))
             run = pretraining.start(net, config, labels)
             objective = pretraining.picture_objective(loss, dataset, config, labels=labels)
-            with Graphs() as graphs:
+            with Graphs() as graphs, torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as the command line
                 train(run, pretraining.stepper(run, objective, config, graphs), config.loop(), torch.device(DEVICE))
                 assert not graphs.failed
                 replayed = len(graphs.captured)

@@ -31,7 +31,7 @@ class PretrainingConfig:
 
     decay_from: share of the run after which the rate falls linearly to zero. augmentation_labels: the network is told
     how a picture was augmented while it learns, and of no augmentation in sampling, so that its samples have none
-    (Karras et al. 2022, F.2). The DDPM and the latent DDIM need that; an autoencoder's z holds the augmentation.
+    (Karras et al. 2022). The DDPM and the latent DDIM need that; an autoencoder's z holds the augmentation.
     """
     steps: int
     batch: int = 64
