@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..train.gan import TrainingStage, device_of
 from ..train.loop import Hooks
 from ..train.plots import grid
 from ..train.recipes.mmfs import FacesMeasure, StageMeasure
-from ..train.source_faces import FaceNetworks, Samples
+from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import CONTENT_PRESERVATION, METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, means
@@ -46,7 +46,8 @@ Measure = Callable[[Tensor], dict[str, float]]  # of results (B, 3, H, W)
 
 @dataclass(frozen=True)
 class Models:
-    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on.
+    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on. known: source
+    faces that fine-tunes have prepared.
 
     The evaluator's CLIP is also that of the fine-tune, as in the official program.
     """
@@ -54,6 +55,7 @@ class Models:
     structure_net: StructureNet
     faces: Tensor | Samples
     evaluator: Evaluator
+    known: KnownFaces = field(default_factory=known_faces, compare=False)
 
     def face_networks(self) -> FaceNetworks:
         return FaceNetworks(self.net, self.evaluator.clip, self.structure_net)
@@ -231,7 +233,8 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
 def learn(models: Models, reference: Reference, config: FewShotConfig, hooks: Hooks = Hooks()) -> tuple[MMFS, Tensor]:
     """The model with the fine-tuned decoder, and the style's w+ code (1, n, S)."""
     started = time.perf_counter()
-    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks)
+    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks,
+                           known=models.known)
     losses = run.loss_history["loss"]
     log.info("fine-tuned%s: loss %.2f -> %.2f, %.0f s",
              f", projection_weight {config.projection_weight:g}" if reference.pictures else "", losses[0], losses[-1],

@@ -164,8 +164,7 @@ def training_cases():
                     found = [torch.stack([v.float() for v in values.values()])
                              for values in tiny_stages.run_steps(t.stage, 6)]
                     gradients = [p.grad.clone() for p in t.net.parameters() if p.grad is not None]
-                    graphs = t.stage.graphs.graphs.captured
-                return [torch.cat(found), *gradients], len(graphs)
+                    return [torch.cat(found), *gradients], len(t.stage.graphs.graphs.captured)
             with patch.object(Graphs, "enabled", lambda self, device: False):
                 plain, _ = losses()
             replayed, count = losses()
@@ -174,7 +173,9 @@ def training_cases():
 
 
 def pretraining_cases():
-    """Weights after four steps: their change, relative to the largest. The third and the fourth are replayed."""
+    """On a GPU only: weights after four steps, their change. The third and the fourth are replayed."""
+    if DEVICE != "cuda":
+        return
     for name, make, loss, labelled in (("DDPM", lambda: UNet(PRETRAINED.unet), pretraining.noise_loss, True),
                                        ("DiffAE", lambda: DiffAE(PRETRAINED), pretraining.diffae_loss, False)):
         def trained(make=make, loss=loss, labelled=labelled):
