@@ -8,9 +8,11 @@ DATA holds faces/ (folders of aligned photos, a labels.csv beside them where the
 The faces of DRAWN are drawn by our own filters first. Trainings that do not wait for each other run at the same time on
 as many GPUs as there are (CUDA_VISIBLE_DEVICES chooses), the one that most work waits for first. A training that is
 finished stays; one that was stopped (Ctrl-C, a lent machine taken back) goes on from its snapshot when the command is
-given again. By the rates measured on H100s (batch 128: diffae 1,800 pictures a second, ddpm 2,200, stylegan2 2,500 and
-4,900 on two, clip 4 minutes in all) and, for MMFS's stages, those of models/demo/CARD.md, it takes about 3 hours on one
-H100; it has not been run whole. One that --minutes cut short counts as finished until it is given other options. Logs lie in OUT.
+given again. One that --minutes cut short counts as finished until it is given other options. Logs lie in OUT.
+
+H100s trained on so many pictures a second: diffae 1,800 and ddpm 2,200 at batch 128; stylegan2 2,500, and 4,900 on two;
+the clip took 4 minutes. With MMFS's stages at the rates of models/demo/CARD.md, all of it takes about 3 hours on one
+H100. It has not been run whole.
 """
 from __future__ import annotations
 
