@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from ..models.features.clip import Clip
 from ..models.features.protocols import StructureNet
 from ..models.mmfs import MMFS
 from ..models.style import styled
-from ..models.stylegan2 import seeded_noise
+from ..models.stylegan2 import StyleGAN2, random_noise, random_z, seeded_noise
 from ..train.data import read_picture, read_pictures, to_unit
 from ..train.fewshot import FewShotConfig, Reference, read_reference, tune_mmfs
 from ..train.gan import TrainingStage, device_of
 from ..train.loop import Hooks
 from ..train.plots import grid
-from ..train.recipes.mmfs import StageMeasure
-from ..train.source_faces import FaceNetworks, Samples
+from ..train.recipes.mmfs import FacesMeasure, StageMeasure
+from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import CONTENT_PRESERVATION, METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, means
@@ -37,6 +37,7 @@ from .tables import Rows, file_name, mean_rows, name_of, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
+GENERATED, ROWS = 2048, 64  # faces in a StyleGAN2's measurement; rows a forward
 STAGE_STYLES = 8  # random styles of each photo in a stage's measurement
 RANDOM, HALVES = "random styles", "the art's one half to its other"
 BEFORE, WITHOUT, AFTER = "CLIP mapping alone", "fine-tuned without projection", "fine-tuned"
@@ -45,7 +46,8 @@ Measure = Callable[[Tensor], dict[str, float]]  # of results (B, 3, H, W)
 
 @dataclass(frozen=True)
 class Models:
-    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on.
+    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on. known: source
+    faces that fine-tunes have prepared.
 
     The evaluator's CLIP is also that of the fine-tune, as in the official program.
     """
@@ -53,6 +55,7 @@ class Models:
     structure_net: StructureNet
     faces: Tensor | Samples
     evaluator: Evaluator
+    known: KnownFaces = field(default_factory=known_faces, compare=False)
 
     def face_networks(self) -> FaceNetworks:
         return FaceNetworks(self.net, self.evaluator.clip, self.structure_net)
@@ -136,15 +139,39 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
     return rows, [photos[:SHOWN + 1], *(results[:SHOWN + 1] for results in generated[:5])]
 
 
+def file_embeddings(clip: Clip) -> Callable[[Sequence[Path], int], Tensor]:
+    """CLIP embeddings of pictures' files at a size in px; those of the same files are made once."""
+    @functools.cache
+    def embeddings(paths: tuple[Path, ...], px: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([clip.embed(to_unit(read_pictures(paths[i:i + ROWS], px)).to(clip.mean.device), "openai")
+                              for i in range(0, len(paths), ROWS)])
+    return lambda paths, px: embeddings(tuple(paths), px)
+
+
+def faces_distance_measure(clip: Clip, count: int = GENERATED) -> FacesMeasure:
+    """The Frechet distance, in CLIP embeddings, of a StyleGAN2 as it stands to held-out faces: `count` random faces of
+    the average, the same z and noise whenever it is asked, not truncated. clip: on the stage's device."""
+    files = file_embeddings(clip)
+
+    @torch.no_grad()
+    def measure(stage: TrainingStage, faces: list[Path]) -> dict[str, float]:
+        net, seed, parts = stage.run.average("g", StyleGAN2), stage.config.seed, []
+        device, shapes = device_of(net), net.synthesis.noise_shapes(4, 4)
+        for first, z in enumerate(random_z(count, net.config.w_dim, seed, device).split(ROWS)):
+            noise = random_noise(shapes, len(z), rng.generator(seed, "measured noise", first, device=device))
+            parts.append(clip.embed(net(net.styles(z), noise).clamp(-1, 1), "openai"))
+        wanted = files(faces, net.config.resolution)
+        return {"faces_distance": float(metrics.frechet_distance(torch.cat(parts), wanted))}
+    return measure
+
+
 def art_distance_measure(clip: Clip) -> StageMeasure:
     """The art distance of a Stage II as it stands: held-out photos in STAGE_STYLES random styles, to all of the art.
 
     The art is read when it is first asked for. clip: on the stage's device.
     """
-    @functools.cache
-    def embeddings_of(art: tuple[Path, ...], px: int) -> Tensor:
-        return torch.cat([clip.embed(to_unit(read_pictures(art[i:i + 64], px)).to(clip.mean.device), "openai")
-                          for i in range(0, len(art), 64)])
+    files = file_embeddings(clip)
 
     @torch.no_grad()
     def measure(stage: TrainingStage, photos: Tensor, art: list[Path]) -> dict[str, float]:
@@ -152,7 +179,7 @@ def art_distance_measure(clip: Clip) -> StageMeasure:
         photos = photos.to(device_of(net))
         for style in range(STAGE_STYLES):
             parts.append(clip.embed(net(photos, random_w(net, style, len(photos), stage.config.seed)), "openai"))
-        wanted = embeddings_of(tuple(art), net.config.resolution)
+        wanted = files(art, net.config.resolution)
         return {"art_distance": float(metrics.frechet_distance(torch.cat(parts), wanted))}
     return measure
 
@@ -206,7 +233,8 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
 def learn(models: Models, reference: Reference, config: FewShotConfig, hooks: Hooks = Hooks()) -> tuple[MMFS, Tensor]:
     """The model with the fine-tuned decoder, and the style's w+ code (1, n, S)."""
     started = time.perf_counter()
-    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks)
+    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks,
+                           known=models.known)
     losses = run.loss_history["loss"]
     log.info("fine-tuned%s: loss %.2f -> %.2f, %.0f s",
              f", projection_weight {config.projection_weight:g}" if reference.pictures else "", losses[0], losses[-1],
