@@ -158,7 +158,8 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": ...} for photos (B, 3, px, px) and style files.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`} for photos (B, 3, px,
+    px) and style files.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged.

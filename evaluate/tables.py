@@ -69,9 +69,11 @@ def table(rows: Rows) -> str:
 
 def beside(osasis: Rows, mmfs: Rows) -> Rows:
     """One table of both methods' rows for the same photos and styles."""
-    rows = {"photos": mmfs["photos"]}
+    def of_photos(name: str) -> bool:
+        return name.partition(LABEL)[0] == "photos"
+    rows = {name: values for name, values in mmfs.items() if of_photos(name)}
     for method, found in (("OSASIS", osasis), ("MMFS", mmfs)):
-        rows |= {f"{method}: {name}": values for name, values in found.items() if name != "photos"}
+        rows |= {f"{method}: {name}": values for name, values in found.items() if not of_photos(name)}
     return rows
 
 
