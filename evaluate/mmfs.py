@@ -32,8 +32,8 @@ from ..train.recipes.mmfs import FacesMeasure, StageMeasure
 from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import CONTENT_PRESERVATION, METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, means
-from .tables import Rows, file_name, mean_rows, name_of, table, write
+from .registry import METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, grouped, means, preservation
+from .tables import Rows, file_name, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -63,11 +63,13 @@ class Models:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time."""
+    """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time. groups: rows of
+    the photos that are also reported by themselves, each under its name."""
     config: FewShotConfig
     styles: int = 16
     batch: int = 28
     seed: int = 0
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.styles < 2:
@@ -122,8 +124,10 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
     evaluator, generated = models.evaluator, random_styles(models, photos, settings)
     seen = PictureFeatures(evaluator, photos)
 
-    def preservation(results: PictureFeatures) -> dict[str, float]:
-        return means(Comparison(seen, results), CONTENT_PRESERVATION)
+    def preserved(name: str, results: PictureFeatures) -> Rows:
+        comparison = Comparison(seen, results)
+        return {name: means(comparison, preservation(evaluator))} | group_rows(name,
+                                                                              grouped(comparison, settings.groups))
     count = len(generated) // 2 * 2
     halves = (PictureFeatures(evaluator, torch.cat(generated[first:count:2])) for first in (0, 1))
     diversity = METRICS["diversity"]
@@ -133,9 +137,9 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
         sets = {"photos": photos, RANDOM: torch.cat(generated)}
         for name, values in art_distances(evaluator, sets, pictures).items():
             rows[name] = rows.get(name, {}) | values
-    each = {str(k): {RANDOM: preservation(PictureFeatures(evaluator, x))} for k, x in enumerate(generated)}
-    rows["photos"] |= preservation(seen)
-    rows[RANDOM] |= mean_rows(each)[RANDOM]
+    each = {str(k): preserved(RANDOM, PictureFeatures(evaluator, x)) for k, x in enumerate(generated)}
+    for name, values in (preserved("photos", seen) | mean_rows(each)).items():
+        rows[name] = rows.get(name, {}) | values
     return rows, [photos[:SHOWN + 1], *(results[:SHOWN + 1] for results in generated[:5])]
 
 
@@ -203,7 +207,7 @@ def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> lis
     def measure_of(style: PictureFeatures) -> Measure:
         def measure(results: Tensor) -> dict[str, float]:
             comparison = Comparison(seen, PictureFeatures(evaluator, results), style, start)
-            return means(comparison, (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
+            return means(comparison, (*STYLE_SIMILARITY, *preservation(evaluator)))
         return measure
     for path in styles:
         picture = read_picture(path, models.net.config.resolution)
@@ -225,7 +229,7 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
     def measure_of(index: int) -> Measure:
         def measure(results: Tensor) -> dict[str, float]:
             comparison = Comparison(seen, PictureFeatures(evaluator, results), None, texts[-1:], texts, index)
-            return means(comparison, (*PROMPT_AGREEMENT, *CONTENT_PRESERVATION))
+            return means(comparison, (*PROMPT_AGREEMENT, *preservation(evaluator)))
         return measure
     return [StyleTask(prompt, Reference(prompt), measure_of(k)) for k, prompt in enumerate(prompts)]
 
@@ -249,6 +253,14 @@ def configs_of(task: StyleTask, config: FewShotConfig) -> dict[str, FewShotConfi
     return {WITHOUT: replace(config, projection_weight=0.0), AFTER: config}
 
 
+def face_groups(evaluator: Evaluator, pictures: Mapping[str, Tensor], groups: Mapping[str, Sequence[int]]) -> Rows:
+    """Rows for the groups of photos in each of the sets of pictures, of which "photos" is one."""
+    seen, rows = PictureFeatures(evaluator, pictures["photos"]), {}
+    for name, x in pictures.items():
+        rows |= group_rows(name, grouped(Comparison(seen, PictureFeatures(evaluator, x)), groups))
+    return rows
+
+
 def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Settings,
                   hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
     """Rows for the photos, before fine-tuning and after it; the rows of the sheet."""
@@ -259,7 +271,8 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
         results[name] = stylize(net, photos, w_plus, settings)
     pictures = {"photos": photos} | results
     beginning = [] if task.shown is None else [task.shown]
-    return ({name: task.measure(x) for name, x in pictures.items()},
+    rows = {name: task.measure(x) for name, x in pictures.items()}
+    return (rows | face_groups(models.evaluator, pictures, settings.groups),
             [torch.cat([*beginning, x[:SHOWN]]) for x in pictures.values()])
 
 
@@ -276,21 +289,23 @@ def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: 
 
 def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleTask]], art: Sequence[Path],
              settings: Settings, out: Path | None = None, hooks: Hooks = Hooks()) -> dict:
-    """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "zero_shot": {prompt: rows}, ...}.
+    """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "zero_shot": {prompt: rows}, ...,
+    "gaps": {"random": `tables.gaps`, ...}}.
 
     photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
     Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
     """
-    report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art)}
+    report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art), "gaps": {}}
 
     def publish(title: str, rows: Rows, sheet: list[Tensor]) -> None:
-        log.info("%s", table(rows))
+        log.info("%s", table(split_groups(rows)[0]))
         write(report, out, "mmfs")
         if out is not None:
             grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
 
     log.info("== random styles")
     report["random"], sheet = evaluate_random(models, photos, art, settings)
+    report["gaps"]["random"] = gaps(report["random"])
     publish("random", report["random"], sheet)
     for kind, todo in tasks.items():
         report[kind] = {}
@@ -298,5 +313,6 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
             log.info("== %s: %s", kind, task.name)
             report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks)
             report[f"{kind}_mean"] = mean_rows(report[kind])
+            report["gaps"][kind] = gaps(report[f"{kind}_mean"])
             publish(task.name, report[kind][task.name], sheet)
     return report

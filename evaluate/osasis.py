@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,9 @@ from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
+from .registry import STYLE_SIMILARITY, grouped, means, preservation
 from .report import reconstruction
-from .tables import Rows, mean_rows, name_of, table, write
+from .tables import Rows, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -54,7 +54,8 @@ class Models:
 class Settings:
     """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin.
 
-    content: where content pictures of the fine-tunes are kept, which all styles share.
+    content: where content pictures of the fine-tunes are kept, which all styles share. groups: rows of the photos that
+    are also reported by themselves, each under its name.
     """
     config: OSASISConfig
     candidates: int = 30
@@ -66,6 +67,7 @@ class Settings:
     batch: int = 28
     seed: int = 0
     content: ContentFolder | None = None
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,19 +144,22 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
     start = models.evaluator.embed(twin)
 
-    def figures(results: PictureFeatures) -> dict[str, float]:
-        return means(Comparison(seen, results, style, start), (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
-    rows, pictures = {"photos": figures(seen)}, [torch.cat([style_image, photos[:SHOWN]])]
+    def figures(name: str, results: PictureFeatures) -> Rows:
+        comparison = Comparison(seen, results, style, start)
+        names = *STYLE_SIMILARITY, *preservation(models.evaluator)
+        return {name: means(comparison, names)} | group_rows(name, grouped(comparison, settings.groups))
+    rows, pictures = figures("photos", seen), [torch.cat([style_image, photos[:SHOWN]])]
     for name, variant in VARIANTS.items():
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
-        rows[name] = figures(PictureFeatures(models.evaluator, results))
+        rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
     return rows, pictures
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows} for photos (B, 3, px, px) and style files.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`} for photos (B, 3, px,
+    px) and style files.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged.
@@ -167,14 +172,15 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}}
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
         results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks)
-        log.info("%s", table(results[name]))
+        log.info("%s", table(split_groups(results[name])[0]))
         report["mean"] = mean_rows(results)
+        report["gaps"] = gaps(report["mean"])
         write(report, out, "results")
         if out is not None:
             grid(pictures).save(out / f"{name}.png")

@@ -4,15 +4,15 @@ A new metric is a function and an entry here.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import metrics
-from .evaluator import Comparison, PictureFeatures, given
+from . import faces, metrics
+from .evaluator import Comparison, Evaluator, PictureFeatures, given
 
 BETTER = ("higher", "lower")
 SCOPES = ("picture", "set")
@@ -24,7 +24,7 @@ class Metric:
 
     better: "higher" or "lower". networks: of evaluator.NETWORKS, that it looks through. scope "picture": `function`
     takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar. needs: what of the
-    Comparison must not be None.
+    Comparison must not be None. partial: NaN for a picture that cannot be compared, and not counted in means.
     """
     name: str
     title: str
@@ -35,6 +35,7 @@ class Metric:
     function: Callable[..., Tensor]
     scope: str = "picture"
     needs: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def text(self) -> str:
@@ -66,6 +67,15 @@ def psnr(comparison: Comparison) -> Tensor:
 
 def ssim(comparison: Comparison) -> Tensor:
     return metrics.ssim(comparison.results.sized, comparison.photos.sized)
+
+
+# --- faces ------------------------------------------------------------------------------------------------------------
+def face_read(comparison: Comparison) -> Tensor:
+    return comparison.result_faces.read.float()
+
+
+def landmark_shift(comparison: Comparison) -> Tensor:
+    return faces.landmark_shift(comparison.photos.faces, comparison.result_faces)
 
 
 # --- style similarity -------------------------------------------------------------------------------------------------
@@ -160,10 +170,17 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "Perceptual distance of two random styles of one photo.", diversity, "set"),
     Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
     Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
+    Metric("face_read", "face read", "share of results", "higher", ("faces",),
+           "Results in which the face mesh is sure of a face where the photo's is (quality 15, which photographs "
+           "reach).", face_read),
+    Metric("landmark_shift", "landmark shift", "share of the eye distance", "lower", ("faces",),
+           "Mean distance of the 468 face points of photo and result, of those in which a face is read.",
+           landmark_shift, partial=True),
 )}
 CONTENT_PRESERVATION = ("edge_agreement", "structure_distance", "identity_distance", "retrieval_accuracy")
 STYLE_SIMILARITY = ("clip_direction", "clip_similarity", "colour_distance", "texture_distance", "patch_projection",
                     "patch_similarity")
+FACES = ("face_read", "landmark_shift")
 PROMPT_AGREEMENT = ("clip_direction", "prompt_similarity", "prompt_accuracy")
 
 
@@ -191,8 +208,22 @@ def measure(comparison: Comparison, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def means(comparison: Comparison, names: Iterable[str]) -> dict[str, float]:
-    """Mean over the pictures of each named metric; see `measure`."""
-    return {name: float(values.float().mean()) for name, values in measure(comparison, names).items()}
+    """Mean over the pictures of each named metric; see `measure`. A partial one is missing if it is NaN for all."""
+    return {name: float(values.float().nanmean() if metric(name).partial else values.float().mean())
+            for name, values in measure(comparison, names).items()
+            if not (metric(name).partial and values.isnan().all())}
+
+
+def preservation(evaluator: Evaluator) -> tuple[str, ...]:
+    """The metrics of content preservation that this evaluator has the networks for."""
+    return CONTENT_PRESERVATION if evaluator.faces is None else (*CONTENT_PRESERVATION, *FACES)
+
+
+def grouped(comparison: Comparison, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """{group: means of FACES}, of the rows of each group; {} for no groups or without face networks."""
+    if not groups or comparison.evaluator.faces is None:
+        return {}
+    return faces.group_means(measure(comparison, FACES), groups)
 
 
 def legend(names: Iterable[str] = tuple(METRICS)) -> str:
