@@ -11,7 +11,7 @@ from torch import nn
 from ..data import find_pictures, split
 from ..distributed import SINGLE_PROCESS, Distributed
 from ..gan import TrainingStage
-from ..loop import Checkpointing, Hooks, Progress
+from ..loop import Checkpointing, Hooks, Progress, Run
 from ..session import hash_of_network
 from ..stages import RunConfig, reporter, run_stage
 from ..stream import hash_of_files
@@ -90,3 +90,8 @@ class RecipeConfig:
             report(progress)
             self.hooks.on_iteration(progress)
         return replace(self.hooks, on_iteration=on_iteration)
+
+
+def measured(run: Run, *names: str) -> dict[str, list[float]]:
+    """What was measured while training, and at which steps."""
+    return {key: run.loss_history.get(key, []) for key in (*names, "measured_at")}

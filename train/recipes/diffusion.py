@@ -28,7 +28,7 @@ from ..data import Augmentations, find_pictures, image_dataset, read_pictures, t
 from ..diffusion_pretraining import Objective, PretrainingConfig
 from ..gan import TrainingStage
 from ..loop import Net, Run
-from .config import Folders, RecipeConfig
+from .config import Folders, RecipeConfig, measured
 
 log = logging.getLogger(__name__)
 PHOTO_AUGMENTATIONS = Augmentations(degrees=6, scale=0.1, shift=0.04, colour=0.25)
@@ -220,8 +220,7 @@ def trained(run: Run, objective: Objective, config: PretrainingConfig, recipe: R
 
 def store_model(recipe: RecipeConfig, run: Run, net: Model, kind: str, config: PretrainingConfig) -> Model:
     """Write a model, with how many samples it has seen and the losses that were measured; returns it."""
-    meta = {"samples": config.batch * run.step,
-            **{name: run.loss_history.get(name, []) for name in ("measured_at", "seen", "held_out")}}
+    meta = {"samples": config.batch * run.step} | measured(run, "seen", "held_out")
     if recipe.distributed.is_main_process:
         save(recipe.out, net, kind, meta)
     return net

@@ -24,7 +24,7 @@ from ..data import read_pictures, to_unit
 from ..gan import GANConfig, TrainingStage
 from ..loop import Net
 from ..stream import ImageStream, StreamConfig
-from .config import Folders, RecipeConfig
+from .config import Folders, RecipeConfig, measured
 
 SMALL_MAPPER = MapperConfig(layers=4, hidden=384)
 # measurements of a stage as it stands, from held-out photos (B, 3, px, px) and the artistic set's files
@@ -57,7 +57,7 @@ def stylegan2(folders: Folders, config: GANConfig, recipe: RecipeConfig, px: int
     generator.w_avg.copy_(mean_w(generator.mapping))
     if recipe.distributed.is_main_process:
         meta = {"steps": stage.run.step, "samples": stage.run.step * config.batch}
-        loading.save_stylegan2(recipe.out, generator, d, meta | measured(stage, "faces_distance"))
+        loading.save_stylegan2(recipe.out, generator, d, meta | measured(stage.run, "faces_distance"))
     return generator
 
 
@@ -146,11 +146,6 @@ def finished(stage: TrainingStage, discriminator: Discriminator, phase: int, rec
     net = stage.run.average("g", MMFS)
     if recipe.distributed.is_main_process:
         meta = {"phase": phase, "steps": stage.run.step, "samples": stage.run.step * stage.config.batch}
-        meta |= measured(stage, "art_distance") | ({"clip": clip} if clip else {})
+        meta |= measured(stage.run, "art_distance") | ({"clip": clip} if clip else {})
         loading.save_mmfs(recipe.out, net, discriminator, meta)
     return net
-
-
-def measured(stage: TrainingStage, name: str) -> dict[str, list[float]]:
-    """What was measured while training, and at which steps."""
-    return {key: stage.run.loss_history.get(key, []) for key in (name, "measured_at")}
