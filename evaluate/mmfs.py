@@ -41,7 +41,7 @@ GENERATED, ROWS = 2048, 64  # faces in a StyleGAN2's measurement; rows a forward
 STAGE_STYLES = 8  # random styles of each photo in a stage's measurement
 RANDOM, HALVES = "random styles", "the art's one half to its other"
 BEFORE, WITHOUT, AFTER = "CLIP mapping alone", "fine-tuned without projection", "fine-tuned"
-Measure = Callable[[Tensor], dict[str, float]]  # of results (B, 3, H, W)
+Measure = Callable[[PictureFeatures], dict[str, float]]  # of results
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> lis
     start = seen.embeddings.mean(0, keepdim=True)
 
     def measure_of(style: PictureFeatures) -> Measure:
-        def measure(results: Tensor) -> dict[str, float]:
-            comparison = Comparison(seen, PictureFeatures(evaluator, results), style, start)
+        def measure(results: PictureFeatures) -> dict[str, float]:
+            comparison = Comparison(seen, results, style, start)
             return means(comparison, (*STYLE_SIMILARITY, *preservation(evaluator)))
         return measure
     for path in styles:
@@ -227,8 +227,8 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
     seen = PictureFeatures(evaluator, photos)
 
     def measure_of(index: int) -> Measure:
-        def measure(results: Tensor) -> dict[str, float]:
-            comparison = Comparison(seen, PictureFeatures(evaluator, results), None, texts[-1:], texts, index)
+        def measure(results: PictureFeatures) -> dict[str, float]:
+            comparison = Comparison(seen, results, None, texts[-1:], texts, index)
             return means(comparison, (*PROMPT_AGREEMENT, *preservation(evaluator)))
         return measure
     return [StyleTask(prompt, Reference(prompt), measure_of(k)) for k, prompt in enumerate(prompts)]
@@ -253,11 +253,11 @@ def configs_of(task: StyleTask, config: FewShotConfig) -> dict[str, FewShotConfi
     return {WITHOUT: replace(config, projection_weight=0.0), AFTER: config}
 
 
-def face_groups(evaluator: Evaluator, pictures: Mapping[str, Tensor], groups: Mapping[str, Sequence[int]]) -> Rows:
+def face_groups(features: Mapping[str, PictureFeatures], groups: Mapping[str, Sequence[int]]) -> Rows:
     """Rows for the groups of photos in each of the sets of pictures, of which "photos" is one."""
-    seen, rows = PictureFeatures(evaluator, pictures["photos"]), {}
-    for name, x in pictures.items():
-        rows |= group_rows(name, grouped(Comparison(seen, PictureFeatures(evaluator, x)), groups))
+    rows: Rows = {}
+    for name, found in features.items():
+        rows |= group_rows(name, grouped(Comparison(features["photos"], found), groups))
     return rows
 
 
@@ -271,8 +271,9 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
         results[name] = stylize(net, photos, w_plus, settings)
     pictures = {"photos": photos} | results
     beginning = [] if task.shown is None else [task.shown]
-    rows = {name: task.measure(x) for name, x in pictures.items()}
-    return (rows | face_groups(models.evaluator, pictures, settings.groups),
+    features = {name: PictureFeatures(models.evaluator, x) for name, x in pictures.items()}
+    rows = {name: task.measure(found) for name, found in features.items()}
+    return (rows | face_groups(features, settings.groups),
             [torch.cat([*beginning, x[:SHOWN]]) for x in pictures.values()])
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from oneshot_atelier.cli import main
 from oneshot_atelier.evaluate import mmfs as E
-from oneshot_atelier.evaluate.evaluator import Evaluator
+from oneshot_atelier.evaluate.evaluator import Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import METRICS
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance, EncoderKeys
@@ -101,7 +101,7 @@ def test_the_art_is_nearer_to_itself_than_photos_are(models, tmp_path):
 def test_before_fine_tuning_the_mapping_alone_draws(models, styles):
     net, first = models.net, task(models, styles=styles)
     pictures = []
-    E.evaluate_task(models, photos, replace(first, measure=lambda x: pictures.append(x) or {}), SETTINGS)
+    E.evaluate_task(models, photos, replace(first, measure=lambda x: pictures.append(x.pictures) or {}), SETTINGS)
     seen = models.evaluator.clip.preprocess_file(first.reference.pictures[0])
     w = net.styles_of(models.evaluator.clip.encode_with_tokens(seen)[0])
     assert torch.allclose(pictures[1], E.stylize(net, photos, w, SETTINGS), atol=1e-6)
@@ -134,7 +134,7 @@ def test_a_picture_whose_nearest_text_is_its_prompt_counts(models, monkeypatch):
     monkeypatch.setattr(models.evaluator.clip, "embed", lambda x, how: torch.tensor(given[x.data_ptr()]))
     monkeypatch.setattr(Evaluator, "sized", lambda self, x: x)
     monkeypatch.setattr(E, "preservation", lambda evaluator: ())
-    assert first.measure(results) == pytest.approx(
+    assert first.measure(PictureFeatures(models.evaluator, results)) == pytest.approx(
         {"clip_direction": (1 + 0.5 ** 0.5) / 2, "prompt_similarity": 0.5, "prompt_accuracy": 0.5}, abs=1e-6)
 
 
