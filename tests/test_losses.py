@@ -80,7 +80,10 @@ def test_a_projector_keeps_what_the_reference_spans_and_loses_the_rest():
 def test_tokens_that_repeat_themselves_span_less():
     row = normals(1, 1, 12)
     assert float(losses.projector(row.expand(1, 5, 12)).trace()) == pytest.approx(1)
-    assert float(losses.projector(normals(1, 20, 12)).trace()) == pytest.approx(12)  # one reference: all is official
+    assert float(losses.projector(normals(1, 11, 12)).trace()) == pytest.approx(11)  # one reference: all is official
+    assert float(losses.projector(normals(1, 12, 12)).trace()) == pytest.approx(6)  # as many tokens as numbers
+    assert float(losses.projector(normals(1, 20, 12)).trace()) == pytest.approx(6)
+    assert float(losses.projector(normals(2, 20, 12)).trace()) == pytest.approx(6)
 
 
 def test_many_references_together_still_forbid_something():

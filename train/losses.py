@@ -72,14 +72,15 @@ def clip_loss(photos: Tensor, results: Tensor, anchor: Tensor, reference: Tensor
 def projector(tokens: Tensor) -> Tensor:
     """P = U U^T (d, d) onto the space that the references' tokens (B, n, d) span, all references together.
 
-    Where the tokens together could span the whole space, which would forbid nothing, the strongest n directions
-    (but at least half of d) are kept.
+    Where the tokens could span the whole space, which would forbid nothing, only the strongest directions are kept: half
+    of d, or of several references n if that is more (and less than d).
     """
     each, width = tokens.shape[1:]
     columns = rearrange(F.normalize(tokens.float(), dim=2), "b n d -> d (b n)")
     u, s, _ = torch.linalg.svd(columns, full_matrices=False)
-    if len(tokens) > 1:
-        u, s = u[:, :max(each, width // 2)], s[:max(each, width // 2)]
+    if len(tokens) > 1 or each >= width:
+        most = max(each if each < width else 0, width // 2)
+        u, s = u[:, :most], s[:most]
     u = u[:, s >= MIN_SINGULAR * s[0]]
     return u @ u.t()
 
