@@ -4,6 +4,8 @@ What each is for, its unit and which way is better: `registry.py`.
 """
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,6 +14,8 @@ from torch import Tensor
 from ..models import rng
 from ..models.features.packages import package_module
 from ..train.losses import self_similarity
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     return others(a) + others(b) - 2 * kernel(a, b).mean()
 
 
-def art_fid(lpips: Tensor, fid: Tensor) -> Tensor:
+def art_fid(lpips: Number, fid: Number) -> Number:
     """ArtFID of the mean LPIPS (photo, result) and the Frechet distance (results, style pictures)."""
     return (1 + lpips) * (1 + fid)
 

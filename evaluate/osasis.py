@@ -27,9 +27,9 @@ from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
+from .registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, public_means
 from .report import reconstruction
-from .tables import Rows, mean_rows, name_of, table, write
+from .tables import Rows, Sets, mean_rows, name_of, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -125,8 +125,11 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
 
 
 def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
-                   hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
-    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet."""
+                   hooks: Hooks = Hooks(), sets: Sets | None = None) -> tuple[Rows, list[Tensor]]:
+    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet.
+
+    sets: where photos, results and style image are added to those of other styles.
+    """
     config, nets = settings.config, models.frozen()
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
@@ -141,20 +144,27 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
         log.info("fine-tuned %s SPN, loss %.2f -> %.2f", "with" if spn else "without", losses[0], losses[-1])
     seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
     start = models.evaluator.embed(twin)
+    sets = Sets(models.evaluator) if sets is None else sets
+    sets.add_art(style)
 
-    def figures(results: PictureFeatures) -> dict[str, float]:
-        return means(Comparison(seen, results, style, start), (*STYLE_SIMILARITY, *CONTENT_PRESERVATION))
-    rows, pictures = {"photos": figures(seen)}, [torch.cat([style_image, photos[:SHOWN]])]
+    def figures(row: str, results: PictureFeatures) -> dict[str, float]:
+        if row not in sets.results or results is not seen:  # the photos are the same for every style
+            sets.add(row, results)
+        comparison = Comparison(seen, results, style, start)
+        return means(comparison, (*STYLE_SIMILARITY, *CONTENT_PRESERVATION)) | public_means(comparison)
+    rows, pictures = {"photos": figures("photos", seen)}, [torch.cat([style_image, photos[:SHOWN]])]
     for name, variant in VARIANTS.items():
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
-        rows[name] = figures(PictureFeatures(models.evaluator, results))
+        rows[name] = figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
     return rows, pictures
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows} for photos (B, 3, px, px) and style files.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "sets": rows, "public": lines} for photos
+    (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles. "public": how the
+    published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged.
@@ -167,14 +177,16 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}}
+    sets = Sets(models.evaluator)
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "sets": {}, "public": []}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
-        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks)
+        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks, sets)
         log.info("%s", table(results[name]))
         report["mean"] = mean_rows(results)
+        report["sets"], report["public"] = sets.rows(report["mean"]), sets.notes()
         write(report, out, "results")
         if out is not None:
             grid(pictures).save(out / f"{name}.png")

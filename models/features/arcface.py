@@ -88,7 +88,8 @@ class _UnitSE(nn.Module):
         super().__init__()
         self.stride = stride
         self.res_layer = nn.Sequential(nn.BatchNorm2d(c_in), _conv(c_in, width), nn.PReLU(width),
-                                       _conv(width, width, stride), nn.BatchNorm2d(width), _Excitation(width, reduction))
+                                       _conv(width, width, stride), nn.BatchNorm2d(width),
+                                       _Excitation(width, reduction))
         self.shortcut_layer = None if c_in == width else nn.Sequential(
             nn.Conv2d(c_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 

@@ -1,4 +1,4 @@
-"""ArcFace's networks: IR-SE50 (`model_ir_se50.pth`) and insightface's iResNet (`backbone.pth`), every name unchanged."""
+"""ArcFace's networks: IR-SE50 (`model_ir_se50.pth`) and insightface's iResNet (`backbone.pth`), names unchanged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The trunks of LPIPS, VGG-16 and AlexNet: torchvision's classifiers (`vgg16-397923af.pth`, `alexnet-owt-7be5be79.pth`),
-of which the convolutions are kept, or the whole of LPIPS as its program saves it."""
+"""The trunks of LPIPS, VGG-16 and AlexNet: torchvision's classifiers (`vgg16-397923af.pth`,
+`alexnet-owt-7be5be79.pth`), of which the convolutions are kept, or the whole of LPIPS as its program saves it."""
 
 from __future__ import annotations
 
