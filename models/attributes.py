@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttributeClassifier:
-    """weight (A, E) and bias (A,) of the logits; mean and std (1, E) of z among photos."""
+    """weight (A, D) and bias (A,) of the logits; mean and std (1, D) of z among photos."""
     weight: Tensor
     bias: Tensor
     mean: Tensor
     std: Tensor
 
     def normalised(self, z: Tensor) -> Tensor:
-        """z (B, E) with the mean 0 and the deviation 1 among photos."""
+        """z (B, D) with the mean 0 and the deviation 1 among photos."""
         return (z - self.mean) / self.std
 
     def logits(self, z: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ class AttributeClassifier:
         return self.normalised(z) @ self.weight.t() + self.bias
 
     def edited(self, z: Tensor, attribute: int, strength: float) -> Tensor:
-        """z (B, E) with more of the attribute, less if `strength` is negative.
+        """z (B, D) with more of the attribute, less if `strength` is negative.
 
-        strength: length of the step over the typical length sqrt(E) of a normalised code; DiffAE takes 0.3.
+        strength: length of the step over the typical length sqrt(D) of a normalised code; DiffAE takes 0.3.
         """
         row = self.weight[attribute]
         return z + strength * z.shape[1] ** 0.5 * self.std * row / row.norm()

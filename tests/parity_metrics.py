@@ -43,15 +43,16 @@ def arcface_irse50(case, folder):
     irse = loading.load_arcface(golden.save_torch(folder / "irse.pth", golden.weights(case.name)))
     x = irse.preprocess(faces)
     assert torch.equal(irse.preprocess(faces.repeat_interleave(2, 2).repeat_interleave(2, 3)), x)  # input_112_from_512
-    a, b = irse.embed(faces)
+    embeddings = irse.embed(faces)
+    a, b = embeddings[:2]
     tensors = golden.weights(case.name, "iresnet50.")
     iresnet = arcface_module.build(arcface_module.detect(tensors), tensors)
     other = iresnet.embed(faces)
     body = irse.net.body(irse.net.input_layer(x))
-    return {"input_112": case.cut("input_112", x), "embedding": torch.stack([a, b]),
+    return {"input_112": case.cut("input_112", x), "embedding": embeddings,
             "body23_corner": case.cut("body23_corner", body), "cosine": (a * b).sum(), "iresnet_features": other,
             "arcface_dist": 1 - torch.cosine_similarity(a, b, dim=0),
-            "iresnet_cosine": torch.cosine_similarity(*other, dim=0)}
+            "iresnet_cosine": torch.cosine_similarity(*other[:2], dim=0)}
 
 
 @torch.no_grad()

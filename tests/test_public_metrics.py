@@ -258,7 +258,8 @@ def test_a_missing_network_is_a_reason_and_never_a_number(evaluator, name):
 def test_a_line_names_network_file_crop_resize_and_numbers(evaluator):
     lines = dict(line.split(": ", 1) for line in registry.public_notes(evaluator.public, "2 photos"))
     assert lines["ID similarity"].startswith("IR-SE12 (ir.pth, sha256 01234567), rows 35:223 and columns 32:220")
-    assert "resize clean to 299 x 299 px" in lines["FID"] and all(line.endswith("; 2 photos") for line in lines.values())
+    assert "resize clean to 299 x 299 px" in lines["FID"]
+    assert all(line.endswith("; 2 photos") for line in lines.values())
     with pytest.raises(ValueError, match="resize 'best' is unknown"):
         PublicNetworks(resize="best")
 
