@@ -81,9 +81,10 @@ def details(lines: Sequence[Line]) -> list[str]:
 
 
 def page(lines: Sequence[Line], *salts: str) -> str:
+    sets = " and ".join(f"set `{salt}`" for salt in salts)
     machine = (f"{os.cpu_count()} CPU cores ({torch.backends.cpu.get_cpu_capability()}, "
                f"{torch.get_num_threads()} used), torch {torch.__version__}")
-    parts = [HEAD.format(salt=" and ".join(f"set `{salt}`" for salt in salts), machine=machine), "\n".join(summary(lines)) + "\n", KINK]
+    parts = [HEAD.format(salt=sets, machine=machine), "\n".join(summary(lines)) + "\n", KINK]
     for case in dict.fromkeys(line.case for line in lines):
         parts.append(f"\n## {case}\n\n" + "\n".join(details([line for line in lines if line.case == case])) + "\n")
     return "\n".join(part.strip("\n") + "\n" for part in parts)
