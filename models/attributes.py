@@ -28,7 +28,7 @@ class AttributeClassifier:
     def edited(self, z: Tensor, attribute: int, strength: float) -> Tensor:
         """z (B, D) with more of the attribute, less if `strength` is negative.
 
-        strength: length of the step over the square root of D, the typical length of a normalised code; DiffAE takes 0.3.
+        strength: length of the step over the square root of D, the typical length of a normalised code. DiffAE: 0.3.
         """
         row = self.weight[attribute]
         return z + strength * z.shape[1] ** 0.5 * self.std * row / row.norm()
