@@ -107,7 +107,7 @@ class PictureFeatures:
         return self._features(self.evaluator.identity)
 
     @cached_property
-    def faces(self) -> Tensor:
+    def face_embeddings(self) -> Tensor:
         """ArcFace's embeddings (B, D). As the others of `public`: ValueError without the network."""
         return self._features(self.evaluator.public.network("arcface").embed)
 

@@ -132,7 +132,7 @@ def lpips_vgg(comparison: Comparison) -> Tensor:
 
 
 def identity_similarity(comparison: Comparison) -> Tensor:
-    return F.cosine_similarity(comparison.photos.faces, comparison.results.faces, dim=1)
+    return F.cosine_similarity(comparison.photos.face_embeddings, comparison.results.face_embeddings, dim=1)
 
 
 def arcface_distance(comparison: Comparison) -> Tensor:
