@@ -18,6 +18,7 @@ from ..models import kernels
 from ..models.mmfs import MMFS, MMFSConfig
 from ..models.stylegan2 import GAIN, Fir, activate, seeded_noise
 from ..models.stylizer import FusedStylizer
+from .mmfs import plain_torch
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 SMALL = ((2, 24, 6, 10), (1, 136, 18, 4))
@@ -39,9 +40,12 @@ def errors(work: Callable[..., Tensor], plain: Callable[..., Tensor], leaves: Se
     """The largest error of the value and of the derivatives by all leaves. Plain torch computes in float32."""
     ours = [leaf.detach().clone(memory_format=torch.preserve_format).requires_grad_() for leaf in leaves]
     theirs = [leaf.detach().float().contiguous().requires_grad_() for leaf in leaves]
-    y, z = work(*ours), plain(*theirs)
-    g = normal(*z.shape, seed=9, device=z.device).to(y.dtype)
-    gradients = torch.autograd.grad(y, ours, g), torch.autograd.grad(z, theirs, g.float())
+    y = work(*ours)
+    g = normal(*y.shape, seed=9, device=y.device).to(y.dtype)
+    with plain_torch():
+        z = plain(*theirs)
+        wanted = torch.autograd.grad(z, theirs, g.float())
+    gradients = torch.autograd.grad(y, ours, g), wanted
     return max(error(y, z), *(error(a, b) for a, b in zip(*gradients)))
 
 
@@ -75,6 +79,27 @@ def operators(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
     yield "to_rgb", errors(kernels.of("stylegan2").to_rgb, rgb, leaves), TOLERANCE[dtype]
 
 
+def layers(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
+    """Those with second derivatives, which the discriminator's penalty needs: beside themselves in plain torch."""
+    batch, channels, height, width = shape
+    bias, x = normal(channels, seed=1, device=device), normal(*shape, seed=3, device=device, dtype=dtype)
+
+    def filtered(padding: int, stride: int, x: Tensor) -> Tensor:
+        return Fir(gain=4.0).to(x.device)(x, padding, stride)
+
+    def slope(work: Callable[..., Tensor], *leaves: Tensor) -> Tensor:
+        """Not linear in x, as the square of a discriminator's gradient is not."""
+        return torch.autograd.grad(work(*leaves).pow(3).mean(), leaves[0], create_graph=True)[0]
+    works: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        f"fir, padding {p}, stride {s}": (partial(filtered, p, s), (x,)) for p, s in ((1, 1), (2, 1), (1, 2), (2, 2))}
+    works["fir of odd sides"] = partial(filtered, 1, 2), (x[:, :, 1:, 1:],)
+    works["fir up"] = lambda x: Fir(gain=4.0).to(x.device).up(x), (x,)
+    works["activate"] = activate, (x, bias)
+    for name, (work, leaves) in works.items():
+        yield name, errors(work, work, leaves), TOLERANCE[dtype]
+        yield f"{name}, derived", errors(partial(slope, work), partial(slope, work), leaves), 4 * TOLERANCE[dtype]
+
+
 @torch.no_grad()
 def passes(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     """Those without."""
@@ -83,20 +108,24 @@ def passes(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> It
     fir, bias = Fir().to(device), normal(channels, seed=1, device=device)
     x = normal(*shape, seed=3, device=device, dtype=dtype)
     wide, tolerance = x.float().contiguous(), TOLERANCE[dtype]
-    yield "activated_blur", error(fused.activated_blur(x, bias), fir(activate(wide, bias), padding=2)), tolerance
-    yield "fir_down", error(fused.fir_down(x), fir(wide, padding=1, stride=2)), tolerance
+    with plain_torch():
+        active, blurred, halved = activate(wide, bias), fir(activate(wide, bias), padding=2), fir(wide, 1, 2)
+    yield "activated_blur", error(fused.activated_blur(x, bias), blurred), tolerance
+    yield "fir_down", error(fused.fir_down(x), halved), tolerance
     combined = fused.finish(x, fused.Finish(bias, other=x, gain=1.0))
-    yield "finish with a residual", error(combined, activate(wide, bias) / GAIN + wide), tolerance
+    yield "finish with a residual", error(combined, active / GAIN + wide), tolerance
     coefficient, scale = (normal(batch, channels, seed=k, device=device) for k in (2, 7))
     noise, strength = normal(batch, 1, height, width, seed=4, device=device).contiguous(), bias.new_tensor(0.7)
     weight, skip = (normal(batch, 3, *size, seed=6, device=device).contiguous()
                     for size in ((channels, 1), (height // 2, width // 2)))
     ends = fused.Finish(bias, coefficient, noise, strength, scale)
-    styled = activate(wide * coefficient[:, :, None, None] + strength * noise, bias)
+    with plain_torch():
+        styled = activate(wide * coefficient[:, :, None, None] + strength * noise, bias)
+        doubled = Fir(gain=4.0).to(device).up(skip)
     layer = fused.RGB(weight[..., 0].contiguous(), bias.new_tensor([0.1, -0.2, 0.3]), skip)
     y, picture = fused.finish_picture(x, ends, layer)
     wanted = torch.einsum("bchw,bkc->bkhw", styled, layer.weight) + layer.bias[:, None, None]
-    wanted = wanted + Fir(gain=4.0).to(device).up(skip)
+    wanted = wanted + doubled
     yield "finish_picture", error(picture, wanted), TOLERANCE[torch.float32]
     yield "its scaled map", 1.0 if y is None else error(y, styled * scale[:, :, None, None]), tolerance
     clamped = fused.finish_picture(x, ends, layer._replace(clamp=True))[1]
@@ -117,9 +146,8 @@ def pictures(config: MMFSConfig, size: tuple[int, int], device: torch.device) ->
                 parameter.add_(0.1 * torch.randn_like(parameter))
     photo = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)) / 2
     w, noise = net.styles(torch.randn(2, config.w_dim)), seeded_noise(net.noise_shapes(*size), 0, range(2))
-    usable, kernels.usable = kernels.usable, lambda x: False
-    wanted = net.to(device)(photo.to(device), w.to(device), [n.to(device) for n in noise]).cpu()
-    kernels.usable = usable
+    with plain_torch():
+        wanted = net.to(device)(photo.to(device), w.to(device), [n.to(device) for n in noise]).cpu()
     for precision, most in (("float32", 1e-4), ("float16", 1 / 255), ("bfloat16", 8 / 255)):
         found = FusedStylizer(net, precision)(photo.to(device), w.to(device), *(n.to(device) for n in noise))
         yield f"picture, {precision}", float((found.cpu() - wanted).abs().max()) / 2, most
@@ -129,7 +157,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     on_gpu = device.type == "cuda"
     for shape in LARGE if on_gpu else SMALL:
         for dtype in TOLERANCE if on_gpu else (torch.float32, torch.float16):
-            for part in (operators, passes):
+            for part in (operators, layers, passes):
                 for name, found, most in part(shape, dtype, device):
                     yield f"{name} {tuple(shape)} {str(dtype)[6:]}", found, most
     config = MMFSConfig() if on_gpu else MMFSConfig((8, 16, 24), (24, 16, 8), 24, 2)

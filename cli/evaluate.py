@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ..evaluate import mmfs, osasis
 from ..evaluate.evaluator import Evaluator
+from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
-from ..evaluate.tables import Rows, beside, first_of_each, table
+from ..evaluate.tables import Rows, beside, first_of_each, gap_lines, split_groups, table
 from ..models import loading
 from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
+from ..models.faces.networks import load_faces
 from ..models.features.clip import Clip
 from ..models.features.dino import Dino
 from ..models.features.encoder import EncoderDistance, EncoderKeys
@@ -47,7 +49,8 @@ Job = Callable[[Path | None, Hooks], dict]  # takes the folder for the results
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--method", choices=METHODS, default="both")
-    p.add_argument("--photos", type=Path, required=True, help="folder of aligned photos")
+    p.add_argument("--photos", type=Path, required=True, help="folder of aligned photos; with a labels.csv, "
+                   "faces are also measured for each group of labels")
     p.add_argument("--styles", type=Path, required=True, help="folder of style pictures, or of folders of them")
     p.add_argument("--only", default="", help="style folders or names to take, separated by commas (default: all)")
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
@@ -112,7 +115,10 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     with ProgressBar() as bar:
         tables, notes = tables_of(mmfs_job, osasis_job, options.out, Hooks(on_iteration=bar))
     for title, rows in tables.items():
-        show(f"== {title}, mean\n{table(rows)}")
+        variants, groups = split_groups(rows)
+        show(f"== {title}, mean\n{table(variants)}")
+        if groups:
+            show("\n".join([f"== {title}, by the labels of the photos", table(groups), *gap_lines(rows)]))
     names = {name for rows in tables.values() for values in rows.values() for name in values}
     show(legend(name for name in METRICS if name in names))
     for line in notes:
@@ -149,7 +155,8 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
     config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **given(options, "solver"))
     settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
                                decode_steps=options.decode_steps, change_point=options.change_point,
-                               content=options.content and ContentFolder.of(options.content, options.content_gb))
+                               content=options.content and ContentFolder.of(options.content, options.content_gb),
+                               groups=label_groups(photo_paths(options)))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
     photos = read_photos(options, evaluator.diffae.image_size, device)
     return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
@@ -157,7 +164,7 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
 
 def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
     config = from_preset(FewShotConfig, MMFS_PRESETS, options.mmfs_preset, options.mmfs_set)
-    settings = mmfs.Settings(config, options.random_styles)
+    settings = mmfs.Settings(config, options.random_styles, groups=label_groups(photo_paths(options)))
     path = options.mmfs or loading.DEMO / "mmfs.safetensors"
     net = loading.load_mmfs(path)[0].to(device)
     if warning := clip_warning(loading.mapper_clip(path), clip_fingerprint(evaluator.clip)):
@@ -178,7 +185,8 @@ def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluat
     clip = loading.load_clip(options.clip or loading.DEMO / "clip.safetensors").to(device)
     perceptual = loading.load_lpips(options.lpips).to(device) if options.lpips else EncoderDistance(diffae.encoder)
     dino = loading.load_dino(options.dino).to(device) if options.dino else None
-    return Evaluator(clip, diffae, perceptual, dino, load_public(options, device, clip, perceptual, dino))
+    public = load_public(options, device, clip, perceptual, dino)
+    return Evaluator(clip, diffae, perceptual, dino, load_faces().to(device), public=public)
 
 
 def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, perceptual: LpipsVGG | EncoderDistance,
@@ -200,11 +208,16 @@ def networks_of(options: argparse.Namespace) -> dict[str, object]:
     """Which file each of the evaluator's networks is of."""
     return {"clip": options.clip or "the demo's", "diffae": options.diffae or "the demo's",
             "perceptual": f"LPIPS-VGG, {options.lpips}" if options.lpips else "the autoencoder's features (no LPIPS)",
-            "structure_net": options.dino or "the autoencoder's 16 px map (no DINO)"}
+            "structure_net": options.dino or "the autoencoder's 16 px map (no DINO)",
+            "faces": "MediaPipe's detector and mesh"}
 
 
 def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> Tensor:
-    return to_unit(read_pictures(find_pictures(options.photos)[:options.limit or None], px)).to(device)
+    return to_unit(read_pictures(photo_paths(options), px)).to(device)
+
+
+def photo_paths(options: argparse.Namespace) -> list[Path]:
+    return find_pictures(options.photos)[:options.limit or None]
 
 
 def read_faces(options: argparse.Namespace, px: int, device: torch.device) -> Tensor | Samples:

@@ -16,6 +16,7 @@ from ..train.recipes import diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs
 from .options import add_device, given, names_in
+from .processes import processes
 from .stopping import Stopped, StopSignals
 from .terminal import ProgressBar
 
@@ -28,6 +29,7 @@ TRAINED = {  # what it makes, and the settings that made the demo models
     "clip": PretrainingConfig(steps=4_000, batch=384, lr=1e-3, weight_decay=0.1, beta2=0.98, ema_decay=0.999,
                               decay_from=0.3, warmup=200),
 }
+LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -51,19 +53,26 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     add_device(p)
     p.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if torch.cuda.is_available() else "float32")
     p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
+    p.add_argument("--preview-every", type=int, default=1000,
+                   help="steps between sample grids and measurements (0: none)")
+    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate (all but clip): torchrun "
+                   "--nproc_per_node N PATH/TO/oneshot-atelier/cli train ... --accelerate (on CPUs with --device cpu); "
+                   "--minutes is then checked every --log-every steps")
     train_mmfs.add_arguments(p)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout)
-    recipe = RecipeConfig(options.out, torch.device(options.device), save_every=options.save_every,
-                          log_every=options.log_every, preview_every=options.preview_every, minutes=options.minutes,
-                          resume=not options.no_resume, keep=options.keep)
     train = train_mmfs.train if options.model in train_mmfs.STAGES else train_diffusion
     try:
-        with ProgressBar() as bar:
-            train(options, folders, replace(recipe, hooks=Hooks(on_iteration=bar, check_interrupt=signals.check)))
+        # every step has the same shapes
+        with (ProgressBar() as bar, processes(options) as (distributed, device),
+              torch.backends.cudnn.flags(enabled=True, benchmark=True)):
+            recipe = RecipeConfig(options.out, device, distributed, options.save_every, options.log_every,
+                                  options.preview_every, options.minutes, not options.no_resume, options.keep,
+                                  Hooks(on_iteration=bar, check_interrupt=signals.check))
+            train(options, folders, recipe)
     except Stopped as stopped:
         stopped.saved = saved_state(snapshot_of(options))
         raise
@@ -72,7 +81,8 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
 def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
     augmentations = diffusion.CLIP_AUGMENTATIONS if options.model == "clip" else diffusion.PHOTO_AUGMENTATIONS
     config = replace(TRAINED[options.model], precision=options.precision, compile=options.compile,
-                     augmentations=augmentations, **given(options, "steps", "batch", "lr", "seed"))
+                     augmentations=augmentations, augmentation_labels=options.model in LABELLED,
+                     **given(options, "steps", "batch", "lr", "seed"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.model == "latent":
         diffusion.latent(folders, config, recipe)

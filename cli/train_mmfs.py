@@ -1,25 +1,16 @@
-"""The MMFS part of `atelier train`: StyleGAN2 and the three stages, on one process or several.
-
-Several: torchrun --nproc_per_node 2 PATH/TO/oneshot-atelier/cli train mmfs-stage2 --accelerate ... (torchrun comes with
-torch; `--no-python atelier train ...` where the pack is installed). With GPUs, `accelerate launch` does as well; for
-CPUs alone it starts one process, however many are asked for.
-"""
+"""The MMFS part of `atelier train`: StyleGAN2 and the three stages."""
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from ..evaluate.mmfs import art_distance_measure
+from ..evaluate.mmfs import art_distance_measure, faces_distance_measure
 from ..models import loading
 from ..models.features.clip import Clip
 from ..models.features.dino import Dino
 from ..models.features.encoder import EncoderKeys
 from ..train import gan, mmfs
-from ..train.distributed import SINGLE_PROCESS, Distributed, from_accelerator
 from ..train.gan import GANConfig
 from ..train.recipes import mmfs as recipes
 from ..train.recipes.config import Folders, RecipeConfig
@@ -38,28 +29,15 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss; without it the demo encoder is used")
     p.add_argument("--set", default="", help="further settings of the MMFS trainings: field=value,... (with ; for , "
                    "where a value holds commas)")
-    p.add_argument("--preview-every", type=int, default=1000,
-                   help="steps between sample grids and measurements (0: none)")
-    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate: torchrun --nproc_per_node "
-                   "N PATH/TO/oneshot-atelier/cli train ... --accelerate (on CPUs with --device cpu); --minutes is "
-                   "then checked every --log-every steps")
 
 
 def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
-    distributed, device = distributed_and_device(options)
+    """Hand over to the recipe of the stage."""
     settings = given(options, "steps", "batch", "lr", "seed")
     config = changed(replace(STAGES[options.model], precision=options.precision, **settings), options.set)
-    recipe = replace(recipe, distributed=distributed, device=device)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # every step has the same shapes
-        run_recipe(options, folders, config, recipe)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def run_recipe(options: argparse.Namespace, folders: Folders, config: GANConfig, recipe: RecipeConfig) -> None:
-    """Hand over to the recipe of the stage."""
     if options.model == "stylegan2":
-        recipes.stylegan2(folders, config, recipe, options.size, options.source)
+        measure = faces_distance_measure(load_clip(options).to(recipe.device))
+        recipes.stylegan2(folders, config, recipe, options.size, options.source, measure)
     elif options.model == "mmfs-stage1":
         recipes.stage1(required(options.source, "--source", "the StyleGAN2 file"), folders, config, recipe)
     elif options.model == "mmfs-stage2":
@@ -70,22 +48,6 @@ def run_recipe(options: argparse.Namespace, folders: Folders, config: GANConfig,
     else:
         source = required(options.source, "--source", "the Stage II file")
         recipes.mapping(source, folders, config, recipe, load_clip(options))
-
-
-def distributed_and_device(options: argparse.Namespace) -> tuple[Distributed, torch.device]:
-    """This process among all, and its device. ValueError if Accelerate is asked for and missing, or needed and not
-    named."""
-    if not options.accelerate:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(f"this is one of {os.environ['WORLD_SIZE']} processes, which would all do the same work: "
-                             "add --accelerate, or start only one")
-        return SINGLE_PROCESS, torch.device(options.device)
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ValueError("Accelerate is not installed; run: pip install '.[train]'") from error
-    accelerator = Accelerator(cpu=options.device == "cpu")
-    return from_accelerator(accelerator), accelerator.device
 
 
 def load_structure_net(options: argparse.Namespace) -> Dino | EncoderKeys:

@@ -12,14 +12,16 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models.diffae import DiffAE
+from ..models.faces.networks import FaceNetworks
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance, StructureNet
 from ..train.data import to_unit
 from ..train.losses import projector
+from .faces import FaceReading, face_squares, read_faces
 from .public import PUBLIC, PublicNetworks
 
 Part = TypeVar("Part")
-NETWORKS = ("clip", "diffae", "perceptual", "structure_net", *PUBLIC)
+NETWORKS = ("clip", "diffae", "perceptual", "structure_net", "faces", *PUBLIC)
 CHUNK = 64  # pictures in one call of a network
 STRUCTURE_PX = 16  # of the encoder's map whose positions are compared without a structure network
 
@@ -29,12 +31,14 @@ class Evaluator:
     """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's.
 
     perceptual: LPIPS or its substitute, None if no measure asks for it. structure_net: DINO; None for the autoencoder's
-    encoder. public: the networks of published measures, which see pictures at their own size.
+    encoder. faces: detector and mesh, None if no measure asks for them. public: the networks of published measures,
+    which see pictures at their own size.
     """
     clip: Clip
     diffae: DiffAE
     perceptual: PerceptualDistance | None = None
     structure_net: StructureNet | None = None
+    faces: FaceNetworks | None = None
     public: PublicNetworks = PublicNetworks()
 
     def sized(self, pictures: Tensor) -> Tensor:
@@ -66,6 +70,12 @@ class Evaluator:
         if self.perceptual is None:
             raise ValueError("there is no perceptual network to measure with; give one to the evaluator")
         return self.perceptual
+
+    def face_networks(self) -> FaceNetworks:
+        """ValueError if there are none."""
+        if self.faces is None:
+            raise ValueError("there are no face networks to measure with; give them to the evaluator")
+        return self.faces
 
     def perceptual_distance(self, a: Tensor, b: Tensor) -> Tensor:
         """(B,) of two batches of pictures. ValueError without a perceptual network."""
@@ -105,6 +115,23 @@ class PictureFeatures:
     def identity(self) -> Tensor:
         """Normalised z (B, E)."""
         return self._features(self.evaluator.identity)
+
+    @cached_property
+    def face_squares(self) -> Tensor:
+        """Where each picture's face is, (B, 4); see `faces.face_squares`."""
+        nets = self.evaluator.face_networks()
+        return torch.cat([face_squares(nets, part) for part in self._chunks()])
+
+    @cached_property
+    def faces(self) -> FaceReading:
+        """What the mesh reads in each picture's own face."""
+        return self.faces_at(self.face_squares)
+
+    def faces_at(self, squares: Tensor) -> FaceReading:
+        """What the mesh reads in squares (B, 4), one of each picture."""
+        nets, chunks = self.evaluator.face_networks(), zip(self._chunks(), squares.split(CHUNK), strict=True)
+        parts = [read_faces(nets, part, at) for part, at in chunks]
+        return FaceReading(torch.cat([part.quality for part in parts]), torch.cat([part.points for part in parts]))
 
     @cached_property
     def face_embeddings(self) -> Tensor:
@@ -199,6 +226,11 @@ class Comparison:
         if self.prompts is not None:
             return self.prompts[self.prompt_index][None]
         return None if self.style_image is None else self.style_image.embeddings
+
+    @cached_property
+    def result_faces(self) -> FaceReading:
+        """What the mesh reads in the results, where the photos' faces are."""
+        return self.results.faces_at(self.photos.face_squares)
 
     @cached_property
     def prompt_similarities(self) -> Tensor:

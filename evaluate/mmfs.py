@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -22,41 +22,43 @@ from ..models.features.clip import Clip
 from ..models.features.protocols import StructureNet
 from ..models.mmfs import MMFS
 from ..models.style import styled
-from ..models.stylegan2 import seeded_noise
+from ..models.stylegan2 import StyleGAN2, random_noise, random_z, seeded_noise
 from ..train.data import read_picture, read_pictures, to_unit
 from ..train.fewshot import FewShotConfig, Reference, read_reference, tune_mmfs
 from ..train.gan import TrainingStage, device_of
 from ..train.loop import Hooks
 from ..train.plots import grid
-from ..train.recipes.mmfs import StageMeasure
-from ..train.source_faces import FaceNetworks, Samples
+from ..train.recipes.mmfs import FacesMeasure, StageMeasure
+from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import (
-    CONTENT_PRESERVATION,
     METRICS,
     PROMPT_AGREEMENT,
-    STYLE_SIMILARITY,
     gather,
+    grouped,
     means,
+    preservation,
     public_distances,
-    public_means,
     public_notes,
+    style_similarity,
     there,
 )
-from .tables import HALVES, Rows, Sets, file_name, mean_rows, name_of, table, write
+from .tables import HALVES, Rows, Sets, file_name, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
+GENERATED, ROWS = 2048, 64  # faces in a StyleGAN2's measurement; rows a forward
 STAGE_STYLES = 8  # random styles of each photo in a stage's measurement
 RANDOM = "random styles"
 BEFORE, WITHOUT, AFTER = "CLIP mapping alone", "fine-tuned without projection", "fine-tuned"
-Measure = Callable[[Tensor], dict[str, float]]  # of results (B, 3, H, W)
+Measure = Callable[[PictureFeatures], dict[str, float]]  # of results
 
 
 @dataclass(frozen=True)
 class Models:
-    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on.
+    """What MMFS needs, on one device. structure_net: of the fine-tune. faces: what it learns on. known: source
+    faces that fine-tunes have prepared.
 
     The evaluator's CLIP is also that of the fine-tune, as in the official program.
     """
@@ -64,6 +66,7 @@ class Models:
     structure_net: StructureNet
     faces: Tensor | Samples
     evaluator: Evaluator
+    known: KnownFaces = field(default_factory=known_faces, compare=False)
 
     def face_networks(self) -> FaceNetworks:
         return FaceNetworks(self.net, self.evaluator.clip, self.structure_net)
@@ -71,11 +74,13 @@ class Models:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time."""
+    """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time. groups: rows of
+    the photos that are also reported by themselves, each under its name."""
     config: FewShotConfig
     styles: int = 16
     batch: int = 28
     seed: int = 0
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.styles < 2:
@@ -134,9 +139,10 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
     evaluator, generated = models.evaluator, random_styles(models, photos, settings)
     seen = PictureFeatures(evaluator, photos)
 
-    def preservation(results: PictureFeatures) -> dict[str, float]:
+    def preserved(name: str, results: PictureFeatures) -> Rows:
         comparison = Comparison(seen, results)
-        return means(comparison, CONTENT_PRESERVATION) | public_means(comparison)
+        return {name: means(comparison, preservation(evaluator))} | group_rows(name,
+                                                                              grouped(comparison, settings.groups))
     count = len(generated) // 2 * 2
     halves = [PictureFeatures(evaluator, torch.cat(generated[first:count:2])) for first in (0, 1)]
     rows: Rows = {"photos": {}, RANDOM: {name: float(METRICS[name].function(*halves)) for name in (
@@ -146,13 +152,40 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
         sets = {"photos": photos, RANDOM: torch.cat(generated)}
         for name, values in art_distances(evaluator, sets, pictures).items():
             rows[name] = rows.get(name, {}) | values
-    each = {str(k): {RANDOM: preservation(PictureFeatures(evaluator, x))} for k, x in enumerate(generated)}
-    rows["photos"] |= preservation(seen)
-    rows[RANDOM] |= mean_rows(each)[RANDOM]
+    each = {str(k): preserved(RANDOM, PictureFeatures(evaluator, x)) for k, x in enumerate(generated)}
+    for name, values in (preserved("photos", seen) | mean_rows(each)).items():
+        rows[name] = rows.get(name, {}) | values
     for values in (rows["photos"], rows[RANDOM]):
         if {"lpips_alex", "fid_art"} <= values.keys():
             values["art_fid"] = metrics.art_fid(values["lpips_alex"], values["fid_art"])
     return rows, [photos[:SHOWN + 1], *(results[:SHOWN + 1] for results in generated[:5])]
+
+
+def file_embeddings(clip: Clip) -> Callable[[Sequence[Path], int], Tensor]:
+    """CLIP embeddings of pictures' files at a size in px; those of the same files are made once."""
+    @functools.cache
+    def embeddings(paths: tuple[Path, ...], px: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([clip.embed(to_unit(read_pictures(paths[i:i + ROWS], px)).to(clip.mean.device), "openai")
+                              for i in range(0, len(paths), ROWS)])
+    return lambda paths, px: embeddings(tuple(paths), px)
+
+
+def faces_distance_measure(clip: Clip, count: int = GENERATED) -> FacesMeasure:
+    """The Frechet distance, in CLIP embeddings, of a StyleGAN2 as it stands to held-out faces: `count` random faces of
+    the average, the same z and noise whenever it is asked, not truncated. clip: on the stage's device."""
+    files = file_embeddings(clip)
+
+    @torch.no_grad()
+    def measure(stage: TrainingStage, faces: list[Path]) -> dict[str, float]:
+        net, seed, parts = stage.run.average("g", StyleGAN2), stage.config.seed, []
+        device, shapes = device_of(net), net.synthesis.noise_shapes(4, 4)
+        for first, z in enumerate(random_z(count, net.config.w_dim, seed, device).split(ROWS)):
+            noise = random_noise(shapes, len(z), rng.generator(seed, "measured noise", first, device=device))
+            parts.append(clip.embed(net(net.styles(z), noise).clamp(-1, 1), "openai"))
+        wanted = files(faces, net.config.resolution)
+        return {"faces_distance": float(metrics.frechet_distance(torch.cat(parts), wanted))}
+    return measure
 
 
 def art_distance_measure(clip: Clip) -> StageMeasure:
@@ -160,10 +193,7 @@ def art_distance_measure(clip: Clip) -> StageMeasure:
 
     The art is read when it is first asked for. clip: on the stage's device.
     """
-    @functools.cache
-    def embeddings_of(art: tuple[Path, ...], px: int) -> Tensor:
-        return torch.cat([clip.embed(to_unit(read_pictures(art[i:i + 64], px)).to(clip.mean.device), "openai")
-                          for i in range(0, len(art), 64)])
+    files = file_embeddings(clip)
 
     @torch.no_grad()
     def measure(stage: TrainingStage, photos: Tensor, art: list[Path]) -> dict[str, float]:
@@ -171,7 +201,7 @@ def art_distance_measure(clip: Clip) -> StageMeasure:
         photos = photos.to(device_of(net))
         for style in range(STAGE_STYLES):
             parts.append(clip.embed(net(photos, random_w(net, style, len(photos), stage.config.seed)), "openai"))
-        wanted = embeddings_of(tuple(art), net.config.resolution)
+        wanted = files(art, net.config.resolution)
         return {"art_distance": float(metrics.frechet_distance(torch.cat(parts), wanted))}
     return measure
 
@@ -193,9 +223,9 @@ def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> lis
     start = seen.embeddings.mean(0, keepdim=True)
 
     def measure_of(style: PictureFeatures) -> Measure:
-        def measure(results: Tensor) -> dict[str, float]:
-            comparison = Comparison(seen, PictureFeatures(evaluator, results), style, start)
-            return means(comparison, (*STYLE_SIMILARITY, *CONTENT_PRESERVATION)) | public_means(comparison)
+        def measure(results: PictureFeatures) -> dict[str, float]:
+            comparison = Comparison(seen, results, style, start)
+            return means(comparison, (*style_similarity(evaluator), *preservation(evaluator)))
         return measure
     for path in styles:
         picture = read_picture(path, models.net.config.resolution)
@@ -215,9 +245,9 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
     seen = PictureFeatures(evaluator, photos)
 
     def measure_of(index: int) -> Measure:
-        def measure(results: Tensor) -> dict[str, float]:
-            comparison = Comparison(seen, PictureFeatures(evaluator, results), None, texts[-1:], texts, index)
-            return means(comparison, (*PROMPT_AGREEMENT, *CONTENT_PRESERVATION)) | public_means(comparison)
+        def measure(results: PictureFeatures) -> dict[str, float]:
+            comparison = Comparison(seen, results, None, texts[-1:], texts, index)
+            return means(comparison, (*PROMPT_AGREEMENT, *preservation(evaluator)))
         return measure
     return [StyleTask(prompt, Reference(prompt), measure_of(k)) for k, prompt in enumerate(prompts)]
 
@@ -225,7 +255,8 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
 def learn(models: Models, reference: Reference, config: FewShotConfig, hooks: Hooks = Hooks()) -> tuple[MMFS, Tensor]:
     """The model with the fine-tuned decoder, and the style's w+ code (1, n, S)."""
     started = time.perf_counter()
-    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks)
+    style, run = tune_mmfs(models.face_networks(), reference, models.faces, config, hooks=hooks,
+                           known=models.known)
     losses = run.loss_history["loss"]
     log.info("fine-tuned%s: loss %.2f -> %.2f, %.0f s",
              f", projection_weight {config.projection_weight:g}" if reference.pictures else "", losses[0], losses[-1],
@@ -238,6 +269,14 @@ def configs_of(task: StyleTask, config: FewShotConfig) -> dict[str, FewShotConfi
     if not (task.reference.pictures and config.projection_weight):
         return {AFTER: config}
     return {WITHOUT: replace(config, projection_weight=0.0), AFTER: config}
+
+
+def face_groups(features: Mapping[str, PictureFeatures], groups: Mapping[str, Sequence[int]]) -> Rows:
+    """Rows for the groups of photos in each of the sets of pictures, of which "photos" is one."""
+    rows: Rows = {}
+    for name, found in features.items():
+        rows |= group_rows(name, grouped(Comparison(features["photos"], found), groups))
+    return rows
 
 
 def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Settings,
@@ -253,12 +292,14 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
         results[name] = stylize(net, photos, w_plus, settings)
     pictures = {"photos": photos} | results
     beginning = [] if task.shown is None else [task.shown]
+    features = {name: PictureFeatures(models.evaluator, x) for name, x in pictures.items()}
     if sets is not None and task.shown is not None:
         sets.add_art(PictureFeatures(models.evaluator, task.shown))
-        for name, x in pictures.items():
-            if name not in sets.results or x is not photos:  # the photos are the same for every style
-                sets.add(name, PictureFeatures(models.evaluator, x))
-    return ({name: task.measure(x) for name, x in pictures.items()},
+        for name, found in features.items():
+            if name not in sets.results or name != "photos":  # the photos are the same for every style
+                sets.add(name, found)
+    rows = {name: task.measure(found) for name, found in features.items()}
+    return (rows | face_groups(features, settings.groups),
             [torch.cat([*beginning, x[:SHOWN]]) for x in pictures.values()])
 
 
@@ -276,15 +317,16 @@ def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: 
 def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleTask]], art: Sequence[Path],
              settings: Settings, out: Path | None = None, hooks: Hooks = Hooks()) -> dict:
     """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "one_shot_sets": FID, KID and ArtFID of
-    all styles together, "zero_shot": {prompt: rows}, .., "public": how the published measures were made}.
+    all styles together, "zero_shot": {prompt: rows}, ..., "gaps": {"random": `tables.gaps`, ...}, "public": how the
+    published measures were made}.
 
     photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
     Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
     """
-    report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art)}
+    report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art), "gaps": {}}
 
     def publish(title: str, rows: Rows, sheet: list[Tensor]) -> None:
-        log.info("%s", table(rows))
+        log.info("%s", table(split_groups(rows)[0]))
         write(report, out, "mmfs")
         if out is not None:
             grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
@@ -293,6 +335,7 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
     report["random"], sheet = evaluate_random(models, photos, art, settings)
     report["public"] = public_notes(models.evaluator.public, f"{len(photos)} photos, {settings.styles} random styles "
                                     f"each, {len(art)} drawings")
+    report["gaps"]["random"] = gaps(report["random"])
     publish("random", report["random"], sheet)
     for kind, todo in tasks.items():
         report[kind], sets = {}, Sets(models.evaluator)
@@ -301,5 +344,6 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
             report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks, sets)
             report[f"{kind}_mean"] = mean_rows(report[kind])
             report[f"{kind}_sets"] = sets.rows(report[f"{kind}_mean"])
+            report["gaps"][kind] = gaps(report[f"{kind}_mean"])
             publish(task.name, report[kind][task.name], sheet)
     return report

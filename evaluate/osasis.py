@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,9 @@ from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means, public_means
+from .registry import grouped, means, preservation, style_similarity
 from .report import reconstruction
-from .tables import Rows, Sets, mean_rows, name_of, table, write
+from .tables import Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -54,7 +54,8 @@ class Models:
 class Settings:
     """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin.
 
-    content: where content pictures of the fine-tunes are kept, which all styles share.
+    content: where content pictures of the fine-tunes are kept, which all styles share. groups: rows of the photos that
+    are also reported by themselves, each under its name.
     """
     config: OSASISConfig
     candidates: int = 30
@@ -66,6 +67,7 @@ class Settings:
     batch: int = 28
     seed: int = 0
     content: ContentFolder | None = None
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,24 +149,25 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     sets = Sets(models.evaluator) if sets is None else sets
     sets.add_art(style)
 
-    def figures(row: str, results: PictureFeatures) -> dict[str, float]:
-        if row not in sets.results or results is not seen:  # the photos are the same for every style
-            sets.add(row, results)
+    def figures(name: str, results: PictureFeatures) -> Rows:
+        if name not in sets.results or name != "photos":  # the photos are the same for every style
+            sets.add(name, results)
         comparison = Comparison(seen, results, style, start)
-        return means(comparison, (*STYLE_SIMILARITY, *CONTENT_PRESERVATION)) | public_means(comparison)
-    rows, pictures = {"photos": figures("photos", seen)}, [torch.cat([style_image, photos[:SHOWN]])]
+        names = *style_similarity(models.evaluator), *preservation(models.evaluator)
+        return {name: means(comparison, names)} | group_rows(name, grouped(comparison, settings.groups))
+    rows, pictures = figures("photos", seen), [torch.cat([style_image, photos[:SHOWN]])]
     for name, variant in VARIANTS.items():
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
-        rows[name] = figures(name, PictureFeatures(models.evaluator, results))
+        rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
     return rows, pictures
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "sets": rows, "public": lines} for photos
-    (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles. "public": how the
-    published measures were made.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "sets": rows, "public":
+    lines} for photos (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles.
+    "public": how the published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged.
@@ -178,15 +181,15 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
     sets = Sets(models.evaluator)
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "sets": {}, "public": []}
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "sets": {}, "public": []}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
         results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks, sets)
-        log.info("%s", table(results[name]))
+        log.info("%s", table(split_groups(results[name])[0]))
         report["mean"] = mean_rows(results)
-        report["sets"], report["public"] = sets.rows(report["mean"]), sets.notes()
+        report["gaps"], report["sets"], report["public"] = gaps(report["mean"]), sets.rows(report["mean"]), sets.notes()
         write(report, out, "results")
         if out is not None:
             grid(pictures).save(out / f"{name}.png")

@@ -4,15 +4,15 @@ A new metric is a function and an entry here.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import metrics
-from .evaluator import Comparison, PictureFeatures, given
+from . import faces, metrics
+from .evaluator import Comparison, Evaluator, PictureFeatures, given
 from .public import PublicNetworks
 
 BETTER = ("higher", "lower")
@@ -25,7 +25,8 @@ class Metric:
 
     better: "higher" or "lower". networks: of evaluator.NETWORKS, that it looks through. scope "picture": `function`
     takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar; "numbers": it takes
-    the values of other metrics, `needs`. needs: else, what of the Comparison must not be None.
+    the values of other metrics, `needs`. needs: else, what of the Comparison must not be None. partial: NaN for a
+    picture that cannot be compared, and not counted in means.
     """
     name: str
     title: str
@@ -36,6 +37,7 @@ class Metric:
     function: Callable[..., Tensor]
     scope: str = "picture"
     needs: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def text(self) -> str:
@@ -67,6 +69,15 @@ def psnr(comparison: Comparison) -> Tensor:
 
 def ssim(comparison: Comparison) -> Tensor:
     return metrics.ssim(comparison.results.sized, comparison.photos.sized)
+
+
+# --- faces ------------------------------------------------------------------------------------------------------------
+def face_read(comparison: Comparison) -> Tensor:
+    return comparison.result_faces.read.float()
+
+
+def landmark_shift(comparison: Comparison) -> Tensor:
+    return faces.landmark_shift(comparison.photos.faces, comparison.result_faces)
 
 
 # --- style similarity -------------------------------------------------------------------------------------------------
@@ -210,6 +221,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "Perceptual distance of two random styles of one photo.", diversity, "set"),
     Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
     Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
+    Metric("face_read", "face read", "share of results", "higher", ("faces",),
+           "Results in which the face mesh is sure of a face where the photo's is (quality 15, which photographs "
+           "reach).", face_read),
+    Metric("landmark_shift", "landmark shift", "share of the eye distance", "lower", ("faces",),
+           "Mean distance of the 468 face points of photo and result, of those in which a face is read.",
+           landmark_shift, partial=True),
     Metric("lpips_alex", "LPIPS (AlexNet)", "perceptual distance", "lower", ("lpips_alex",),
            "LPIPS of photo and result.", lpips_alex),
     Metric("lpips_vgg", "LPIPS (VGG-16)", "perceptual distance", "lower", ("lpips_vgg",),
@@ -245,10 +262,11 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
 CONTENT_PRESERVATION = ("edge_agreement", "structure_distance", "identity_distance", "retrieval_accuracy")
 STYLE_SIMILARITY = ("clip_direction", "clip_similarity", "colour_distance", "texture_distance", "patch_projection",
                     "patch_similarity")
-PUBLIC_MEASURES = ("lpips_alex", "lpips_vgg", "identity_similarity", "arcface_distance", "dino_structure",
-                   "public_clip_direction", "public_clip_similarity")
+FACES = ("face_read", "landmark_shift")
+PUBLIC_PRESERVATION = ("lpips_alex", "lpips_vgg", "identity_similarity", "arcface_distance", "dino_structure")
+PUBLIC_STYLE = ("public_clip_direction", "public_clip_similarity")
 PUBLIC_DISTANCES = ("fid", "kid", "fid_art")  # of results and art
-PUBLIC_NAMES = (*PUBLIC_MEASURES, *PUBLIC_DISTANCES, "art_fid", "lpips_diversity")
+PUBLIC_NAMES = (*PUBLIC_PRESERVATION, *PUBLIC_STYLE, *PUBLIC_DISTANCES, "art_fid", "lpips_diversity")
 PROMPT_AGREEMENT = ("clip_direction", "prompt_similarity", "prompt_accuracy")
 
 
@@ -278,8 +296,28 @@ def measure(comparison: Comparison, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def means(comparison: Comparison, names: Iterable[str]) -> dict[str, float]:
-    """Mean over the pictures of each named metric; see `measure`."""
-    return {name: float(values.float().mean()) for name, values in measure(comparison, names).items()}
+    """Mean over the pictures of each named metric; see `measure`. A partial one is missing if it is NaN for all."""
+    return {name: float(values.float().nanmean() if metric(name).partial else values.float().mean())
+            for name, values in measure(comparison, names).items()
+            if not (metric(name).partial and values.isnan().all())}
+
+
+def preservation(evaluator: Evaluator) -> tuple[str, ...]:
+    """The metrics of content preservation, faces and papers' among them, that this evaluator has the networks for."""
+    faces_too = () if evaluator.faces is None else FACES
+    return (*CONTENT_PRESERVATION, *faces_too, *there(evaluator.public, PUBLIC_PRESERVATION))
+
+
+def style_similarity(evaluator: Evaluator) -> tuple[str, ...]:
+    """The metrics of similarity to a style image, papers' among them, that this evaluator has the networks for."""
+    return (*STYLE_SIMILARITY, *there(evaluator.public, PUBLIC_STYLE))
+
+
+def grouped(comparison: Comparison, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """{group: means of FACES}, of the rows of each group; {} for no groups or without face networks."""
+    if not groups or comparison.evaluator.faces is None:
+        return {}
+    return faces.group_means(measure(comparison, FACES), groups)
 
 
 # --- measures of papers: what the user's files allow ------------------------------------------------------------------
@@ -310,13 +348,6 @@ def gather(pictures: PictureFeatures) -> FeatureSet:
 def there(public: PublicNetworks, names: Iterable[str]) -> list[str]:
     """Those of the metrics of PUBLIC_NAMES whose networks the user has."""
     return [name for name in names if all(public.has(network) for network in metric(name).networks)]
-
-
-def public_means(comparison: Comparison) -> dict[str, float]:
-    """Means of PUBLIC_MEASURES, as far as networks and comparison allow."""
-    names = [name for name in there(comparison.evaluator.public, PUBLIC_MEASURES)
-             if all(getattr(comparison, field) is not None for field in metric(name).needs)]
-    return means(comparison, names)
 
 
 def public_distances(public: PublicNetworks, results: FeatureSet, art: FeatureSet,

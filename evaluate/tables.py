@@ -11,14 +11,52 @@ from .registry import FeatureSet, gather, metric, public_distances, public_notes
 
 Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> number
 DECIMALS = 3
+LABEL = ", label "  # between a variant and a group of labels, in the name of the group's row
 HALVES = "the art's one half to its other"
 
 
 def mean_rows(results: Mapping[str, Rows]) -> Rows:
-    """Mean of every metric over the styles."""
+    """Mean of every metric over the styles; of those styles that have it, for metrics that some lack."""
     rows = list(results.values())
-    return {variant: {name: sum(r[variant][name] for r in rows) / len(rows) for name in values}
-            for variant, values in rows[0].items()}
+    found: Rows = {}
+    for variant in rows[0]:
+        names = dict.fromkeys(name for r in rows for name in r[variant])
+        columns = {name: [r[variant][name] for r in rows if name in r[variant]] for name in names}
+        found[variant] = {name: sum(column) / len(column) for name, column in columns.items()}
+    return found
+
+
+def group_rows(variant: str, groups: Mapping[str, dict[str, float]]) -> Rows:
+    """Rows of a variant's groups of labels."""
+    return {f"{variant}{LABEL}{group}": values for group, values in groups.items()}
+
+
+def split_groups(rows: Rows) -> tuple[Rows, Rows]:
+    """The rows of variants, and those of `group_rows`."""
+    return ({name: values for name, values in rows.items() if LABEL not in name},
+            {name: values for name, values in rows.items() if LABEL in name})
+
+
+def gaps(rows: Rows) -> dict[str, dict[str, tuple[str, float]]]:
+    """{variant: {metric: (group, gap)}}: the group of labels that is furthest on the worse side of the variant's mean,
+    and how far. Without those in which no group is worse."""
+    variants, groups = split_groups(rows)
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for name, values in groups.items():
+        variant, _, group = name.rpartition(LABEL)
+        for figure, value in values.items():
+            sign = 1 if metric(figure).better == "higher" else -1
+            gap = sign * (variants[variant].get(figure, value) - value)
+            worst = found.setdefault(variant, {})
+            if gap > worst.get(figure, ("", 0.0))[1]:
+                worst[figure] = group, gap
+    return {variant: worst for variant, worst in found.items() if worst}
+
+
+def gap_lines(rows: Rows) -> list[str]:
+    """`gaps` as lines of text."""
+    return [f"{variant}: {metric(name).title} of {group} is {gap:.{DECIMALS}f} worse than the mean"
+            for variant, worst in gaps(rows).items() for name, (group, gap) in worst.items()]
 
 
 class Sets:
@@ -76,9 +114,11 @@ def table(rows: Rows) -> str:
 
 def beside(osasis: Rows, mmfs: Rows) -> Rows:
     """One table of both methods' rows for the same photos and styles."""
-    rows = {"photos": mmfs["photos"]}
+    def of_photos(name: str) -> bool:
+        return name.partition(LABEL)[0] == "photos"
+    rows = {name: values for name, values in mmfs.items() if of_photos(name)}
     for method, found in (("OSASIS", osasis), ("MMFS", mmfs)):
-        rows |= {f"{method}: {name}": values for name, values in found.items() if name != "photos"}
+        rows |= {f"{method}: {name}": values for name, values in found.items() if not of_photos(name)}
     return rows
 
 

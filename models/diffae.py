@@ -98,8 +98,10 @@ class LatentNet(nn.Module):
         self.layers = nn.ModuleList(
             LatentLayer(w if k == 0 else h + w, w if k == n - 1 else h, w, last=k == n - 1) for k in range(n))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, more: Tensor | None = None) -> Tensor:
+        """more (B, E): is added to the time's embedding, see UNet.time_modulation."""
         c = self.time_embed(time_features(t, self.config.time_width).to(x.dtype))
+        c = c if more is None else c + more
         first, *others = self.layers
         h = first(x, c)
         for layer in others:

@@ -22,9 +22,10 @@ Denoise = Callable[[Tensor, int], Tensor]
 StepHook = Callable[[int, Tensor, Tensor], None]
 
 
-def linear_alpha_bar(steps: int = TRAIN_STEPS, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """alpha-bar of the linear schedule, float64 (steps,)."""
-    return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64), 0)
+def linear_alpha_bar(steps: int = TRAIN_STEPS, first: float = 1e-4, last: float = 0.02,
+                     device: torch.device | None = None) -> Tensor:
+    """alpha-bar of the linear schedule, float64 (steps,); made on the device alone, so that a graph can hold it."""
+    return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64, device=device), 0)
 
 
 def constant_alpha_bar(beta: float = 0.008, steps: int = TRAIN_STEPS) -> Tensor:

@@ -86,8 +86,39 @@ def detect_discriminator(tensors: Tensors[str, Tensor], mbstd_group_size: int = 
 # --- elementary operations (A.2) ---------------------------------------------------------------------------------
 def activate(x: Tensor, bias: Tensor) -> Tensor:
     """lrelu(x + b) * sqrt 2; `bias` (C,) along dimension 1."""
+    if x.ndim == 4 and kernels.usable(x):
+        return Activated.apply(x, bias)
     bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
     return F.leaky_relu(x + bias, SLOPE) * GAIN
+
+
+class Activated(torch.autograd.Function):
+    """`activate` of maps in one pass where kernels run, with second derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        y = kernels.of("stylegan2").activated(x, bias)
+        ctx.save_for_backward(y, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        y, bias = ctx.saved_tensors
+        dx = Sloped.apply(gradient, y)
+        return dx, dx.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype) if ctx.needs_input_grad[1] else None
+
+
+class Sloped(torch.autograd.Function):
+    """The derivative of `activate` where it gave y, times a gradient; linear in that, and constant in y."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return kernels.of("stylegan2").sloped(gradient, y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return Sloped.apply(gradient, *ctx.saved_tensors), None
 
 
 class FirDown(torch.autograd.Function):
@@ -95,33 +126,33 @@ class FirDown(torch.autograd.Function):
     derivative of a grouped convolution, which R1 needs, is a hundred times slower (measured on an H200)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, padding: int, stride: int) -> Tensor:
-        ctx.save_for_backward(kernel)
-        ctx.padding, ctx.stride, ctx.odd = padding, stride, x.shape[-1] % 2
-        return F.conv2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, stride=stride, groups=x.shape[1])
+    def forward(ctx: Any, x: Tensor, fir: Fir, padding: int, stride: int) -> Tensor:
+        ctx.fir, ctx.padding, ctx.stride = fir, padding, stride
+        ctx.odd = x.shape[-2] % 2, x.shape[-1] % 2
+        if kernels.usable(x):
+            return kernels.of("stylegan2").fir(x, padding, stride, fir.gain)
+        return F.conv2d(x, fir.weight(x), padding=padding, stride=stride, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        kernel, = ctx.saved_tensors
         if ctx.stride == 1:
-            return FirDown.apply(gradient, kernel, 3 - ctx.padding, 1), None, None, None
-        return FirUp.apply(gradient, kernel, ctx.padding, ctx.odd), None, None, None
+            return FirDown.apply(gradient, ctx.fir, 3 - ctx.padding, 1), None, None, None
+        return FirUp.apply(gradient, ctx.fir, ctx.padding, ctx.odd), None, None, None
 
 
 class FirUp(torch.autograd.Function):
-    """Its adjoint with stride 2: zeros between the samples, then the filter. odd: the result's side is odd."""
+    """Its adjoint with stride 2: zeros between the samples, then the filter. odd: which sides of the result are."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, padding: int, odd: int) -> Tensor:
-        ctx.save_for_backward(kernel)
-        ctx.padding = padding
-        return F.conv_transpose2d(x, kernel.expand(x.shape[1], 1, 4, 4), padding=padding, stride=2, output_padding=odd,
-                                  groups=x.shape[1])
+    def forward(ctx: Any, x: Tensor, fir: Fir, padding: int, odd: tuple[int, int]) -> Tensor:
+        ctx.fir, ctx.padding = fir, padding
+        if kernels.usable(x):
+            return kernels.of("stylegan2").fir_up(x, padding, odd, fir.gain)
+        return F.conv_transpose2d(x, fir.weight(x), padding=padding, stride=2, output_padding=odd, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        kernel, = ctx.saved_tensors
-        return FirDown.apply(gradient, kernel, ctx.padding, 2), None, None, None
+        return FirDown.apply(gradient, ctx.fir, ctx.padding, 2), None, None, None
 
 
 class Fir(nn.Module):
@@ -130,17 +161,21 @@ class Fir(nn.Module):
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.gain, taps = gain, torch.tensor([1.0, 3.0, 3.0, 1.0])
         self.register_buffer("kernel", (taps[:, None] * taps * (gain / 64))[None, None], persistent=False)
+
+    def weight(self, x: Tensor) -> Tensor:
+        """Of a depthwise convolution of x."""
+        return self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
 
     def forward(self, x: Tensor, padding: int, stride: int = 1) -> Tensor:
         with full_precision(x.device):
-            return FirDown.apply(x, self.kernel.to(x.dtype), padding, stride)
+            return FirDown.apply(x, self, padding, stride)
 
     def up(self, x: Tensor) -> Tensor:
         """Twice the size, as one transposed convolution (with gain 4; A.2)."""
         with full_precision(x.device):
-            return FirUp.apply(x, self.kernel.to(x.dtype), 1, 0)
+            return FirUp.apply(x, self, 1, (0, 0))
 
 
 class EqualLinear(nn.Module):

@@ -292,17 +292,19 @@ class UNet(nn.Module):
                    *zip(self.output_blocks, self.output_levels)]
         return [(part, level) for entry, level in entries for part in entry if isinstance(part, ResBlock)]
 
-    def modulation(self, t: Tensor, z: Codes = None) -> Tensor:
+    def modulation(self, t: Tensor, z: Codes = None, more: Tensor | None = None) -> Tensor:
         """What time and z do to the blocks: their A and B side by side, (2, B or 1, widths of all blocks).
 
         t (B or 1,): integer times 0 .. 999. z: (B or 1, cond), or levels + 1 such codes, one for each level (finest
-        first) and one for the middle (A.6); None for a network without z.
+        first) and one for the middle (A.6); None for a network without z. more: as in `time_modulation`.
         """
-        return self.time_modulation(t) * self.code_modulation(z)
+        return self.time_modulation(t, more) * self.code_modulation(z)
 
-    def time_modulation(self, t: Tensor) -> Tensor:
-        """The time's part (2, T, widths of all blocks) of times t (T,)."""
+    def time_modulation(self, t: Tensor, more: Tensor | None = None) -> Tensor:
+        """The time's part (2, T, widths of all blocks) of times t (T,). more (T, embed): is added to the time's
+        embedding; in training, what the network is told of a picture's augmentation."""
         e = self.time_embed(time_features(t, self.config.base).to(self.time_embed.get_parameter("0.weight").dtype))
+        e = e if more is None else e + more
         parts = zip(*(block.time_modulation(e) for block, _ in self.residual_blocks))
         return torch.stack([torch.cat(part, 1) for part in parts])
 

@@ -248,7 +248,8 @@ def fine_tune(node: type[io.ComfyNode], models: FineTuneModels, reference: Refer
                         memory=memory) as (net, clip, structure_net, generator, shown, w_plus, *pictures):
         nets = FaceNetworks(net, clip, structure_net, mmfs.fingerprint)
         style, _ = tune_mmfs(nets, Reference(reference.prompt, pictures, w_plus),
-                             Samples(generator) if shown is None else shown, config, checkpointing, monitor.hooks())
+                             Samples(generator) if shown is None else shown, config, checkpointing, monitor.hooks(),
+                             mmfs.faces)
     if warning:  # the progress has replaced it
         host.show_text(warning)
     predictions, curve, losses = monitor.outcome()

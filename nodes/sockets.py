@@ -11,6 +11,7 @@ from typing import cast
 from comfy_api.latest import io
 from torch import Tensor, nn
 
+from ..models.code_cache import CodeCache
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip
 from ..models.features.encoder import EncoderDistance
@@ -20,7 +21,7 @@ from ..models.spn import SPN
 from ..models.style import OSASISStyle
 from ..models.stylegan2 import Discriminator, StyleGAN2, mean_w
 from ..models.unet import UNet, UNetConfig
-from .code_cache import CodeCache
+from ..train.source_faces import KnownFaces, known_faces
 from .host import PatchedModule, bytes_of, running, warn
 
 DIFFAE = io.Custom("ATELIER_DIFFAE")
@@ -80,7 +81,7 @@ class DiffAEModel(LoadedModel):
     """ATELIER_DIFFAE. fingerprint: of its weights; codes and styles name the model they belong to by it. codes: those
     that it has computed."""
     fingerprint: str
-    codes: CodeCache = field(default_factory=CodeCache, compare=False)
+    codes: CodeCache[Tensor] = field(default_factory=CodeCache, compare=False)
 
     @property
     def net(self) -> DiffAE:
@@ -124,19 +125,21 @@ class MMFSModel(LoadedModel):
     """ATELIER_MMFS. fingerprint: of its weights. discriminator: of Stage II, for training only, in main memory.
 
     phase: 1, 2 or 3, what it was trained for so far. clip: fingerprint of the CLIP of its mapping, "" for unknown.
+    faces: source faces that fine-tunes have prepared.
     """
     fingerprint: str
     discriminator: Discriminator | None
     phase: int
     clip: str = ""
+    faces: KnownFaces = field(default_factory=known_faces, compare=False)
 
     @property
     def net(self) -> MMFS:
         return cast(MMFS, self.patched.net)
 
     def get_ram_usage(self) -> int:
-        """Bytes of the weights, the discriminator's too."""
-        return self.patched.bytes + bytes_of(self.discriminator)
+        """Bytes of the weights, the discriminator's too, and of the source faces that are kept."""
+        return self.patched.bytes + bytes_of(self.discriminator) + self.faces.bytes
 
     @cached_property
     def mean_w(self) -> Tensor:

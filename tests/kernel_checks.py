@@ -20,13 +20,21 @@ import torch.nn.functional as F  # noqa: E402
 
 from oneshot_atelier.models import kernels, ops  # noqa: E402
 from oneshot_atelier.models.accelerated import accelerated  # noqa: E402
+from oneshot_atelier.models.diffae import DiffAE  # noqa: E402
 from oneshot_atelier.models.features.encoder import EncoderDistance  # noqa: E402
 from oneshot_atelier.models.graphs import Graphs  # noqa: E402
 from oneshot_atelier.models.spn import SPN, SPNConfig  # noqa: E402
+from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2Config  # noqa: E402
 from oneshot_atelier.models.unet import SemanticEncoder, UNet  # noqa: E402
-from oneshot_atelier.tests import tiny  # noqa: E402
+from oneshot_atelier.tests import tiny, tiny_stages  # noqa: E402
+from oneshot_atelier.train import diffusion_pretraining as pretraining  # noqa: E402
+from oneshot_atelier.train.data import Augmentations, ImageDataset  # noqa: E402
+from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig  # noqa: E402
+from oneshot_atelier.train.gan import gradient_penalty  # noqa: E402
+from oneshot_atelier.train.loop import train  # noqa: E402
 from oneshot_atelier.train.osasis import FrozenNetworks, OSASISConfig, tune_style  # noqa: E402
 
+PRETRAINED = replace(tiny.DIFFAE, latent=None, unet=replace(tiny.UNET, base=64, prediction="v", dropout=0.0))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 
 
@@ -113,6 +121,11 @@ def network_cases():
     for timed in (True, False):
         spn = tiny.filled(SPN(SPNConfig(timed, 64, 128, 32, 32)).to(DEVICE))
         yield f"SPN, timed {timed}", both(lambda x, *p, spn=spn: spn(x, 3), x, *spn.parameters())
+    discriminator = ops.channels_last(Discriminator(StyleGAN2Config((24, 16, 8), 8)).to(DEVICE))
+    weights = [p for name, p in discriminator.named_parameters() if name.endswith("weight")]
+    faces = randn(4, 3, 16, 16, seed=3)
+    yield "discriminator", both(lambda x, *p: discriminator(x), faces, *weights)
+    yield "its penalty", both(lambda *p: gradient_penalty(discriminator, faces)[None], *weights)
 
 
 def graph_cases():
@@ -138,9 +151,63 @@ def graph_cases():
                                         for _ in range(2))
 
 
+def training_cases():
+    """On a GPU only: steps of the GAN trainings as graphs beside the same without; a case fails if no graph was made.
+    Adam's first steps follow the sign of a gradient, so the weights are compared where the rate is 0."""
+    if DEVICE != "cuda":
+        return
+    for name in tiny_stages.STAGES:
+        for given in ({}, {"ada_target": 0.6, "ada_kimg": 1}, {"precision": "bfloat16"}):
+            def losses(given=given, name=name):
+                t = tiny_stages.make(name, mapper=tiny_stages.CALM, device=torch.device(DEVICE), lr=0.0, **given)
+                with t.stage.graphs:
+                    found = [torch.stack([v.float() for v in values.values()])
+                             for values in tiny_stages.run_steps(t.stage, 6)]
+                    gradients = [p.grad.clone() for p in t.net.parameters() if p.grad is not None]
+                    return [torch.cat(found), *gradients], len(t.stage.graphs.graphs.captured)
+            with patch.object(Graphs, "enabled", lambda self, device: False):
+                plain, _ = losses()
+            replayed, count = losses()
+            assert count == (2 if name in ("stylegan2", "mmfs-stage2") else 1), (name, count)
+            yield f"{name} as graphs, {given}", error(replayed, plain)
+
+
+def pretraining_cases():
+    """On a GPU only: weights after four steps, their change. The third and the fourth are replayed."""
+    if DEVICE != "cuda":
+        return
+    for name, make, loss, labelled in (("DDPM", lambda: UNet(PRETRAINED.unet), pretraining.noise_loss, True),
+                                       ("DiffAE", lambda: DiffAE(PRETRAINED), pretraining.diffae_loss, False)):
+        def trained(make=make, loss=loss, labelled=labelled):
+            config = PretrainingConfig(steps=4, batch=4, lr=1e-3, ema_decay=0.9, warmup=1,
+                                       augmentations=Augmentations(colour=0.5), augmentation_labels=labelled)
+            net = ops.channels_last(tiny.filled(make()).to(DEVICE))
+            labels = pretraining.label_embedding(tiny.WIDTH).to(DEVICE) if labelled else None
+            before = [p.detach().clone() for p in net.parameters()]
+            pictures = ((tiny.pictures(6) + 1) * 127.5).byte().to(DEVICE)
+            dataset = ImageDataset(pictures, torch.zeros(6, device=DEVICE).long(), torch.ones(6, device=DEVICE))
+            run = pretraining.start(net, config, labels)
+            objective = pretraining.picture_objective(loss, dataset, config, labels=labels)
+            with Graphs() as graphs, torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as the command line
+                train(run, pretraining.stepper(run, objective, config, graphs), config.loop(), torch.device(DEVICE))
+                assert not graphs.failed
+                replayed = len(graphs.captured)
+            ends = [p.detach() for part in run.nets.values() for p in part.parameters()]
+            begins = before + [torch.zeros_like(p) for p in ends[len(before):]]
+            losses = torch.tensor(run.loss_history["loss"])
+            return replayed, [losses, torch.cat([(b - a).flatten() for a, b in zip(begins, ends, strict=True)])]
+        with patch.object(Graphs, "enabled", lambda self, device: False):
+            none, plain = trained()
+        one, found = trained()
+        assert (none, one) == (0, 1)
+        # Adam makes a step of lr of any gradient, also of one that is rounding alone: weights are compared as a whole
+        yield f"{name} pretraining as graphs, losses", error(found[:1], plain[:1])
+        yield f"{name} pretraining as graphs, weights", float((found[1] - plain[1]).norm() / plain[1].norm())
+
+
 def main() -> None:
     found = {}
-    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases):
+    for cases in (norm_cases, map_cases, dropout_case, network_cases, graph_cases, training_cases, pretraining_cases):
         found |= dict(cases())
     print(json.dumps(found))
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.inception import Inception3
 
@@ -29,6 +29,8 @@ from oneshot_atelier.models.checkpoints.formats import mmfs as official_mmfs
 from oneshot_atelier.models.checkpoints.formats import nvidia, rosinality
 from oneshot_atelier.models.checkpoints.formats.names import from_ours, to_ours
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from oneshot_atelier.models.faces import align, detect, find, mesh
+from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.arcface import IRESNET, ArcFace, ArcFaceConfig
 from oneshot_atelier.models.features.clip import OPENAI_MEAN, OPENAI_STD, Clip, ClipConfig
 from oneshot_atelier.models.features.dino import IMAGENET_MEAN, IMAGENET_STD, Dino, DinoConfig
@@ -824,13 +826,77 @@ def metrics() -> Draft:
     return draft
 
 
+# --- faces ------------------------------------------------------------------------------------------------------------
+def bytes_of(x: Tensor) -> Tensor:
+    """Pictures (3, H, W) in [-1, 1] as uint8 (H, W, 3)."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous()
+
+
+def faces_on(name: str, picture: Tensor, turns: Iterable[int], crops: Mapping[str, int]) -> tuple[dict, dict]:
+    """What faces.json says of a picture (H, W, 3), uint8, and its arrays. crops: {key: side}."""
+    nets, passes = load_faces(), [detect.Pass(size, turn) for size in (256, 512) for turn in turns]
+    x = picture.permute(2, 0, 1) / 127.5 - 1
+    candidates, reading = find.look(nets, x, passes)
+    rows = [{"size": int(size), "turn": int(turn), "score": float(score), "box": box.tolist(),
+             "keypoints": points.tolist()} for score, box, points, size, turn in
+            zip(candidates.scores, candidates.boxes, candidates.points, candidates.sizes, candidates.turns)]
+    found = sorted(find.distinct(find.believed(candidates, reading)), key=lambda f: -float(detect.area(f.box)))
+    said = {"passes": [[one.size, one.turn] for one in passes], "candidates": rows, "faces": [
+        {"quality": f.quality, "score": f.score, "turn": f.turn, "size": f.size, "roi1": f.first_roi.tolist(),
+         "roi2": f.roi.tolist(), "presence_raw": f.presence.tolist(), "quad": f.quad.tolist()} for f in found]}
+    arrays = {f"{name}.picture": picture} | {f"{name}.landmarks.{k}": f.points.clone() for k, f in enumerate(found)}
+    for key, side in crops.items():
+        quad = found[-1].quad
+        small, inner = align.shrunk(x, quad, side)
+        near = align.cut(small, inner)
+        said[key] = {"face": len(found) - 1, "output_size": side, "transform_size": 4 * side,
+                     "padded": align.padded(*near)[0].shape != near[0].shape,
+                     "shrink": round(align.side_of(quad) / align.side_of(inner))}
+        arrays[f"{name}.{key}"] = bytes_of(align.align(x, quad, side))
+    return said, arrays
+
+
+def faces(folder: Path) -> None:
+    """faces.json and .safetensors of other pictures, passes and sizes. The networks are the shipped ones, and what is
+    expected is what they give: this tells numbers of the public set that stand in a test, not wrong networks."""
+    nets, told = load_faces(), json.loads((golden.PUBLIC / "faces.json").read_text(encoding="utf-8"))
+    public = load_file(golden.PUBLIC / "faces.safetensors")
+    pair, lying = public["group.picture"][:, 75:].contiguous(), public["tilted.picture"].flip(1).rot90(3).contiguous()
+    told["pictures"], arrays = {}, {}
+    for name, picture, turns, crops in (("pair", pair, (0,), {"aligned": 72, "aligned32": 20}),
+                                        ("lying", lying, range(4), {"aligned": 80})):
+        told["pictures"][name], made = faces_on(name, picture, turns, crops)
+        arrays |= made
+    x = pair.permute(2, 0, 1) / 127.5 - 1
+    square, offset, scale = detect.letterbox(x, 192)
+    arrays["detector.input"], read = bytes_of(square), bytes_of(square).permute(2, 0, 1)[None] / 127.5 - 1
+    scores, boxes = (out[0] for out in nets.detector(read))
+    arrays |= {"detector.scores": scores, "detector.boxes": boxes.clone(), "detector.anchors": detect.anchors(192),
+               "detector.decoded": detect.decode(boxes, 192),
+               "detector.float_input_check": ((square[:, ::16, ::16] + 1) * 127.5).contiguous()}
+    told["detector_letterbox"] = {"picture": "pair", "size": 192, "offset_x": int(offset[0]),
+                                  "offset_y": int(offset[1]), "scale_x": float(scale[0]), "scale_y": float(scale[1])}
+    crop = mesh.crop(x, torch.tensor(told["pictures"]["pair"]["faces"][1]["roi1"]))
+    arrays["landmark.input"] = bytes_of(crop)
+    points, presence = nets.mesh(arrays["landmark.input"].permute(2, 0, 1)[None] / 127.5 - 1)
+    arrays |= {"landmark.points": points[0], "landmark.presence": presence}
+    told["paste"] = {"picture": "pair", "face": told["pictures"]["pair"]["aligned"]["face"],
+                     "source": "255 - pair.aligned", "feather": 0.2}
+    result = 1 - arrays["pair.aligned"].permute(2, 0, 1) / 127.5
+    quad = torch.tensor(told["pictures"]["pair"]["faces"][told["paste"]["face"]]["quad"])
+    arrays["pair.pasted"] = bytes_of(align.paste_back(x, result, quad, align.PasteSettings(0.2)))
+    (folder / "faces.json").write_text(json.dumps(told), encoding="utf-8")
+    save_file({name: x.contiguous() for name, x in arrays.items()}, folder / "faces.safetensors")
+
+
 CASES = (diffae_tiny, diffae_ffhq256, osasis_tiny, osasis_train, p2_tiny, sg2_rosinality, sg2_nvidia, mmfs_mini,
          mmfs_full, losses, inception_fid, arcface_irse50, alexnet_lpips, metrics)
 
 
 @torch.no_grad()
 def write(folder: Path) -> Path:
-    """All of CASES; returns the folder."""
+    """All of CASES, and the faces; returns the folder."""
+    faces(folder)
     for case in CASES:
         with torch.set_grad_enabled(case in (osasis_train, sg2_rosinality, losses)):
             case().write(folder)

@@ -8,15 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from oneshot_atelier.cli import main, train_mmfs
+from oneshot_atelier.cli import main, processes
 from oneshot_atelier.cli.options import changed
 from oneshot_atelier.evaluate.metrics import frechet_distance
-from oneshot_atelier.evaluate.mmfs import STAGE_STYLES, art_distance_measure, random_w
-from oneshot_atelier.models import loading
+from oneshot_atelier.evaluate.mmfs import STAGE_STYLES, art_distance_measure, faces_distance_measure, random_w
+from oneshot_atelier.models import loading, rng
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.models.loading import load_mmfs, load_stylegan2, save_mmfs, save_stylegan2
 from oneshot_atelier.models.mmfs import MapperConfig, clip_fingerprint
-from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, channel_table, mean_w
+from oneshot_atelier.models.stylegan2 import (
+    Discriminator,
+    StyleGAN2,
+    StyleGAN2Config,
+    channel_table,
+    mean_w,
+    random_z,
+)
 from oneshot_atelier.tests import tiny, tiny_mmfs
 from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, clip, make, write_inputs
 from oneshot_atelier.train import gan, plots, stages
@@ -27,7 +34,7 @@ from oneshot_atelier.train.recipes import mmfs
 from oneshot_atelier.train.recipes.config import Folders
 
 LOAD = {"stylegan2": load_stylegan2} | dict.fromkeys(STAGES[1:], load_mmfs)
-LOSSES = {"stylegan2": {"g", "d", "r1"}, "mmfs-stage1": {"pixel", "feature"},
+LOSSES = {"stylegan2": {"g", "d", "r1", "faces_distance"}, "mmfs-stage1": {"pixel", "feature"},
           "mmfs-stage2": {"g", "structure", "d", "r1", "art_distance"}, "mmfs-mapping": {"pixel", "feature"}}
 
 
@@ -233,12 +240,45 @@ def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
     with Image.open(log / grids[0]) as grid:
         assert grid.width == 4 * PX and grid.height in (3 * PX, 4 * PX)
     found = events.EventAccumulator(str(log)).Reload()
-    assert set(found.Tags()["scalars"]) == {f"{name}/{loss}" for loss in LOSSES[name]}
+    assert set(found.Tags()["scalars"]) == {f"{name}/{it}" for it in (*LOSSES[name], "pictures_per_second")}
     history = store.peek(out.with_suffix(".snapshot")).meta["loss_history"]
-    for loss in LOSSES[name] - {"r1", "art_distance"}:
+    for loss in LOSSES[name] - {"r1", "art_distance", "faces_distance"}:
         told = found.Scalars(f"{name}/{loss}")
         assert [e.step for e in told] == [1, 2, 3] and [e.value for e in told] == pytest.approx(history[loss])
     assert f"{name} step 3 of 3: " in caplog.text
+    pace = found.Scalars(f"{name}/pictures_per_second")
+    assert [e.step for e in pace] == [2, 3] and min(e.value for e in pace) > 0  # the first step holds what is done once
+
+
+def test_the_pace_counts_pictures_since_the_last_line(monkeypatch):
+    clock = iter([10.0, 14.0, 20.0, 22.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(clock))
+    pace = stages.Pace(8)
+    assert pace(3) == {}
+    pace.begin(3)
+    assert pace(5) == {"pictures_per_second": 4.0}  # two steps of eight in four seconds
+    pace.begin(5)
+    assert pace(6) == {"pictures_per_second": 4.0} and pace(5) == {}
+
+
+@pytest.mark.parametrize("count", [96, 100])
+def test_the_distance_of_a_stylegan2_is_of_random_faces_to_all_held_out_ones(inputs, count):
+    t, clip_net, faces = make("stylegan2"), clip(), find_pictures(inputs / "photos")
+    found = faces_distance_measure(clip_net, count)(t.stage, faces)
+    net, shapes, generated = t.stage.run.ema["g"], t.net.synthesis.noise_shapes(4, 4), []
+    with torch.no_grad():
+        for k, z in enumerate(random_z(count, net.config.w_dim, t.config.seed).split(64)):
+            generator = rng.generator(t.config.seed, "measured noise", k)
+            noise = [torch.randn(len(z), 1, *shape, generator=generator) for shape in shapes]
+            generated.append(clip_net.embed(net(net.styles(z), noise).clamp(-1, 1), "openai"))
+        wanted = clip_net.embed(to_unit(torch.stack([read_picture(path, PX) for path in faces])), "openai")
+    distance = float(frechet_distance(torch.cat(generated), wanted))
+    assert found == {"faces_distance": pytest.approx(distance, rel=1e-4)} and distance > 0
+
+
+def test_a_stylegan2_remembers_its_distance_to_the_faces(atelier):
+    meta = store.peek(atelier("stylegan2", "--steps", "3", "--preview-every", "2")).meta
+    assert meta["measured_at"] == [2.0, 3.0] and len(meta["faces_distance"]) == 2 and min(meta["faces_distance"]) > 0
 
 
 def test_stage_2_measures_its_distance_to_the_art(atelier):
@@ -356,5 +396,5 @@ def test_changes_on_top_of_settings():
 
 def test_one_process_is_no_team(inputs, tmp_path):
     options = main.parser().parse_args(arguments("mmfs-stage1", inputs, tmp_path / "a"))
-    distributed, device = train_mmfs.distributed_and_device(options)
-    assert distributed is train_mmfs.SINGLE_PROCESS and device == CPU
+    distributed, device = processes.distributed_and_device(options)
+    assert distributed is processes.SINGLE_PROCESS and device == CPU

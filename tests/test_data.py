@@ -294,6 +294,21 @@ def test_the_share_of_recoloured_pictures_and_their_bounds():
     x = tiny.pictures(1).expand(400, -1, -1, -1) * 0.3
     changed = (augmented(x, Augmentations(0, 0, 0, 0.25, False)) - x).abs().amax((1, 2, 3)) > 1e-3
     assert abs(float(changed.float().mean()) - 0.25) < 0.07
-    uniform = torch.ones
     grey = torch.zeros(1, 3, 2, 2)
-    assert torch.allclose(data.recolour(grey, 2.0, uniform), torch.full_like(grey, 0.36))  # brightness 0.2, tint 0.16
+    found = data.recolour(grey, torch.ones(1, 6))
+    assert torch.allclose(found, torch.full_like(grey, 0.36))  # brightness 0.2, tint 0.16
+
+
+def test_labels_tell_the_whole_augmentation_but_for_the_mirror():
+    """0 where nothing was changed; a part of the rows is augmented as in the whole batch."""
+    x, augmentations = tiny.pictures(8), Augmentations(20, 0.3, 0.2, 0.5)
+    draws = data.augmentation_draws(8, augmentations, torch.Generator().manual_seed(2))
+    labels, rows = draws.labels(), torch.tensor([5, 2])
+    assert labels.shape == (8, data.LABELS) and labels.abs().max() <= 1 and 0 < int(draws.recoloured.sum()) < 8
+    assert labels[~draws.recoloured, 4:].eq(0).all() and labels[draws.recoloured, 4:].ne(0).all()
+    assert torch.equal(data.augment(x, augmentations, draws), augmented(x, augmentations, 2))
+    assert torch.equal(data.augment(x[rows], augmentations, draws.of(rows)), augmented(x, augmentations, 2)[rows])
+    plain = data.AugmentationDraws(torch.zeros(8, 4), torch.ones(8), torch.zeros(8, 6), draws.recoloured)
+    assert plain.labels().eq(0).all() and torch.allclose(data.augment(x, augmentations, plain), x, atol=1e-4)
+    colourless = data.augmentation_draws(8, Augmentations(), torch.Generator().manual_seed(2))
+    assert colourless.labels()[:, 4:].eq(0).all() and colourless.labels()[:, :4].ne(0).all()

@@ -34,7 +34,7 @@ def test_nothing_begins_before_what_it_reads_and_the_longest_chain_begins_first(
     for job in JOBS:
         assert all(order.index(name) < order.index(job.name) for name in job.after), job.name
     trainings = [job.name for job in ready(JOBS, set(demo_models.ART), set())]
-    assert trainings == ["diffae", "stylegan2", "clip", "ddpm"]  # stage1, stage2 and mapping wait for StyleGAN2
+    assert trainings == ["stylegan2", "diffae", "clip", "ddpm"]  # stage1, stage2 and mapping wait for StyleGAN2
     assert [job.name for job in ready(JOBS, {*demo_models.ART, "clip"}, {"diffae", "ddpm"})] == ["stylegan2"]
     assert [job.name for job in planned(chosen("mapping,stage2"))] == ["stage2", "mapping"]
     assert len(chosen("draw")) == len(demo_models.ART) and chosen("") == list(JOBS)
@@ -49,7 +49,7 @@ def test_every_command_is_one_that_atelier_takes(data, tmp_path, capsys):
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("atelier ")]
     assert len(commands) == len(JOBS) and not (tmp_path / "out").exists()
     options = {words[1] if words[0] == "train" else words[-1]: parser(words[0]).parse_args(words) for words in commands}
-    assert options["diffae"].steps == 30 and options["diffae"].photos == data / "faces"
+    assert options["diffae"].steps == 48 and options["diffae"].photos == data / "faces"
     assert options["ddpm"].device == "cpu" and "augment=colour,translation,cutout" in options["mmfs-stage2"].set
     unseen = options["diffae"].exclude.split(",")
     assert unseen == options["mmfs-stage2"].exclude.split(",") and options["clip"].exclude == ""
@@ -109,7 +109,7 @@ def test_a_training_may_take_several_gpus_and_a_failure_ends_it_after_what_runs(
 def test_stopped_in_the_middle_it_goes_on_where_it_was(data, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, str(demo_models.ROOT / "tools" / "launch.py"), "tools.demo_models", f"--data={data}",
-               f"--out={out}", "--only=stylegan2,draw-ink", "--scale=0.0004", "--more=--device cpu --precision float32 "
+               f"--out={out}", "--only=stylegan2,draw-ink", "--scale=0.0005", "--more=--device cpu --precision float32 "
                "--size 64 --batch 4 --preview-every 0 --save-every 1 --log-every 1 --holdout 0"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

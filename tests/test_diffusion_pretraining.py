@@ -11,14 +11,16 @@ from PIL import Image
 
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.models.diffusion import add_noise, constant_alpha_bar, linear_alpha_bar
+from oneshot_atelier.models.graphs import Graphs
 from oneshot_atelier.models.loading import load_clip, load_ddpm, load_diffae
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.tools import clip_words
 from oneshot_atelier.train import diffusion_pretraining as pretraining
-from oneshot_atelier.train import labels
-from oneshot_atelier.train.data import Augmentations, ImageDataset
-from oneshot_atelier.train.diffusion_pretraining import PretrainingConfig
+from oneshot_atelier.train import labels, session
+from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset, read_pictures
+from oneshot_atelier.train.diffusion_pretraining import Objective, PretrainingConfig
+from oneshot_atelier.train.distributed import SINGLE_PROCESS, Distributed
 from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.loop import Hooks, LoopConfig, restore, snapshot, train
 from oneshot_atelier.train.recipes import diffusion, mmfs
@@ -35,7 +37,8 @@ def a_dataset(count=6):
 
 def trained(config=CONFIG, steps=None, state=None):
     state = state or pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
-    step = pretraining.stepper(state, pretraining.picture_loss(pretraining.noise_loss, a_dataset(), config), config)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config)
+    step = pretraining.stepper(state, objective, config, Graphs())
     return train(state, step, LoopConfig(steps or config.steps, config.seed, ema_decay=config.ema_decay), CPU)
 
 
@@ -47,8 +50,8 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.eps, self.config = eps, replace(tiny.UNET, prediction=prediction)
 
-    def modulation(self, t, z=None):
-        self.z = z
+    def modulation(self, t, z=None, more=None):
+        self.z, self.more = z, more
 
     def forward(self, x, modulation):
         self.x = x
@@ -97,7 +100,10 @@ def test_the_latent_loss_is_l1_of_eps_on_the_constant_schedule():
             seen.append((x, t))
             return torch.zeros_like(x)
 
-    loss = pretraining.latent_loss(z, replace(CONFIG, batch=4000))
+    objective = pretraining.latent_objective(z, replace(CONFIG, batch=4000))
+
+    def loss(net, k):
+        return objective.loss(net, *objective.batch(k))
     assert loss(Zero(), 0).item() == pytest.approx((2 / torch.pi) ** 0.5, rel=0.02)  # mean of |N(0, 1)|
     x, t = seen[0]
     assert {int(t.min()), int(t.max())} == {0, 999} or (t.min() < 5 and t.max() > 994)
@@ -128,10 +134,12 @@ def test_gradients_are_clipped_and_the_rate_is_set(monkeypatch):
         norms.append(float(torch.stack([p.grad.norm() for p in net.parameters()]).norm()))
 
     monkeypatch.setattr(run.optimizers["net"], "step", noted)
-    step = pretraining.stepper(run, lambda net, k: 1e4 * net(torch.ones(1, 3)).sum(), config)
+    objective = Objective(lambda k: (torch.ones(1, 3),), lambda net, x: net(x).sum())
+    steep = replace(objective, loss=lambda net, x: 1e4 * net(x).sum())
+    step = pretraining.stepper(run, steep, config, Graphs())
     assert set(step(1, Hooks())) == {"loss"} and norms == pytest.approx([0.5], rel=1e-3)
     assert run.optimizers["net"].param_groups[0]["lr"] == pytest.approx(0.1 * 2 / 5)
-    pretraining.stepper(run, lambda net, k: net(torch.ones(1, 3)).sum(), replace(config, max_grad_norm=0.0))(1, Hooks())
+    pretraining.stepper(run, objective, replace(config, max_grad_norm=0.0), Graphs())(1, Hooks())
     assert norms[1] == pytest.approx(2.0)  # three ones and the bias
 
 
@@ -163,22 +171,128 @@ def test_training_lowers_the_loss():
     """On one picture at fixed noise and times, by the loop as it is."""
     config = replace(CONFIG, steps=25, lr=3e-3, ema_decay=0.0, augmentations=Augmentations(0, 0, 0, flip=False))
     state = pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
-    loss = pretraining.picture_loss(pretraining.noise_loss, a_dataset(1), config)
-    train(state, pretraining.stepper(state, lambda net, _: loss(net, 0), config), LoopConfig(25), CPU)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(1), config)
+    same = replace(objective, batch=lambda k: objective.batch(0))
+    train(state, pretraining.stepper(state, same, config, Graphs()), LoopConfig(25), CPU)
     assert state.ema == {} and state.loss_history["loss"][-1] < 0.6 * state.loss_history["loss"][0]
+
+
+class Kept(Graphs):
+    """As on a GPU, but every call is made as it is: gradients stay where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys = []
+
+    def enabled(self, device):
+        return True
+
+    def __call__(self, key, function, *inputs):
+        self.keys.append(key)
+        return function(*(x.clone() for x in inputs))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_gradients_that_stay_where_they_are_give_the_same(labelled):
+    """What a graph needs: the step computes from its tensors alone and adds to the same gradients."""
+    def run(graphs):
+        config = replace(CONFIG, augmentation_labels=labelled)
+        labels = pretraining.label_embedding(tiny.DDPM.embed) if labelled else None
+        state = pretraining.start(tiny.filled(UNet(tiny.DDPM)), config, labels)
+        objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config, labels=labels)
+        places = []
+        step = pretraining.stepper(state, objective, config, graphs)
+        for k in range(3):
+            step(k, Hooks())
+            places.append([p.grad.data_ptr() for p in state.nets["net"].parameters()])
+        return snapshot(state)[0], places
+    kept = Kept()
+    (plain, _), (found, places) = run(Graphs()), run(kept)
+    assert tiny.same(plain, found) and places[0] == places[1] == places[2] and len(kept.keys) == 3
+    assert not labelled or found["net/labels/weight"].abs().sum() > 0
+
+
+def test_a_compiled_loss_is_no_graph(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda loss, dynamic: loss)
+    config, kept = replace(CONFIG, compile=True), Kept()
+    state = pretraining.start(tiny.filled(UNet(tiny.DDPM)), config)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config)
+    pretraining.stepper(state, objective, config, kept)(0, Hooks())
+    assert not kept.keys
+
+
+def test_each_process_takes_its_rows_of_one_batch():
+    config = replace(CONFIG, batch=6, augmentations=Augmentations(colour=0.5), augmentation_labels=True)
+    labels = pretraining.label_embedding(tiny.DDPM.embed)
+
+    def batch(distributed):
+        return pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config, distributed, labels).batch(4)
+    parts = [batch(Distributed(rank, 3)) for rank in range(3)]
+    for whole, *mine in zip(batch(SINGLE_PROCESS), *parts, strict=True):
+        assert torch.equal(torch.cat(mine), whole)
+    z, told = torch.randn(9, 8), torch.randn(9, LABELS)
+
+    def codes(distributed):
+        return pretraining.latent_objective(z, config, distributed, (told, labels)).batch(4)
+    parts = [codes(Distributed(rank, 2)) for rank in range(2)]
+    for whole, *mine in zip(codes(SINGLE_PROCESS), *parts, strict=True):
+        assert torch.equal(torch.cat(mine), whole)
+
+
+def test_a_network_is_told_of_augmentations_in_training_alone():
+    """Labels begin without effect, are learned, and a picture without them is one of zeros."""
+    config = replace(CONFIG, augmentation_labels=True)
+    net, labels = tiny.filled(UNet(tiny.DDPM)), pretraining.label_embedding(tiny.DDPM.embed)
+    objective = pretraining.picture_objective(pretraining.noise_loss, a_dataset(), config, labels=labels)
+    *batch, told = objective.batch(0)
+    assert told.shape == (2, LABELS) and torch.equal(objective.loss(net, *batch), objective.loss(net, *batch, told))
+    torch.nn.init.normal_(labels.weight)
+    plain = objective.loss(net, *batch)
+    assert not torch.equal(plain, objective.loss(net, *batch, told))
+    assert torch.equal(plain, objective.loss(net, *batch, torch.zeros_like(told)))
+    state = pretraining.start(net, config, labels)
+    assert "labels" not in state.ema and len(state.optimizers["net"].param_groups[0]["params"]) == len(
+        list(net.parameters())) + 1
+
+
+def test_the_latent_ddim_is_told_of_augmentations_too():
+    net, labels = tiny.diffae().latent_net, pretraining.label_embedding(tiny.WIDTH)
+    torch.nn.init.normal_(labels.weight)
+    z, told = torch.randn(9, tiny.WIDTH), torch.randn(9, LABELS)
+
+    def loss(told, labelled=True):
+        objective = pretraining.latent_objective(z, CONFIG, labelled=(told, labels) if labelled else None)
+        return objective.loss(net, *objective.batch(0))
+    plain = loss(told, labelled=False)
+    assert torch.equal(plain, loss(torch.zeros_like(told))) and not torch.equal(plain, loss(told))
+
+
+def test_the_measured_loss_is_that_of_fixed_noises_at_times_spread_over_all():
+    seen = []
+
+    def loss(net, x0, t, noise):
+        seen.append((x0, t, noise))
+        return t.float().mean()
+    pictures = a_dataset(5).pictures
+    found = pretraining.fixed_loss(torch.nn.Identity(), loss, pictures, rounds=4, batch=8)
+    x0, t, noise = (torch.cat(part) for part in zip(*seen))
+    assert found == pytest.approx(float(t.float().mean())) and sorted(t.tolist()) == list(range(0, 1000, 50))
+    assert torch.equal(x0, (pictures.float() / 127.5 - 1).repeat(4, 1, 1, 1)) and abs(float(noise.std()) - 1) < 0.02
+    assert pretraining.fixed_loss(torch.nn.Identity(), loss, pictures, rounds=4, batch=8) == found
+    assert torch.equal(noise, torch.cat([n for _, _, n in seen[3:]]))
 
 
 # --- codes -------------------------------------------------------------------------------------------------------
 def test_statistics_normalise_the_codes_and_stay_in_the_model():
     net, dataset = tiny.diffae(), a_dataset()
-    z = pretraining.encode_dataset(net, dataset, Augmentations(), rounds=3, seed=1, batch=4)
-    assert z.shape == (18, tiny.WIDTH)
-    assert torch.equal(z, pretraining.encode_dataset(net, dataset, Augmentations(), 3, 1, 4))
+    z, told = pretraining.encode_dataset(net, dataset, Augmentations(), rounds=3, seed=1, batch=4)
+    assert z.shape == (18, tiny.WIDTH) and told.shape == (18, LABELS) and told[:, :4].ne(0).all()
+    assert torch.equal(z, pretraining.encode_dataset(net, dataset, Augmentations(), 3, 1, 4)[0])
     assert not torch.equal(z[:6], z[6:12])
     normal = pretraining.set_statistics(net, z)
     assert normal.mean(0).abs().max() < 1e-4 and torch.allclose(normal.std(0), torch.ones(tiny.WIDTH), atol=1e-3)
     assert torch.allclose(net.conds_mean, z.mean(0)) and torch.allclose(net.conds_std, z.std(0))
-    still = pretraining.encode_dataset(net, dataset, Augmentations(0, 0, 0, flip=False), 1, 0)
+    still, _ = pretraining.encode_dataset(net, dataset, Augmentations(0, 0, 0, flip=False), 1, 0)
     assert torch.allclose(still, net.encode(dataset.pictures.float() / 127.5 - 1), atol=1e-3)
 
 
@@ -223,15 +337,6 @@ def test_every_class_of_art_has_the_same_share_however_many_pictures_and_folders
 
 def test_a_recipe_stopped_by_its_time_resumes_to_the_same_model(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
-    torch.manual_seed(0)
-    start = tiny.filled(UNet(diffusion.small_ddpm(32))).state_dict()
-
-    def built(config):
-        net = UNet(config)
-        net.load_state_dict(start)
-        return net
-
-    monkeypatch.setattr(diffusion, "UNet", built)
 
     def run(name, minutes=0.0):
         recipe = RecipeConfig(tmp_path / name, CPU, save_every=2, log_every=1, minutes=minutes)
@@ -246,6 +351,46 @@ def test_a_recipe_stopped_by_its_time_resumes_to_the_same_model(folders, tmp_pat
     assert tiny.same(whole.state_dict(), again.state_dict()) and whole.config.image_size == 32
 
 
+@pytest.mark.parametrize("holdout", [5, 0])
+def test_a_recipe_measures_what_it_learns_and_what_is_held_out(folders, tmp_path, monkeypatch, holdout):
+    monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
+    out = tmp_path / "ddpm.safetensors"
+    recipe = RecipeConfig(out, CPU, log_every=1, preview_every=2)
+    config = replace(CONFIG, steps=3, augmentation_labels=True)
+    diffusion.ddpm(replace(folders, holdout=holdout), 32, config, recipe)
+    meta = store.peek(out).meta
+    assert meta["samples"] == 6 and meta["measured_at"] == [2.0, 3.0]
+    assert len(meta["seen"]) == 2 and len(meta["held_out"]) == (2 if holdout else 0)
+    assert meta["seen"] != meta["held_out"] and min(meta["seen"] + meta["held_out"]) > 0
+    pictures = [path.name for path in (tmp_path / "ddpm_log").glob("*.jpg")]
+    assert sorted(pictures) == ["ddpm_000002.jpg", "ddpm_000003.jpg"]
+    assert not any("labels" in name for name in load_ddpm(out).state_dict())
+
+
+def test_compared_photos_are_spread_over_all_folders(folders, monkeypatch):
+    seen, held_out = diffusion.compared(folders, 16, CPU)
+    assert len(seen) == len(held_out) == 2
+    whole = read_pictures(folders.photo_paths()[0], 16)
+    assert torch.equal(seen, whole[[0, 4]])
+    monkeypatch.setattr(diffusion, "COMPARED", 1)
+    assert [len(part) for part in diffusion.compared(folders, 16, CPU)] == [1, 1]
+    seen, held_out = diffusion.compared(replace(folders, holdout=0), 16, CPU)
+    assert held_out is None and len(seen) == 1
+
+
+def test_a_snapshot_of_0_2_has_no_labels_and_may_be_compiled_or_not(tmp_path):
+    settings = {"training": "diffusion pretraining", "iterations": 6, "compile": True, "augmentation_labels": False}
+    before = {name: value for name, value in settings.items() if name not in ("compile", "augmentation_labels")}
+    assert session.difference(before, settings) is None
+    assert session.difference(before, settings | {"augmentation_labels": True}).startswith("augmentation_labels was")
+
+
+def test_the_small_clip_is_for_one_process(folders, tmp_path):
+    recipe = RecipeConfig(tmp_path / "clip.safetensors", CPU, Distributed(1, 2))
+    with pytest.raises(ValueError, match="compares every picture of a batch.*start one process"):
+        diffusion.clip(folders, 32, CONFIG, recipe)
+
+
 def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(diffusion, "small_diffae", lambda px: tiny.DIFFAE)
     out, config = tmp_path / "diffae.safetensors", replace(CONFIG, steps=2)
@@ -255,7 +400,7 @@ def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tm
     first = load_diffae(out)
     diffusion.latent(folders, config, recipe)
     found = load_diffae(out)
-    assert found.config == tiny.DIFFAE and "diffae.safetensors step 2 of 2" in caplog.text
+    assert found.config == tiny.DIFFAE and "diffae step 2 of 2" in caplog.text
     assert tiny.same(first.unet.state_dict(), found.unet.state_dict())
     assert first.conds_std.eq(1).all() and not found.conds_std.eq(1).any()
     assert not tiny.same(first.latent_net.state_dict(), found.latent_net.state_dict())

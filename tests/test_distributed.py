@@ -141,6 +141,20 @@ def test_the_first_gradients_are_those_of_one_process(name):
     assert sum(a is not None for a in alone) > 5
 
 
+def test_adaptive_augmentation_has_one_probability_in_all_processes():
+    """It follows the whole batch; weights stay as they are."""
+    def built(distributed):
+        return make("stylegan2", distributed, batch=8, lr=0.0, ada_target=0.01, ada_kimg=1)
+
+    def followed(t):
+        losses = [t.stage.step(k, Hooks()) for k in range(9)]
+        return [float(x[name]) for x in losses for name in ("real_sign", "augmented")]
+    alone, two = followed(built(SINGLE_PROCESS)), Exchange(2)
+    for together in two.run(followed, built(two.distributed(0)), built(two.distributed(1))):
+        assert together == pytest.approx(alone)
+    assert max(alone[1::2]) > 0 and len(set(alone[::2])) > 1
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_the_other_processes_keep_nothing(name, tmp_path):
     """All but the main process train and write no snapshot."""

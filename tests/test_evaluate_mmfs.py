@@ -10,9 +10,10 @@ from torch import nn
 
 from oneshot_atelier.cli import main
 from oneshot_atelier.evaluate import mmfs as E
-from oneshot_atelier.evaluate.evaluator import Evaluator
+from oneshot_atelier.evaluate.evaluator import Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import METRICS, PUBLIC_NAMES
 from oneshot_atelier.evaluate.tables import HALVES
+from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance, EncoderKeys
 from oneshot_atelier.models.loading import load_clip, load_diffae, save_mmfs
 from oneshot_atelier.models.mmfs import clip_fingerprint
@@ -35,7 +36,8 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluator(files):
     diffae = load_diffae(files / "diffae.safetensors")
-    return Evaluator(load_clip(files / "clip.safetensors"), diffae, EncoderDistance(diffae.encoder))
+    return Evaluator(load_clip(files / "clip.safetensors"), diffae, EncoderDistance(diffae.encoder),
+                     faces=load_faces())
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_the_art_is_nearer_to_itself_than_photos_are(models, tmp_path):
 def test_before_fine_tuning_the_mapping_alone_draws(models, styles):
     net, first = models.net, task(models, styles=styles)
     pictures = []
-    E.evaluate_task(models, photos, replace(first, measure=lambda x: pictures.append(x) or {}), SETTINGS)
+    E.evaluate_task(models, photos, replace(first, measure=lambda x: pictures.append(x.pictures) or {}), SETTINGS)
     seen = models.evaluator.clip.preprocess_file(first.reference.pictures[0])
     w = net.styles_of(models.evaluator.clip.encode_with_tokens(seen)[0])
     assert torch.allclose(pictures[1], E.stylize(net, photos, w, SETTINGS), atol=1e-6)
@@ -132,8 +134,8 @@ def test_a_picture_whose_nearest_text_is_its_prompt_counts(models, monkeypatch):
     given = {photos[:2].data_ptr(): [[-2.0, 0.0], [-2.0, 0.0]], results.data_ptr(): [[3.0, 0.0], [0.0, 5.0]]}
     monkeypatch.setattr(models.evaluator.clip, "embed", lambda x, how: torch.tensor(given[x.data_ptr()]))
     monkeypatch.setattr(Evaluator, "sized", lambda self, x: x)
-    monkeypatch.setattr(E, "CONTENT_PRESERVATION", ())
-    assert first.measure(results) == pytest.approx(
+    monkeypatch.setattr(E, "preservation", lambda evaluator: ())
+    assert first.measure(PictureFeatures(models.evaluator, results)) == pytest.approx(
         {"clip_direction": (1 + 0.5 ** 0.5) / 2, "prompt_similarity": 0.5, "prompt_accuracy": 0.5}, abs=1e-6)
 
 
@@ -156,8 +158,9 @@ def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
     tables = [report["random"], report["one_shot_mean"], report["zero_shot_mean"]]
     figures = [value for rows in tables for values in rows.values() for value in values.values()]
     assert torch.isfinite(torch.tensor(figures)).all()
-    assert {f for rows in tables for values in rows.values() for f in values} == set(METRICS) - {
-        "psnr", "ssim", *PUBLIC_NAMES}
+    seen = {f for rows in tables for values in rows.values() for f in values}
+    assert seen == set(METRICS) - {"psnr", "ssim", "landmark_shift", *PUBLIC_NAMES}  # no faces here to be shifted
+    assert all(rows["photos"]["face_read"] == 0 for rows in tables)
     assert sum(text.startswith("fine-tuned, projection_weight") for text in caplog.messages) == 4
     assert sum(text.startswith("fine-tuned: loss") for text in caplog.messages) == 2
 

@@ -19,7 +19,7 @@ from oneshot_atelier.train import fewshot, losses, source_faces
 from oneshot_atelier.train.fewshot import FewShotConfig, Reference, tune_mmfs
 from oneshot_atelier.train.loop import Checkpointing, Hooks, snapshot
 from oneshot_atelier.train.presets import MMFS_PRESETS
-from oneshot_atelier.train.source_faces import FaceNetworks, Samples, Source
+from oneshot_atelier.train.source_faces import FaceNetworks, Samples, Source, known_faces
 
 MODEL = MMFSConfig((8, 16, 24), (24, 16, 8), w_dim=tiny.CLIP.embed, mapping_layers=2, mapper=MapperConfig(2, 32))
 CONFIG = FewShotConfig(iterations=4, batch=4, lr=1e-2, seed=3)
@@ -424,6 +424,53 @@ def test_cached_content_adds_augmentations_to_few_photos_and_leaves_many_alone()
     assert cached.shape == (7, 3, 32, 32) and len({p.numpy().tobytes() for p in cached}) == 7
     assert torch.equal(cached[:2], ((photos + 1) * 127.5).round().byte())
     assert len(source(tiny.pictures(9, 5), cached_content=7).photos) == 9
+
+
+@pytest.mark.parametrize("cached_content", [0, 7])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_fine_tunes_of_the_same_faces_share_them_bit_for_bit(monkeypatch, sampled, cached_content):
+    photos, known = Samples(stylegan2()) if sampled else tiny.pictures(3, 5), known_faces()
+    net = mmfs(config=replace(MODEL, encoder=(8, 24), decoder=(24, 8))) if sampled else None
+
+    def faces(**options):
+        return Source(networks(net), photos, replace(CONFIG, cached_content=cached_content, **options), known=known)
+    alone, first = source(photos, net, cached_content=cached_content), faces()
+    encoded = []
+    encode = Source._encode
+    monkeypatch.setattr(Source, "_encode", lambda *given: encoded.append(0) or encode(*given))
+    second = faces()
+    shared = not (sampled and not cached_content)  # new samples in every step are nobody else's
+    assert not encoded and ("photos" not in vars(second)) and (known.bytes > 0) == shared
+    for k in range(3):
+        for found in (first, second):
+            assert all(map(torch.equal, found.faces(k).tensors, alone.faces(k).tensors))
+    assert torch.equal(second.mean, alone.mean)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"batch": 3}, {"cached_content": 8}, {"psi": 0.5}, {"net": 1},
+                                     {"faces": 1}, {"clip": 1}, {"structure_net": 1}])
+def test_other_faces_are_not_taken_for_the_same(changes):
+    """Networks that differ in a bit that 16-bit numbers do not tell are others, too."""
+    known, options = known_faces(), {"cached_content": 6}
+
+    def prepare(changes):
+        nets = networks(mmfs(config=replace(MODEL, encoder=(8, 24), decoder=(24, 8))))
+        samples = Samples(stylegan2(), changes.get("psi", 0.7))
+        changed = {"net": nets.mmfs, "faces": samples.net, "clip": nets.clip, "structure_net": nets.structure_net}
+        for name in changed.keys() & changes.keys():
+            next(changed[name].parameters()).data.view(-1)[0] *= 1 + 2 ** -20
+        settings = options | {n: v for n, v in changes.items() if n in ("seed", "batch", "cached_content")}
+        Source(nets, samples, replace(CONFIG, **settings), known=known)
+        return known.bytes
+    assert 0 < prepare({}) == prepare({}) < prepare(changes)
+
+
+def test_faces_that_do_not_fit_are_not_shared(monkeypatch):
+    monkeypatch.setattr(source_faces, "CACHE_BYTES", 1)
+    known, photos = known_faces(), tiny.pictures(6, 5)
+    found = [Source(networks(), photos, CONFIG, known=known) for _ in range(2)]
+    assert all(one.cached is None for one in found) and not known.bytes
+    assert same_faces(found[0].faces(1), found[1].faces(1))
 
 
 @pytest.mark.parametrize(("photos", "message"), [

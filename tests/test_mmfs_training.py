@@ -1,5 +1,6 @@
 """The trainings of StyleGAN2 and MMFS: what learns, the losses, the order, what is stored, exact resume."""
 import copy
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,6 +11,7 @@ from oneshot_atelier.models import precision, rng
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.models.checkpoints.formats.names import to_ours
 from oneshot_atelier.models.checkpoints.formats.rosinality import discriminator_rows
+from oneshot_atelier.models.graphs import Graphs
 from oneshot_atelier.models.mmfs import from_stylegan2
 from oneshot_atelier.models.stylegan2 import Discriminator, StyleGAN2Config
 from oneshot_atelier.tests import golden_cases, tiny, tiny_mmfs
@@ -314,7 +316,7 @@ def mixed(share, steps, seed=0):
     found = []
     for k in range(steps):
         draws = Draws(rng.generator(seed, "draws", k), 4, torch.arange(4))
-        w = gan.mixed_styles(styles, draws, 8, share)
+        w = gan.mixed_styles(styles, gan.style_draws(draws, 8, 10, share))
         first = torch.randn(4, 8, generator=rng.generator(seed, "draws", k))
         assert torch.equal(w[:, 0], first)
         changes = (w[:, 1:] != w[:, :-1]).any(2)
@@ -341,13 +343,13 @@ def test_a_step_draws_the_same_whether_or_not_it_mixes():
     """So that the noise of a step does not depend on its mixing; only a share of 0 saves the second z."""
     draws = [Draws(torch.Generator().manual_seed(7), 2, torch.arange(2)) for _ in range(2)]
     for d, share in zip(draws, (1e-9, 1.0)):
-        gan.mixed_styles(lambda z: z[:, None].repeat(1, 4, 1), d, 3, share)
+        gan.style_draws(d, 3, 4, share)
     assert torch.equal(*(d.normal(5) for d in draws))
 
 
 def test_steps_draw_other_numbers():
     config = settings("mmfs-stage2")
-    seen = [gan.draws_of(k, replace(config, seed=s), gan.SINGLE_PROCESS, CPU).normal(3) for s in (0, 1) for k in (0, 1)]
+    seen = [gan.draws_of(k, replace(config, seed=s), torch.arange(4)).normal(3) for s in (0, 1) for k in (0, 1)]
     assert len({tuple(x.flatten().tolist()) for x in seen}) == 4
 
 
@@ -426,6 +428,96 @@ def test_the_seed_decides_and_nothing_else(name):
         run(t.stage)
     assert tiny.same(state(first.stage), state(again.stage))
     assert not tiny.same(state(first.stage), state(other.stage))
+
+
+def test_adaptive_augmentation_is_resumed_where_it_was(tmp_path):
+    """Its probability has moved by then, in the middle of its four steps."""
+    ada = {"ada_target": 1e-9, "ada_kimg": 1, "augment": ""}
+    whole, first, second = (make("stylegan2", steps=steps, **ada) for steps in (12, 6, 12))
+    run(whole.stage)
+    run(first.stage, tmp_path / "a.snapshot")
+    stored = store.load(tmp_path / "a.snapshot").tensors
+    assert float(stored["net/augmentation/seen"]) != 0 and stored["net/augmentation/p"] == first.stage.run.nets[
+        "augmentation"].p
+    run(second.stage, tmp_path / "a.snapshot")
+    assert tiny.same(state(second.stage), state(whole.stage))
+    history = whole.stage.run.loss_history
+    assert second.stage.run.loss_history == history and {"real_sign", "augmented"} <= history.keys()
+    p = 0.0
+    for k, used in enumerate(history["augmented"]):
+        assert used == pytest.approx(p)
+        if k % 4 == 3:
+            p = max(0.0, p + math.copysign(0.016, sum(history["real_sign"][k - 3:k + 1]) / 4 - 1e-9))
+    assert max(history["augmented"]) > 0  # it was in use
+
+
+def test_adaptive_augmentation_changes_what_the_discriminator_sees():
+    plain, = run_steps(make("stylegan2", lr=0.0, augment="").stage, 1)
+    t = make("stylegan2", lr=0.0, augment="", ada_target=0.6)
+    still, = run_steps(t.stage, 1)
+    assert float(still["d"]) == pytest.approx(float(plain["d"]), rel=1e-4)
+    t.stage.run.nets["augmentation"].p.fill_(0.8)
+    changed, = run_steps(t.stage, 1)
+    for name in ("g", "d", "r1"):
+        assert float(changed[name]) != pytest.approx(float(plain[name]), rel=1e-3)
+
+
+# --- as graphs ---------------------------------------------------------------------------------------------------
+class StaticGraph:
+    """A graph as a GPU has it, but for the speed: inputs and outputs stay where they are, and what a later graph of
+    the same pool has put out is lost when an earlier one runs."""
+
+    def __init__(self, graphs, function, inputs):
+        self.graphs, self.function, self.played = graphs, function, 0
+        self.inputs, self.outputs = [x.detach().clone() for x in inputs], None
+
+    def replay(self, inputs):
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        others = list(self.graphs.captured.values())
+        for later in others[others.index(self) + 1:]:
+            for x in later.outputs:
+                x.fill_(float("nan"))
+        found = self.function(*self.inputs)
+        self.outputs = self.outputs or [x.clone() for x in found]
+        for mine, new in zip(self.outputs, found, strict=True):
+            mine.copy_(new)
+        self.played += 1
+        return tuple(self.outputs)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ada_target": 0.6, "ada_kimg": 1, "mixing": 0.0}])
+@pytest.mark.parametrize("name", STAGES)
+def test_graphs_train_to_the_same_bits(name, changes, monkeypatch):
+    """All that a step computes follows from the tensors that are copied into its graphs."""
+    plain, replayed, played = make(name, steps=7, **changes), make(name, steps=7, **changes), []
+    shown, shown_too = [], []
+    run(plain.stage, on_step=lambda result: shown.append(result.predictions))
+    monkeypatch.setattr(Graphs, "enabled", lambda self, device: not self.failed)
+    monkeypatch.setattr(Graphs, "_capture", lambda self, function, inputs: played.append(
+        StaticGraph(self, function, inputs)) or played[-1])
+    run(replayed.stage, on_step=lambda result: shown_too.append(result.predictions))
+    for x in (x for graph in played for x in graph.outputs):  # lost with the graphs, if not emptied with them
+        x.untyped_storage().resize_(0)
+    assert all(torch.equal(a, b) for a, b in zip(shown, shown_too, strict=True))
+    assert all(p.grad is None for net in replayed.stage.run.nets.values() for p in net.parameters())
+    assert tiny.same(state(plain.stage), state(replayed.stage))
+    assert replayed.stage.run.loss_history == plain.stage.run.loss_history
+    wanted = [6, 6, 3] if name in ("stylegan2", "mmfs-stage2") else [6]  # penalties at 0, 2, 4, 6, of which one is made
+    assert [graph.played for graph in played] == wanted
+    assert not replayed.stage.graphs.graphs.captured and not replayed.stage.graphs.rare_graphs.captured
+
+
+def test_a_penalty_that_cannot_be_captured_leaves_the_other_graphs(monkeypatch):
+    def capture(self, function, inputs):
+        if len(inputs) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return StaticGraph(self, function, inputs)
+    t = make("mmfs-stage2")
+    monkeypatch.setattr(Graphs, "enabled", lambda self, device: not self.failed)
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    found = run_steps(t.stage, 4)
+    assert "r1" in found[2] and t.stage.graphs.rare_graphs.failed and len(t.stage.graphs.graphs.captured) == 2
 
 
 # --- what is shown, precision, bad settings ----------------------------------------------------------------------

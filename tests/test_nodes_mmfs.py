@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from oneshot_atelier.models.loading import save_mmfs, save_mmfs_style, save_stylegan2
+from oneshot_atelier.models.mmfs import MMFS
 from oneshot_atelier.models.stylegan2 import seeded_noise
 from oneshot_atelier.tests import golden_cases, mmfs_files, tiny_mmfs, tiny_models
 from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
+from oneshot_atelier.train.source_faces import known_faces
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("comfy")]
 PX = tiny_mmfs.PX
@@ -382,6 +384,19 @@ def test_a_fine_tune_to_a_picture(loaded, tune, stylized, styles):
     photos = picture(5, 2)
     own, given, other = (stylized(photos, style=style, w_plus=w_plus) for w_plus in (None, code, styles()))
     assert torch.equal(own, given) and not torch.allclose(own, other, atol=1e-3)
+
+
+def test_a_second_fine_tune_takes_the_faces_of_the_first(loaded, tune, monkeypatch):
+    """And gives what it would have given alone."""
+    alone, model = replace(loaded.mmfs, faces=known_faces()), replace(loaded.mmfs, faces=known_faces())
+    words = {"prompt": "a drawing"}
+    expected, weights = decoder_of(tune("alone", alone, **words)), model.get_ram_usage()
+    tune("first", model)
+    encoded = []
+    encode = MMFS.encode
+    monkeypatch.setattr(MMFS, "encode", lambda *given: encoded.append(0) or encode(*given))
+    assert same(decoder_of(tune("second", model, **words)), expected) and not encoded
+    assert model.get_ram_usage() == alone.get_ram_usage() > weights
 
 
 def test_strength(nodes, loaded, tune, stylized, styles):

@@ -13,6 +13,7 @@ from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFea
 from oneshot_atelier.evaluate.public import PUBLIC, PublicNetworks
 from oneshot_atelier.models import loading
 from oneshot_atelier.models.checkpoints import CheckpointError
+from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features import arcface, inception
 from oneshot_atelier.models.features.inception import Inception, InceptionConfig
 from oneshot_atelier.models.kinds import KINDS
@@ -211,6 +212,11 @@ def test_extremes_keep_the_order_of_equal_values():
 
 
 # --- as reports have them ---------------------------------------------------------------------------------------------
+def picture_means(comparison):
+    names = registry.PUBLIC_PRESERVATION + registry.PUBLIC_STYLE
+    return registry.means(comparison, registry.there(comparison.evaluator.public, names))
+
+
 @pytest.fixture(scope="module")
 def evaluator():
     return Evaluator(tiny.clip(), tiny.diffae(), public=tiny.public(arcface="ir.pth, sha256 01234567"))
@@ -218,14 +224,40 @@ def evaluator():
 
 def test_photos_are_their_own_best_results(evaluator):
     photos = tiny.pictures(3, px=80)
-    found = registry.public_means(Comparison.of(evaluator, photos, photos, photos[:1]))
-    assert list(found) == list(registry.PUBLIC_MEASURES)
+    found = picture_means(Comparison.of(evaluator, photos, photos, photos[:1]))
+    assert list(found) == [*registry.PUBLIC_PRESERVATION, *registry.PUBLIC_STYLE]
     assert found["identity_similarity"] == pytest.approx(1) and found["public_clip_direction"] == 0
     for name in ("lpips_alex", "lpips_vgg", "arcface_distance", "dino_structure"):
         assert found[name] == pytest.approx(0, abs=1e-6)
-    other = registry.public_means(Comparison.of(evaluator, photos, photos.flip(3), photos[:1]))
+    other = picture_means(Comparison.of(evaluator, photos, photos.flip(3), photos[:1]))
     assert other["arcface_distance"] == pytest.approx(1 - other["identity_similarity"])
     assert min(other[name] for name in ("lpips_alex", "arcface_distance", "dino_structure")) > 1e-4
+
+
+def test_a_table_has_the_measures_that_there_are_networks_for(evaluator):
+    bare = replace(evaluator, public=replace(evaluator.public, arcface=None, public_clip=None))
+    assert registry.preservation(bare) == (*registry.CONTENT_PRESERVATION, "lpips_alex", "lpips_vgg", "dino_structure")
+    assert registry.style_similarity(bare) == registry.STYLE_SIMILARITY
+    assert registry.style_similarity(evaluator) == (*registry.STYLE_SIMILARITY, *registry.PUBLIC_STYLE)
+    assert registry.preservation(replace(evaluator, faces=load_faces()))[4:] == (
+        *registry.FACES, *registry.PUBLIC_PRESERVATION)
+
+
+def test_rows_of_labels_and_nan_means_stand_beside_those_of_sets(evaluator):
+    """No face is read in noise: the landmark shift is NaN and stays out, LPIPS and ArtFID are there."""
+    faces = replace(evaluator, faces=load_faces())
+    seen, made = (PictureFeatures(faces, tiny.pictures(4, seed, px=80)) for seed in (1, 2))
+    comparison, sets = Comparison(seen, made), tables.Sets(faces)
+    values = registry.means(comparison, registry.preservation(faces))
+    assert "landmark_shift" not in values and values["face_read"] == 0 and values["lpips_alex"] > 0
+    rows = {"made": values} | tables.group_rows("made", registry.grouped(comparison, {"hats": (0, 2)}))
+    mean = tables.mean_rows({"a": rows, "b": rows})
+    sets.add("made", made)
+    sets.add_art(seen)
+    found = sets.rows(mean)
+    assert set(found) == {"made", tables.HALVES}
+    assert found["made"]["art_fid"] == pytest.approx((1 + values["lpips_alex"]) * (1 + found["made"]["fid_art"]))
+    assert tables.split_groups(mean)[1] == {"made, label hats": {"face_read": 0.0}} and tables.gaps(mean) == {}
 
 
 def test_dino_sees_the_pictures_at_their_own_size(evaluator):
@@ -247,7 +279,7 @@ def test_a_missing_network_is_a_reason_and_never_a_number(evaluator, name):
                 call = metric.function
                 call(pictures, pictures) if metric.scope == "set" else call(Comparison(pictures, pictures, pictures))
             assert PUBLIC[name].option in str(caught.value) and kind.page in str(caught.value)
-    found = registry.public_means(Comparison(pictures, pictures, pictures))
+    found = picture_means(Comparison(pictures, pictures, pictures))
     lines = dict(line.split(": ", 1) for line in registry.public_notes(public, "2 photos"))
     for metric in map(registry.metric, registry.PUBLIC_NAMES):
         gone = name in metric.networks

@@ -9,17 +9,18 @@ from oneshot_atelier.evaluate import registry, tables
 from oneshot_atelier.evaluate.evaluator import NETWORKS, Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.public import PUBLIC
 from oneshot_atelier.evaluate.registry import METRICS, legend, means, measure
+from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.tests import tiny
 
 PICTURE_METRICS = [name for name, metric in METRICS.items() if metric.scope == "picture"]
-GROUPS = (registry.CONTENT_PRESERVATION, registry.STYLE_SIMILARITY, registry.PROMPT_AGREEMENT)
+GROUPS = (registry.CONTENT_PRESERVATION, registry.STYLE_SIMILARITY, registry.PROMPT_AGREEMENT, registry.FACES)
 
 
 @pytest.fixture(scope="module")
 def evaluator():
     diffae = tiny.diffae()
-    return Evaluator(tiny.clip(), diffae, EncoderDistance(diffae.encoder), public=tiny.public())
+    return Evaluator(tiny.clip(), diffae, EncoderDistance(diffae.encoder), faces=load_faces(), public=tiny.public())
 
 
 def comparison(evaluator, prompts=None):
@@ -48,8 +49,9 @@ def test_every_picture_metric_gives_one_number_a_picture(evaluator):
     prompts = torch.nn.functional.normalize(torch.randn(2, 24, generator=torch.Generator().manual_seed(0)), dim=1)
     found = measure(comparison(evaluator, prompts), PICTURE_METRICS)
     assert list(found) == PICTURE_METRICS
-    for values in found.values():
-        assert values.shape == (3,) and torch.isfinite(values).all() and not values.requires_grad
+    for name, values in found.items():
+        assert values.shape == (3,) and not values.requires_grad
+        assert torch.isfinite(values).all() != METRICS[name].partial, "these pictures have no faces"
     averaged = means(comparison(evaluator, prompts), ["ssim"])
     assert averaged == {"ssim": pytest.approx(float(found["ssim"].mean()))}
 
@@ -77,9 +79,9 @@ def test_a_picture_metric_sees_the_networks_it_names_and_no_other(evaluator):
 
     prompts = torch.nn.functional.normalize(torch.ones(2, 24), dim=1)
     for name in PICTURE_METRICS:
-        for network in {"clip", "structure_net", "perceptual", *PUBLIC} - set(METRICS[name].networks):
+        for network in {"clip", "structure_net", "perceptual", "faces", *PUBLIC} - set(METRICS[name].networks):
             given = {"clip": evaluator.clip, "diffae": evaluator.diffae, "structure_net": None, "perceptual": None,
-                     "public": evaluator.public}
+                     "faces": evaluator.faces, "public": evaluator.public}
             if network in PUBLIC:
                 given["public"] = replace(evaluator.public, **{network: Forbidden(network)})
             elif network == "clip":  # its device is asked for

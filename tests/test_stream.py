@@ -53,6 +53,26 @@ def test_a_step_has_the_same_pictures_however_one_comes_to_it(paths):
     assert len({tuple(levels(x)) for x in walked}) == 5
 
 
+def test_pictures_held_on_the_device_make_the_same_stream(paths, monkeypatch):
+    """Each file is read once, in whatever order the steps come, and rows and unreadable files are as they were."""
+    paths[3].write_text("no picture")
+    read, real = Counter(), stream.read_picture
+    rows = Distributed(1, 2).rows(8, 4)
+    with pictures(paths, 8, 3, rows, flip=True) as streamed:
+        wanted = [streamed(k) for k in range(6)]
+    monkeypatch.setattr(stream, "read_picture", lambda path, px: read.update([path]) or real(path, px))
+    with pictures(paths, 8, 3, rows, flip=True, at_once=True) as held:
+        assert all(torch.equal(held(k), wanted[k]) for k in (5, 0, 1, 2, 3, 4))
+        assert held.held.shape == (COUNT, 3, PX, PX) and held.held.dtype == torch.uint8 and not held.cache
+    assert max(read[path] for path in paths if path not in paths[3:5]) == 1
+
+
+def test_more_pictures_than_there_is_room_for_are_streamed(paths):
+    with (pictures(paths, 8, 3, at_once=True, cache_bytes=3 * PX * PX * (COUNT - 1)) as small,
+          pictures(paths, 8, 3) as streamed):
+        assert torch.equal(small(0), streamed(0)) and small.held is None
+
+
 def test_pictures_are_read_as_they_are(paths):
     with pictures(paths[4:5], 1, 0) as one:
         x = one(0)

@@ -41,11 +41,11 @@ class Keys(nn.Module):
         return self.layer(nn.functional.avg_pool2d(pictures, 8).flatten(2).transpose(1, 2)).tanh()
 
 
-def source(first: int, config: GANConfig, rows: Tensor | None = None):
+def source(first: int, config: GANConfig, rows: Tensor | None = None, device: torch.device = CPU):
     """Pictures of step k, for the rows of one process."""
     def pictures(k: int) -> Tensor:
         x = tiny.pictures(config.batch, first + k, PX)
-        return x if rows is None else x[rows]
+        return (x if rows is None else x[rows]).to(device)
     return pictures
 
 
@@ -59,22 +59,24 @@ def settings(name: str, **changes) -> GANConfig:
 
 
 def make(name: str, distributed: Distributed = SINGLE_PROCESS, mapper: MapperConfig | None = tiny_mmfs.MAPPER,
-         **changes) -> SimpleNamespace:
-    """A training, and what is in it: `stage`, `config`, `net`, `discriminator`, and `others`, which must stay."""
-    config, (g, d) = settings(name, **changes), tiny_mmfs.faces()
+         device: torch.device = CPU, **changes) -> SimpleNamespace:
+    """A training on the device, and what is in it: `stage`, `config`, `net`, `discriminator`, and `others`, which must
+    stay."""
+    config, (g, d) = settings(name, **changes), [net.to(device) for net in tiny_mmfs.faces()]
     rows = distributed.rows(config.batch, 1 if name == "mmfs-mapping" else d.config.mbstd_group_size)
-    photos, art = (source(first, config, rows) for first in (100, 200))
-    shown, structure_net, clip_net = tiny.pictures(4, 9, PX), Keys(), clip()
+    photos, art = (source(first, config, rows, device) for first in (100, 200))
+    shown, structure_net, clip_net = tiny.pictures(4, 9, PX), Keys().to(device), clip().to(device)
     if name == "stylegan2":
         stage = gan.stylegan2(g, d, photos, config, distributed)
         return SimpleNamespace(stage=stage, config=config, net=g, discriminator=d, others=[])
     if name == "mmfs-stage1":
         with seeded(1, "weights"):
-            net = tiny_models.shaken(from_stylegan2(g), 1)
+            net = tiny_models.shaken(from_stylegan2(g.cpu()), 1).to(device)
+        g.to(device)
         frozen = [part.requires_grad_(False).eval() for part in (g, d)]
         stage = mmfs.stage1(net, g, d, shown, config, distributed)
         return SimpleNamespace(stage=stage, config=config, net=net, discriminator=d, teacher=g, others=frozen)
-    net = tiny_mmfs.mmfs(3, mapper)
+    net = tiny_mmfs.mmfs(3, mapper).to(device)
     if name == "mmfs-stage2":
         stage = mmfs.stage2(net, d, structure_net, photos, art, shown, config, distributed)
         return SimpleNamespace(stage=stage, config=config, net=net, discriminator=d, structure_net=structure_net,

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LABELS = 10  # numbers that a network is told of an augmentation
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what is decoded, whatever a file is called
 MAX_PIXELS, DRAFT_PIXELS = 64_000_000, 16_000_000
 # what PIL raises for damaged, hostile and foreign files
@@ -204,28 +205,71 @@ class Augmentations:
     flip: bool = True
 
 
-def random_augment(x: Tensor, augmentations: Augmentations, generator: Generator) -> Tensor:
-    """Flip, rotate, scale, shift (reflecting at the border) and recolour pictures (B, 3, H, W) in [-1, 1]."""
-    n = len(x)
+@dataclass(frozen=True)
+class AugmentationDraws:
+    """The random numbers of an augmentation of n pictures, in [-1, 1] where nothing else is said.
+
+    geometry (n, 4): angle, scale and both shifts. mirror (n,): -1 for a mirrored picture, else 1. colour (n, 6):
+    contrast, brightness, saturation, the tint of each channel; None without colour. recoloured (n,): whose colour
+    changes.
+    """
+    geometry: Tensor
+    mirror: Tensor
+    colour: Tensor | None = None
+    recoloured: Tensor | None = None
+
+    def of(self, rows: Tensor) -> AugmentationDraws:
+        """Those of some of the pictures."""
+        kept = (part if part is None else part[rows] for part in (self.geometry, self.mirror, self.colour,
+                                                                  self.recoloured))
+        return AugmentationDraws(*kept)  # pyright: ignore[reportArgumentType]  (None where None was)
+
+    def labels(self) -> Tensor:
+        """(n, LABELS): what a network is told of the augmentation, 0 for what was left as it was. Mirroring is no part
+        of it: a mirrored face is a face as any other."""
+        if self.colour is None or self.recoloured is None:
+            return torch.cat([self.geometry, self.geometry.new_zeros(len(self.geometry), LABELS - 4)], 1)
+        return torch.cat([self.geometry, self.colour * self.recoloured[:, None]], 1)
+
+
+def augmentation_draws(n: int, augmentations: Augmentations, generator: Generator) -> AugmentationDraws:
+    """Draws for n pictures, on the generator's device."""
+    device = generator.device
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, device=x.device, generator=generator) * 2 - 1
+        return torch.rand(shape, device=device, generator=generator) * 2 - 1
 
-    angle, scale = uniform(n) * augmentations.degrees * torch.pi / 180, 1 + uniform(n) * augmentations.scale
-    mirror = torch.where(uniform(n) > 0, 1.0, -1.0) if augmentations.flip else torch.ones(n, device=x.device)
-    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, uniform(n, 2) * 2 * augmentations.shift
-    matrix = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1),
-                          torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
+    angle, scale = uniform(n), uniform(n)
+    mirror = torch.where(uniform(n) > 0, 1.0, -1.0) if augmentations.flip else torch.ones(n, device=device)
+    geometry = torch.cat([angle[:, None], scale[:, None], uniform(n, 2)], 1)
+    if not augmentations.colour:
+        return AugmentationDraws(geometry, mirror)
+    colour = torch.cat([uniform(n, 1), uniform(n, 1), uniform(n, 1), uniform(n, 3)], 1)
+    return AugmentationDraws(geometry, mirror, colour, (uniform(n) + 1) / 2 < augmentations.colour)
+
+
+def random_augment(x: Tensor, augmentations: Augmentations, generator: Generator) -> Tensor:
+    """Flip, rotate, scale, shift (reflecting at the border) and recolour pictures (B, 3, H, W) in [-1, 1]."""
+    return augment(x, augmentations, augmentation_draws(len(x), augmentations, generator))
+
+
+def augment(x: Tensor, augmentations: Augmentations, draws: AugmentationDraws) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], augmented as the draws say."""
+    angle = draws.geometry[:, 0] * augmentations.degrees * torch.pi / 180
+    scale = 1 + draws.geometry[:, 1] * augmentations.scale
+    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, draws.geometry[:, 2:] * 2 * augmentations.shift
+    matrix = torch.stack([torch.stack([cos * draws.mirror, -sin, shift[:, 0]], 1),
+                          torch.stack([sin * draws.mirror, cos, shift[:, 1]], 1)], 1)
     x = F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), mode="bilinear",
                       padding_mode="reflection", align_corners=False)
-    return recolour(x, augmentations.colour, uniform) if augmentations.colour else x
+    if draws.colour is None or draws.recoloured is None:
+        return x
+    return torch.where(draws.recoloured[:, None, None, None], recolour(x, draws.colour), x)
 
 
-def recolour(x: Tensor, share: float, uniform: Callable[..., Tensor]) -> Tensor:
-    """Brightness and contrast +-20 %, saturation +-40 %, each channel +-8 %, for a share of the pictures."""
-    n = len(x)
-    contrast, brightness = 1 + 0.2 * uniform(n, 1, 1, 1), 0.2 * uniform(n, 1, 1, 1)
-    saturation, tint = 1 + 0.4 * uniform(n, 1, 1, 1), 0.16 * uniform(n, 3, 1, 1)
+def recolour(x: Tensor, draws: Tensor) -> Tensor:
+    """Brightness and contrast +-20 %, saturation +-40 %, each channel +-8 %. draws (B, 6): see AugmentationDraws."""
+    contrast, brightness, saturation, tint = draws[:, :, None, None].split([1, 1, 1, 3], 1)
     grey = x.mean(1, keepdim=True)
-    changed = ((grey + (x - grey) * saturation) * contrast + brightness + tint).clamp(-1, 1)
-    return torch.where((uniform(n, 1, 1, 1) + 1) / 2 < share, changed, x)
+    changed = (grey + (x - grey) * (1 + 0.4 * saturation)) * (1 + 0.2 * contrast)
+    return (changed + 0.2 * brightness + 0.16 * tint).clamp(-1, 1)

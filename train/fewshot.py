@@ -27,7 +27,7 @@ from . import losses
 from .data import to_bytes
 from .loop import Checkpointing, Hooks, LoopConfig, Run, StepResult, ema_copy, finite, total, train
 from .session import Session, hash_of_network
-from .source_faces import FaceFeatures, FaceNetworks, Samples, Source, check_photos
+from .source_faces import FaceFeatures, FaceNetworks, KnownFaces, Samples, Source, check_photos
 
 MEANS = ("batch", "all")
 PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
@@ -320,11 +320,13 @@ def describe(nets: FaceNetworks, reference: Reference, photos: Tensor | Samples,
 
 
 def tune_mmfs(nets: FaceNetworks, reference: Reference, photos: Tensor | Samples, config: FewShotConfig,
-              checkpointing: Checkpointing = Checkpointing(), hooks: Hooks = Hooks()) -> tuple[MMFSStyle, Run]:
+              checkpointing: Checkpointing = Checkpointing(), hooks: Hooks = Hooks(),
+              known: KnownFaces | None = None) -> tuple[MMFSStyle, Run]:
     """Fine-tune a style; resume its snapshot if there is one. Returns the style and the finished run.
 
-    photos (N, 3, H, W), uint8 or in [-1, 1], or Samples. The networks are on one device and stay as they are. Raises
-    ValueError (CheckpointError) for a reference, photos or a snapshot that cannot be used, before anything long.
+    photos (N, 3, H, W), uint8 or in [-1, 1], or Samples. known: source faces of earlier fine-tunes, which changes
+    nothing but the time. The networks are on one device and stay as they are. Raises ValueError (CheckpointError) for a
+    reference, photos or a snapshot that cannot be used, before anything long.
     """
     net = nets.mmfs
     features = read_reference(net, nets.clip, reference, config)
@@ -335,7 +337,7 @@ def tune_mmfs(nets: FaceNetworks, reference: Reference, photos: Tensor | Samples
     run = start(net, config)
 
     def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
-        source = Source(nets, photos, config, hooks)
+        source = Source(nets, photos, config, hooks, known)
         return fine_tune(Trainer(nets, features, source, config, reference), run, checkpointing.every, hooks, save)
 
     with Session.open(run, describe(nets, reference, photos, config), checkpointing, hooks) as session:

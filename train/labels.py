@@ -88,7 +88,17 @@ WORDS: tuple[tuple[Group, str], ...] = tuple((group, word) for group in GROUPS f
 
 
 def read(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The values of each file's labels of the folder's labels.csv, {} without one.
+    """The values of each file's labels of the folder's labels.csv, {} without one; see `texts`."""
+    return {name: values(text) for name, text in texts(folder).items()}
+
+
+def read_groups(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The groups of each file's labels of the folder's labels.csv, {} without one; see `texts`."""
+    return {name: label_groups(text) for name, text in texts(folder).items()}
+
+
+def texts(folder: Path) -> dict[str, str | None]:
+    """The column `labels` of the folder's labels.csv for each file, {} without one.
 
     ValueError for a file that is no such table or too large. Rows with other than plain names are left out.
     """
@@ -103,7 +113,7 @@ def read(folder: Path) -> dict[str, tuple[str, ...]]:
     try:
         if not {"file", "labels"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} lacks a column: it needs `file` and `labels` in its first line")
-        return {row["file"]: values(row["labels"]) for row in rows if is_name(row["file"])}
+        return {row["file"]: row["labels"] for row in rows if is_name(row["file"])}
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error)[:200]}") from error
 
@@ -116,6 +126,12 @@ def values(text: str | None) -> tuple[str, ...]:
     """ "hats: beanie; age: adult" -> ("beanie", "adult"), each once."""
     found = (label.rpartition(": ")[2].strip() for label in (text or "").split(";", MAX_LABELS)[:MAX_LABELS])
     return tuple(dict.fromkeys(value[:MAX_NAME] for value in found if value))
+
+
+def label_groups(text: str | None) -> tuple[str, ...]:
+    """ "hats: beanie; age: adult" -> ("hats", "age"), each once; a label without a group is its own."""
+    found = (label.partition(": ")[0].strip() for label in (text or "").split(";", MAX_LABELS)[:MAX_LABELS])
+    return tuple(dict.fromkeys(group[:MAX_NAME] for group in found if group))
 
 
 def of_pictures(paths: Iterable[Path]) -> dict[Path, tuple[str, ...]]:

@@ -7,7 +7,7 @@ Defaults are the official program's. Networks that are trained are trained in pl
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,21 @@ from ..models.precision import autocast
 from ..models.stylegan2 import Discriminator, StyleGAN2, random_z
 from .distributed import SINGLE_PROCESS, Distributed
 from .gan import (
-    Adversary,
     GANConfig,
     Pictures,
     TrainingStage,
     adam,
+    adversary,
     device_of,
     draws_of,
     mixed_styles,
+    style_count,
+    style_draws,
     told,
-    update,
 )
 from .loop import Hooks, Losses, Run, ema_copy, total
 from .losses import feature_loss, structure_loss
+from .parts import Part, Parts, laid_out
 
 STAGE1 = GANConfig(steps=200_000, mixing=0.0)
 STAGE2 = GANConfig()
@@ -49,22 +51,23 @@ def stage1(net: MMFS, teacher: StyleGAN2, discriminator: Discriminator, shown: T
     trained = nn.ModuleList([net.encoder, net.decoder.blocks[0]])
     net.train().requires_grad_(False)
     trained.requires_grad_(True)
+    laid_out(net, teacher, discriminator)
     run = Run({"g": net}, {"g": adam(trained.parameters(), config)}, {"g": ema_copy(net)})
-    shapes = teacher.synthesis.noise_shapes(4, 4)
-    px = teacher.config.resolution
+    px, parts, rows = teacher.config.resolution, Parts(run, distributed), distributed.rows(config.batch, 1).to(device)
+    shapes = [*teacher.synthesis.noise_shapes(4, 4), *net.noise_shapes(px, px)]
+    layers = len(teacher.synthesis.noise_shapes(4, 4))
+
+    def part(z: Tensor, *noise: Tensor) -> Part:
+        with autocast(device, config.precision):
+            with torch.no_grad():
+                wanted = teacher(teacher.styles(z), noise[:layers]).clamp(-1, 1).float()
+            result = net(wanted, net.styles(z), noise[layers:])
+            losses = reconstruction(result, wanted, discriminator, config)
+        return Part(total(losses), losses, (result,))
 
     def step(k: int, hooks: Hooks) -> Losses:
-        draws = draws_of(k, config, distributed, device)
-        with autocast(device, config.precision):
-            z = draws.normal(teacher.config.w_dim)
-            with torch.no_grad():
-                wanted = teacher(teacher.styles(z), draws.noise(shapes)).clamp(-1, 1).float()
-            hooks.check_interrupt()
-            result = net(wanted, net.styles(z), draws.noise(net.noise_shapes(px, px)))
-            losses = reconstruction(result, wanted, discriminator, config)
-        hooks.check_interrupt()
-        update(run, distributed, "g", total(losses))
-        return told(k, distributed, losses, result, hooks)
+        draws = draws_of(k, config, rows)
+        return generator_step(k, parts, part, [draws.normal(teacher.config.w_dim), *draws.noise(shapes)], hooks)
 
     def preview() -> Tensor:
         average, z = run.average("g", MMFS), random_z(4, net.config.w_dim, config.seed, device)
@@ -75,7 +78,17 @@ def stage1(net: MMFS, teacher: StyleGAN2, discriminator: Discriminator, shown: T
                 return pairs
             few = shown[:4].to(device)
             return torch.cat([pairs, few, average(few, average.styles(z[:len(few)]))])
-    return TrainingStage(run, step, preview, config)
+    return TrainingStage(run, step, preview, config, parts)
+
+
+def generator_step(k: int, parts: Parts, part: Callable[..., Part], inputs: Sequence[Tensor],
+                   hooks: Hooks) -> dict[str, Tensor]:
+    """A step without a discriminator that learns. It can be interrupted until the generator is updated."""
+    hooks.check_interrupt()
+    losses, (pictures,) = parts.gradients("generator", "g", part, *inputs)
+    hooks.check_interrupt()
+    parts.move("g")
+    return told(k, parts.distributed, losses, pictures, hooks)
 
 
 def reconstruction(result: Tensor, wanted: Tensor, discriminator: Discriminator,
@@ -98,29 +111,31 @@ def stage2(net: MMFS, discriminator: Discriminator, structure_net: StructureNet,
     if net.mapper is not None:
         net.mapper.requires_grad_(False)
     trained = [p for p in net.parameters() if p.requires_grad]
+    laid_out(net, discriminator)
     run = Run({"g": net, "d": discriminator.train()},
               {"g": adam(trained, config), "d": adam(discriminator.parameters(), config, config.r1_every)},
               {"g": ema_copy(net)})
-    adversary = Adversary(run, config, distributed)
+    w_dim, n, count = net.config.w_dim, net.config.n_styles, style_count(config)
+    rows = distributed.rows(config.batch, discriminator.config.mbstd_group_size).to(device)
+
+    def generate(photo: Tensor, *drawn: Tensor) -> Tensor:
+        return net(photo, mixed_styles(net.styles, drawn[:count]), drawn[count:])
+
+    def held(fake: Tensor, photo: Tensor, *_: Tensor) -> dict[str, Tensor]:
+        if not config.structure_weight:
+            return {}
+        with torch.no_grad():
+            keys = structure_net.keys(photo)
+        loss = structure_loss(structure_net.keys(fake), keys, config.structure_norm)
+        # the official loss is a sum over the batch; the processes' losses are averaged
+        return {"structure": config.structure_weight * loss * distributed.size}
+    trained_pair = adversary(Parts(run, distributed), config, generate, held)
 
     def step(k: int, hooks: Hooks) -> Losses:
-        draws = draws_of(k, config, distributed, device, discriminator.config.mbstd_group_size)
-        photo = photos(k)
-
-        def generate() -> Tensor:
-            return net(photo, mixed_styles(net.styles, draws, net.config.w_dim, config.mixing),
-                       draws.noise(net.noise_shapes(*photo.shape[-2:])))
-
-        def held(fake: Tensor) -> dict[str, Tensor]:
-            if not config.structure_weight:
-                return {}
-            with torch.no_grad():
-                keys = structure_net.keys(photo)
-            loss = structure_loss(structure_net.keys(fake), keys, config.structure_norm)
-            # the official loss is a sum over the batch; the processes' losses are averaged
-            return {"structure": config.structure_weight * loss * distributed.size}
-        return adversary.step(k, draws, generate, art(k), held, hooks)
-    return TrainingStage(run, step, random_styles(run, shown, config), config)
+        draws, photo = draws_of(k, config, rows), photos(k)
+        styles, noise = style_draws(draws, w_dim, n, config.mixing), draws.noise(net.noise_shapes(*photo.shape[-2:]))
+        return trained_pair.step(k, draws, [photo, *styles, *noise], art(k), hooks)
+    return TrainingStage(run, step, random_styles(run, shown, config), config, trained_pair.parts)
 
 
 def mapping(net: MMFS, clip: Clip, discriminator: Discriminator, photos: Pictures, shown: Tensor,
@@ -139,31 +154,34 @@ def mapping(net: MMFS, clip: Clip, discriminator: Discriminator, photos: Picture
     device = device_of(net)
     net.eval().requires_grad_(False)
     net.mapper.train().requires_grad_(True)
+    laid_out(net, discriminator)
     run = Run({"g": net}, {"g": adam(net.mapper.parameters(), config)}, {"g": ema_copy(net)})
+    w_dim, n, count = net.config.w_dim, net.config.n_styles, style_count(config)
+    parts, rows = Parts(run, distributed), distributed.rows(config.batch, 1).to(device)
 
-    def step(k: int, hooks: Hooks) -> Losses:
-        draws = draws_of(k, config, distributed, device)
-        photo = photos(k)
-        shapes = net.noise_shapes(*photo.shape[-2:])
+    def part(photo: Tensor, *drawn: Tensor) -> Part:
+        styles, noise = drawn[:count], drawn[count:]
+        layers = len(noise) // 2
         with autocast(device, config.precision):
             with torch.no_grad():
                 features = net.encode(photo)
-                w = mixed_styles(net.styles, draws, net.config.w_dim, config.mixing)
-                wanted = net.decode(features, w, draws.noise(shapes)).float()
+                wanted = net.decode(features, mixed_styles(net.styles, styles), noise[:layers]).float()
                 embedding = clip.embed(wanted, "mmfs")
-            hooks.check_interrupt()
-            result = net.decode(features, net.styles_of(embedding), draws.noise(shapes))
+            result = net.decode(features, net.styles_of(embedding), noise[layers:])
             losses = reconstruction(result, wanted, discriminator, config)
-        hooks.check_interrupt()
-        update(run, distributed, "g", total(losses))
-        return told(k, distributed, losses, result, hooks)
+        return Part(total(losses), losses, (result,))
+
+    def step(k: int, hooks: Hooks) -> Losses:
+        draws, photo = draws_of(k, config, rows), photos(k)
+        styles, shapes = style_draws(draws, w_dim, n, config.mixing), net.noise_shapes(*photo.shape[-2:])
+        return generator_step(k, parts, part, [photo, *styles, *draws.noise(shapes), *draws.noise(shapes)], hooks)
 
     def preview() -> Tensor:
         average, few = run.average("g", MMFS), shown[:4].to(device)
         with torch.no_grad():
             wanted = average(few, average.styles(random_z(len(few), net.config.w_dim, config.seed, device)))
             return torch.cat([few, wanted, average(few, average.styles_of(clip.embed(wanted, "mmfs")))])
-    return TrainingStage(run, step, preview, config)
+    return TrainingStage(run, step, preview, config, parts)
 
 
 def check_sizes(net: MMFS, discriminator: Discriminator) -> None:

@@ -5,7 +5,7 @@ two augmentations of a picture.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from ..models.precision import autocast
 from . import labels
 from .captions import CHANGES, SURE, TEMPLATES, Captions, Facts, caption, changed, mood_scores, say, truth
 from .data import Augmentations, ImageDataset, random_augment
-from .diffusion_pretraining import PretrainingConfig
+from .diffusion_pretraining import Objective, PretrainingConfig
 
 
 def contrast(a: Tensor, b: Tensor, scale: Tensor, match: Tensor, unknown: Tensor | None = None) -> Tensor:
@@ -56,16 +56,16 @@ def known(facts: Facts, index: Tensor, x: Tensor, recoloured: Tensor) -> tuple[T
     return columns(facts.true, scores > 0), columns(facts.untrue, scores < -SURE)
 
 
-def clip_loss(dataset: ImageDataset, facts: Facts, captions: Captions, config: PretrainingConfig,
-              augmented_weight: float = 0.5) -> Callable[[Clip, int], Tensor]:
-    """`loss(net, k)` for `diffusion_pretraining.stepper`: picture to caption, and augmentation to augmentation.
+def clip_objective(dataset: ImageDataset, facts: Facts, captions: Captions, config: PretrainingConfig,
+                   augmented_weight: float = 0.5) -> Objective:
+    """Picture to caption, and augmentation to augmentation, each against the whole batch: one process must hold it.
 
     The labels of the data set are indices of `facts`.
     """
     device = dataset.pictures.device
     facts, captions = facts.to(device), captions.to(device)
 
-    def at(net: Clip, k: int) -> Tensor:
+    def batch(k: int) -> tuple[Tensor, ...]:
         generator = rng.generator(config.seed, "batch", k, device=device)
         x, fact = dataset.sample(config.batch, generator)
         change = torch.randint(len(CHANGES), (len(x),), device=device, generator=generator)
@@ -73,15 +73,17 @@ def clip_loss(dataset: ImageDataset, facts: Facts, captions: Captions, config: P
         first, second = (changed(moved(x, config.augmentations, generator), change) for _ in range(2))
         true, untrue = known(facts, fact, first, change > 0)
         said = say(captions, true, generator)
-        match, unknown = truth(said, true, untrue)
+        return first, second, said.tokens, *truth(said, true, untrue)
+
+    def loss(net: Clip, first: Tensor, second: Tensor, tokens: Tensor, match: Tensor, unknown: Tensor) -> Tensor:
         with autocast(device, config.precision):
             pictures = net.embed(torch.cat([first, second]), "openai")
-            texts = net.net.encode_text(said.tokens)
+            texts = net.net.encode_text(tokens)
         a, b = pictures.float().chunk(2)
         scale = net.net.logit_scale.exp().clamp(max=100)
-        same = torch.eye(len(x), dtype=torch.bool, device=device)
+        same = torch.eye(len(a), dtype=torch.bool, device=device)
         return contrast(a, texts.float(), scale, match, unknown) + augmented_weight * contrast(a, b, scale, same)
-    return at
+    return Objective(batch, loss)
 
 
 def zero_shot_accuracy(net: Clip, pictures: Tensor, index: Tensor, classes: Sequence[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..models import rng
+from ..models.code_cache import CodeCache
 from ..models.features.clip import Clip
 from ..models.features.protocols import StructureNet
 from ..models.mmfs import MMFS
@@ -17,11 +19,20 @@ from ..models.precision import autocast
 from ..models.stylegan2 import StyleGAN2, random_noise
 from .data import Augmentations, random_augment, to_bytes, to_unit
 from .loop import Hooks
+from .session import hash_of_network
 
 MEAN_FACES = 64
 CACHE_BYTES = 1 << 29
 # of the user's photos, where more are asked for
 OWN_AUGMENTATIONS = Augmentations(degrees=5, scale=0.05, shift=0.05, colour=0.5)
+
+
+KnownFaces = CodeCache[tuple[Tensor, ...]]
+
+
+def known_faces() -> KnownFaces:
+    """Source faces for all fine-tunes that take the same, in main memory; CACHE_BYTES at most."""
+    return CodeCache(CACHE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,12 @@ class FaceFeatures:
         return FaceFeatures(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.features, self.embeddings, self.keys
+
+    @property
     def bytes_each(self) -> int:
-        return sum(t[0].numel() * t.element_size() for t in (self.features, self.embeddings, self.keys))
+        return sum(t[0].numel() * t.element_size() for t in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -82,27 +97,39 @@ class SourceSettings(Protocol):
 class Source:
     """`faces(k)`: the source faces of step k, a function of (seed, k) alone; `mean`: of their embeddings (1, D).
 
-    photos: (N, 3, H, W), uint8 or in [-1, 1], or Samples. What fits into CACHE_BYTES is encoded once only.
+    photos: (N, 3, H, W), uint8 or in [-1, 1], or Samples. What fits into CACHE_BYTES is encoded once only, and not at
+    all if `known` has it from another fine-tune.
     """
 
-    def __init__(self, nets: FaceNetworks, photos: Tensor | Samples, config: SourceSettings,
-                 hooks: Hooks = Hooks()) -> None:
+    def __init__(self, nets: FaceNetworks, photos: Tensor | Samples, config: SourceSettings, hooks: Hooks = Hooks(),
+                 known: KnownFaces | None = None) -> None:
         """config.cached_content: 0 for the photos as they are, or N faces prepared here: samples, or photos and random
         augmentations of them."""
-        self.nets, self.batch, self.seed, self.precision = nets, config.batch, config.seed, config.precision
-        self.hooks, self.device = hooks, next(nets.mmfs.parameters()).device
-        self.photos = self._prepared(photos, config.cached_content) if config.cached_content else photos
-        self.cached = None if isinstance(self.photos, Samples) else self._cache(self.photos)
+        self.nets, self.given, self.count, self.batch = nets, photos, config.cached_content, config.batch
+        self.seed, self.precision, self.hooks = config.seed, config.precision, hooks
+        self.device = next(nets.mmfs.parameters()).device
+        self.fresh = photos if isinstance(photos, Samples) and not self.count else None  # new ones in every step
+        self.cached = self._cache(known) if self.fresh is None else None
         self._mean: Tensor | None = None
 
+    @cached_property
+    def photos(self) -> Tensor:
+        """The faces as pictures, where they are the same in every step."""
+        if self.count or isinstance(self.given, Samples):
+            return self._prepared(self.given, self.count)
+        return self.given
+
     def faces(self, k: int) -> FaceFeatures:
-        if isinstance(self.photos, Samples):
-            return self._sampled(self.photos, "faces", k)
-        order = torch.randperm(len(self.photos), generator=rng.generator(self.seed, "order of faces", k))
-        rows = order.repeat(-(-self.batch // len(order)))[:self.batch]
         if self.cached is not None:
-            return self.cached.rows(rows.to(self.device))
-        return self._encode(self.photos[rows.to(self.photos.device)])
+            return self.cached.rows(self._turn(len(self.cached.embeddings), k).to(self.device))
+        if self.fresh is not None:
+            return self._sampled(self.fresh, "faces", k)
+        return self._encode(self.photos[self._turn(len(self.photos), k).to(self.photos.device)])
+
+    def _turn(self, count: int, k: int) -> Tensor:
+        """Which of `count` faces are those of step k, (batch,)."""
+        order = torch.randperm(count, generator=rng.generator(self.seed, "order of faces", k))
+        return order.repeat(-(-self.batch // count))[:self.batch]
 
     @property
     def mean(self) -> Tensor:
@@ -110,9 +137,9 @@ class Source:
         if self._mean is None:
             if self.cached is not None:
                 embeddings = self.cached.embeddings
-            elif isinstance(self.photos, Samples):
+            elif self.fresh is not None:
                 steps = range(-(-MEAN_FACES // self.batch))
-                embeddings = torch.cat([self._sampled(self.photos, "mean of faces", k).embeddings for k in steps])
+                embeddings = torch.cat([self._sampled(self.fresh, "mean of faces", k).embeddings for k in steps])
             else:
                 embeddings = torch.cat([self._encode(part).embeddings
                                         for part in self.photos[:MEAN_FACES].split(self.batch)])
@@ -139,14 +166,30 @@ class Source:
             return FaceFeatures(self.nets.mmfs.encode(x), F.normalize(self.nets.clip.embed(x, "mmfs").float(), dim=1),
                                 self.nets.structure_net.keys(x).float())
 
-    def _cache(self, photos: Tensor) -> FaceFeatures | None:
+    def _cache(self, known: KnownFaces | None) -> FaceFeatures | None:
         """All faces, or None if they take too much memory."""
-        parts: list[FaceFeatures] = []
+        if known is None:
+            tensors = self._encoded()
+        else:
+            photos = {} if isinstance(self.given, Samples) else {"photos": self.given}
+            tensors = known.get(photos, self._decided_by(), lambda: tuple(part.cpu() for part in self._encoded()))
+        return FaceFeatures(*(part.to(self.device) for part in tensors)) if tensors else None
+
+    def _encoded(self) -> tuple[Tensor, ...]:
+        """The tensors of all faces; none if they take too much memory."""
+        photos, parts = self.photos, list[FaceFeatures]()
         for chunk in photos.split(self.batch):
             parts.append(self._encode(chunk))
             if parts[0].bytes_each * len(photos) > CACHE_BYTES:
-                return None
-        return FaceFeatures.joined(parts)
+                return ()
+        return FaceFeatures.joined(parts).tensors
+
+    def _decided_by(self) -> tuple:
+        """What all faces depend on beside photos: networks, every bit of them, settings and the device."""
+        nets, given = self.nets, self.given
+        samples = (hash_of_network(given.net, None), given.psi) if isinstance(given, Samples) else ()
+        networks = tuple(hash_of_network(net, None) for net in (nets.mmfs, nets.clip, nets.structure_net))
+        return networks, samples, self.count, self.batch, self.seed, self.precision, str(self.device)
 
     def _prepared(self, photos: Tensor | Samples, count: int) -> Tensor:
         """uint8 pictures: `count` samples, or the photos and as many random augmentations of them as make `count`."""

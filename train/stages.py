@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .contrast import watched
+from .diffusion_pretraining import PretrainingConfig
 from .distributed import SINGLE_PROCESS, Distributed
 from .gan import GANConfig, TrainingStage
 from .loop import Checkpointing, Hooks, Progress, Run, log_losses, train
@@ -36,21 +38,25 @@ class RunConfig:
 def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks: Hooks = Hooks()) -> Run:
     """Train to the stage's last step, resuming its snapshot if there is one.
 
-    settings: what decides the result beside the stage's configuration (see session.Session). The main process writes.
+    settings: what decides the result beside the stage's configuration (see session.Session), and the kind of training
+    where it is no "training stage". The main process writes.
     Raises CheckpointError for a snapshot of another training.
     """
     distributed, checkpointing = config.distributed, config.checkpointing
-    settings = decisive(stage.config) | dict(settings) | {"training": "training stage"}
+    settings = {"training": "training stage"} | decisive(stage.config) | dict(settings)
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
     broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
-    with Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session:
+    with (stage.graphs,
+          Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session):
         writes = checkpointing.path is not None and distributed.is_main_process
+        if checkpointing.path is not None and writes and stage.run.step:
+            log.info("%s resumes at step %d", checkpointing.path.name, stage.run.step)
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
                      session.save if writes else None,
                      broadcast_flag if distributed.size > 1 else None)
 
 
-def decisive(config: GANConfig) -> dict:
+def decisive(config: GANConfig | PretrainingConfig) -> dict:
     """What of a configuration decides the result: all of it, the number of steps under the name that may change."""
     fields = asdict(config)
     return fields | {"iterations": fields.pop("steps")}
@@ -58,14 +64,19 @@ def decisive(config: GANConfig) -> dict:
 
 def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every: int = 0,
              measure: Callable[[], Mapping[str, float]] | None = None) -> Callable[[Progress], None]:
-    """An `on_iteration` that logs the losses. Every `every` steps it writes a grid of the preview into `folder`, takes
-    measurements into the run's history, and adds all of it to TensorBoard's event files there (if it is installed)."""
+    """An `on_iteration` that logs the losses, and how many pictures a second were trained on. Every `every` steps it
+    writes a grid of the preview into `folder`, takes measurements into the run's history, and adds all of it to
+    TensorBoard's event files there (if it is installed)."""
     @functools.cache
     def writer() -> SummaryWriter | None:  # first asked for after a step: before, the run may still be refused
         return tensorboard(folder, stage.run.step) if folder else None
 
+    pace = Pace(stage.config.batch)
+
     def report(progress: Progress) -> None:
         numbers = dict(progress.losses)
+        if numbers:  # they have been read from the device, so the steps are done
+            numbers |= pace(progress.step)
         if every and (progress.step % every == 0 or progress.step == progress.steps):
             grid = picture_grid(stage.preview())
             if folder:
@@ -80,7 +91,26 @@ def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every:
             for key, value in numbers.items():
                 events.add_scalar(f"{name}/{key}", value, progress.step)
             events.flush()
+        if numbers:
+            pace.begin(progress.step)
     return report
+
+
+class Pace:
+    """Pictures a second since the last call or beginning."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.since = batch, 0.0
+        self.step: int | None = None
+
+    def begin(self, step: int) -> None:
+        self.since, self.step = time.monotonic(), step
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Nothing at first: that includes what is done once."""
+        if self.step is None or step <= self.step:
+            return {}
+        return {"pictures_per_second": (step - self.step) * self.batch / max(time.monotonic() - self.since, 1e-9)}
 
 
 def tensorboard(folder: Path, first: int) -> SummaryWriter | None:

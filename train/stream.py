@@ -1,4 +1,5 @@
-"""Pictures streamed from folders: decoded by threads one step ahead, kept only as far as `cache_bytes` allow."""
+"""Pictures streamed from folders: decoded by threads one step ahead, kept only as far as `cache_bytes` allow; or all of
+them read at once and held on the device."""
 from __future__ import annotations
 
 import hashlib
@@ -29,7 +30,8 @@ def hash_of_files(paths: Sequence[Path]) -> str:
 @dataclass(frozen=True)
 class StreamConfig:
     """batch: of all processes. stream: its name, so that two streams of one seed differ. flip: half of the
-    pictures are mirrored. weights: how likely each is to be chosen (None: alike)."""
+    pictures are mirrored. weights: how likely each is to be chosen (None: alike). at_once: all are read for the first
+    step and lie on the device from then on, if `cache_bytes` allow; the pictures of a step are the same ones."""
     px: int
     batch: int
     seed: int
@@ -38,6 +40,7 @@ class StreamConfig:
     weights: tuple[float, ...] | None = None
     cache_bytes: int = CACHE_BYTES
     workers: int = 4
+    at_once: bool = False
 
 
 class ImageStream:
@@ -58,14 +61,30 @@ class ImageStream:
         self.threads, self.lock = ThreadPoolExecutor(config.workers), Lock()
         self.ahead: dict[int, list[Future]] = {}
         self.unreadable: set[int] = set()
+        self.holds_all, self.held = config.at_once and len(paths) <= self.room, None
 
     def __call__(self, k: int) -> Tensor:
-        pictures = [future.result() for future in self.ahead.pop(k, None) or self._begin(k)]
-        self.ahead = {k + 1: self._begin(k + 1)}
-        x = to_unit(torch.stack(pictures).to(self.device))
+        x = to_unit(self._held(k) if self.holds_all else self._read_ahead(k))
         flips = rng.generator(self.config.seed, f"{self.config.stream} flips", k)
         mirrored = torch.rand(self.config.batch, generator=flips)[self.rows] < 0.5 * self.config.flip
-        return torch.where(mirrored.to(self.device)[:, None, None, None], x.flip(3), x)
+        return torch.where(self._sent(mirrored)[:, None, None, None], x.flip(3), x)
+
+    def _held(self, k: int) -> Tensor:
+        """The pictures of step k, uint8 (rows, 3, px, px), of all that lie on the device."""
+        if self.held is None:
+            self.held = torch.stack(list(self.threads.map(self._read_readable, range(len(self.paths))))).to(self.device)
+            log.info("%d pictures of %d px are held in memory", len(self.held), self.config.px)
+        return self.held[self._sent(torch.tensor(self.chosen(k)))]
+
+    def _read_ahead(self, k: int) -> Tensor:
+        """The same from the files, while those of the next step are begun."""
+        pictures = [future.result() for future in self.ahead.pop(k, None) or self._begin(k)]
+        self.ahead = {k + 1: self._begin(k + 1)}
+        return torch.stack(pictures).to(self.device)
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """x on the device, without waiting for what that is doing."""
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
 
     def chosen(self, k: int) -> list[int]:
         """Indices of this process's pictures at step k."""

@@ -2,7 +2,8 @@
 
 What follows a styled convolution is y = lrelu(FIR(t) d + strength noise + bias) gain, with the FIR filter in up-layers
 only. The next layer's modulation, the rgb layer and the picture so far can be taken into the same pass. `styled` and
-`to_rgb` have first derivatives, no second ones; the others have none. All sums are in float32.
+`to_rgb` have first derivatives, no second ones; the others have none, but `fir`, `fir_up`, `activated` and `sloped` are
+linear in what they are given or each other's derivative (models/stylegan2.py). All sums are in float32.
 """
 from __future__ import annotations
 
@@ -171,6 +172,42 @@ def _filter(x, y, coefficient, noise, strength, bias, scale, out, height, width,
 
 @Launched
 @triton.jit
+def _spread(x, out, height, width, out_height, out_width, channels, padding, share, ROWS: tl.constexpr,
+            COLUMNS: tl.constexpr):
+    """The FIR filter's adjoint with stride 2, of pixels r of the result: taps 1, 3, 3, 1 times share."""
+    n = tl.program_id(2)
+    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row, column = r // out_width + padding, r % out_width + padding
+    i, j = row // 2, column // 2
+    near_row, near_column = (1 + 2 * (row % 2)).to(tl.float32), (1 + 2 * (column % 2)).to(tl.float32)
+    far_row, far_column = 4.0 - near_row, 4.0 - near_column
+    x += n.to(tl.int64) * height * width * channels
+    at = ((i * width + j) * channels)[:, None] + c[None, :]
+    inside = (r < out_height * out_width)[:, None] & (c < channels)[None, :]
+    here, above = (i < height)[:, None], ((i > 0) & (i <= height))[:, None]
+    there, before = (j < width)[:, None], ((j > 0) & (j <= width))[:, None]
+    v = tl.load(x + at, mask=inside & here & there, other=0.0).to(tl.float32) * (near_row * near_column)[:, None]
+    v += tl.load(x + at - width * channels, mask=inside & above & there, other=0.0).to(tl.float32) * (
+        far_row * near_column)[:, None]
+    v += tl.load(x + at - channels, mask=inside & here & before, other=0.0).to(tl.float32) * (
+        near_row * far_column)[:, None]
+    v += tl.load(x + at - width * channels - channels, mask=inside & above & before, other=0.0).to(tl.float32) * (
+        far_row * far_column)[:, None]
+    to = n.to(tl.int64) * out_height * out_width * channels + r[:, None] * channels + c[None, :]
+    tl.store(out + to, (v * share).to(out.dtype.element_ty), mask=inside)
+
+
+@Launched
+@triton.jit
+def _slope(dy, y, dx, count, gain, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(dy + at, mask=at < count, other=0.0).to(tl.float32)
+    v *= tl.where(tl.load(y + at, mask=at < count, other=0.0).to(tl.float32) > 0, gain, gain * 0.2)
+    tl.store(dx + at, v.to(dx.dtype.element_ty), mask=at < count)
+
+
+@Launched
+@triton.jit
 def _styled_sums(dy, y, noise, coefficient, dt, plain, by_value, by_noise, rows, channels, chunks, noise_stride, gain,
                  NOISE: tl.constexpr, STORE: tl.constexpr, CHUNK_ROWS: tl.constexpr, ROWS: tl.constexpr,
                  COLUMNS: tl.constexpr):
@@ -309,11 +346,42 @@ def activated_blur(t: Tensor, bias: Tensor) -> Tensor:
 
 def fir_down(x: Tensor) -> Tensor:
     """FIR(x) with padding 1 and stride 2, of even sides: (B, C, H / 2, W / 2). No derivative."""
+    return fir(x, 1, 2)
+
+
+def fir(x: Tensor, padding: int, stride: int, gain: float = 1.0) -> Tensor:
+    """FIR(x) gain of a map (B, C, H, W), with stride 1 or 2: (B, C, (H + 2 padding - 4) // stride + 1, ..)."""
     x = last(x)
-    batch, channels, height, width = x.shape
-    y = _map(batch, channels, (height // 2, width // 2), x)
-    _filtered(x, None, Finish(x), y, 1, 2, 1 / 64, (False, False))
+    batch, channels, *sizes = x.shape
+    height, width = ((size + 2 * padding - 4) // stride + 1 for size in sizes)
+    y = _map(batch, channels, (height, width), x)
+    _filtered(x, None, Finish(x), y, padding, stride, gain / 64, (False, False))
     return y
+
+
+def fir_up(x: Tensor, padding: int, odd: tuple[int, int], gain: float = 1.0) -> Tensor:
+    """The adjoint of `fir` with stride 2: (B, C, 2 H + 2 - 2 padding + odd[0], 2 W + 2 - 2 padding + odd[1])."""
+    x = last(x)
+    batch, channels, *sizes = x.shape
+    height, width = (2 * size + 2 - 2 * padding + more for size, more in zip(sizes, odd, strict=True))
+    y, columns = _map(batch, channels, (height, width), x), _columns(channels)
+    rows = TILE // columns
+    _spread[(triton.cdiv(height * width, rows), triton.cdiv(channels, columns), batch)](
+        x, y, *sizes, height, width, channels, padding, gain / 64, ROWS=rows, COLUMNS=columns)
+    return y
+
+
+def activated(x: Tensor, bias: Tensor) -> Tensor:
+    """lrelu(x + bias) sqrt 2 of a map (B, C, H, W), in its type; bias (C,)."""
+    return finish(x, Finish(bias))
+
+
+def sloped(dy: Tensor, y: Tensor) -> Tensor:
+    """dy times the slope of `activated` where it gave y, in dy's type."""
+    dy, y = last(dy), last(y)
+    dx = torch.empty_like(dy)
+    _slope[(triton.cdiv(dy.numel(), TILE),)](dy, y, dx, dy.numel(), GAIN, BLOCK=TILE)
+    return dx
 
 
 def _filtered(x: Tensor, values: Tensor | None, f: Finish, out: Tensor, padding: int, stride: int, share: float,

@@ -11,7 +11,7 @@ from torch import nn
 from ..data import find_pictures, split
 from ..distributed import SINGLE_PROCESS, Distributed
 from ..gan import TrainingStage
-from ..loop import Checkpointing, Hooks, Progress
+from ..loop import Checkpointing, Hooks, Progress, Run
 from ..session import hash_of_network
 from ..stages import RunConfig, reporter, run_stage
 from ..stream import hash_of_files
@@ -68,12 +68,13 @@ class RecipeConfig:
         return RunConfig(self.device, checkpointing, self.log_every, self.minutes, self.distributed)
 
     def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path]],
-              measure: Callable[[], Mapping[str, float]] | None = None) -> TrainingStage:
-        """Run the stage. networks_and_pictures: what decides the result; a snapshot made with others is refused."""
+              measure: Callable[[], Mapping[str, float]] | None = None, kind: str = "training stage") -> TrainingStage:
+        """Run the stage. networks_and_pictures: what decides the result; a snapshot made with others is refused. kind:
+        of training, as snapshots name it."""
         settings = {name: hash_of_network(x) if isinstance(x, nn.Module) else hash_of_files(x)
                     for name, x in networks_and_pictures.items()}
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        run_stage(stage, settings, self.run, self.stage_hooks(stage, measure))
+        run_stage(stage, settings | {"training": kind}, self.run, self.stage_hooks(stage, measure))
         return stage
 
     def stage_hooks(self, stage: TrainingStage, measure: Callable[[], Mapping[str, float]] | None = None) -> Hooks:
@@ -89,3 +90,8 @@ class RecipeConfig:
             report(progress)
             self.hooks.on_iteration(progress)
         return replace(self.hooks, on_iteration=on_iteration)
+
+
+def measured(run: Run, *names: str) -> dict[str, list[float]]:
+    """What was measured while training, and at which steps."""
+    return {key: run.loss_history.get(key, []) for key in (*names, "measured_at")}

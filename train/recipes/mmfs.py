@@ -24,11 +24,13 @@ from ..data import read_pictures, to_unit
 from ..gan import GANConfig, TrainingStage
 from ..loop import Net
 from ..stream import ImageStream, StreamConfig
-from .config import Folders, RecipeConfig
+from .config import Folders, RecipeConfig, measured
 
 SMALL_MAPPER = MapperConfig(layers=4, hidden=384)
 # measurements of a stage as it stands, from held-out photos (B, 3, px, px) and the artistic set's files
 StageMeasure = Callable[[TrainingStage, Tensor, list[Path]], dict[str, float]]
+# the same of a StyleGAN2, from the files of held-out faces
+FacesMeasure = Callable[[TrainingStage, list[Path]], dict[str, float]]
 
 
 def small_stylegan2(px: int = 128) -> StyleGAN2Config:
@@ -37,7 +39,7 @@ def small_stylegan2(px: int = 128) -> StyleGAN2Config:
 
 
 def stylegan2(folders: Folders, config: GANConfig, recipe: RecipeConfig, px: int = 128,
-              source: Path | None = None) -> StyleGAN2:
+              source: Path | None = None, measure: FacesMeasure | None = None) -> StyleGAN2:
     """Train a StyleGAN2 on photos, from scratch or from the one of `source`."""
     shape = small_stylegan2(px)
     if source is None:
@@ -49,12 +51,13 @@ def stylegan2(folders: Folders, config: GANConfig, recipe: RecipeConfig, px: int
         d.requires_grad_(True)
     with photo_stream(folders, px, config, recipe, shape.mbstd_group_size) as photos:
         about = {"model": g, "discriminator": d, "faces": photos.paths}
-        stage = recipe.train(gan.stylegan2(g, d, photos, config, recipe.distributed), about)
+        stage, held_out = gan.stylegan2(g, d, photos, config, recipe.distributed), folders.photo_paths()[1]
+        recipe.train(stage, about, functools.partial(measure, stage, held_out) if measure and held_out else None)
     generator = stage.run.average("g", StyleGAN2)
     generator.w_avg.copy_(mean_w(generator.mapping))
     if recipe.distributed.is_main_process:
         meta = {"steps": stage.run.step, "samples": stage.run.step * config.batch}
-        loading.save_stylegan2(recipe.out, generator, d, meta)
+        loading.save_stylegan2(recipe.out, generator, d, meta | measured(stage.run, "faces_distance"))
     return generator
 
 
@@ -126,7 +129,8 @@ def image_stream(paths: list[Path], px: int, config: GANConfig, recipe: RecipeCo
     """Pictures of a step; of art, every class comes as often as any other."""
     count = Counter(p.parent.name for p in paths)
     weights = tuple(1 / count[p.parent.name] for p in paths) if name == "art" else None
-    stream = StreamConfig(px, config.batch, config.seed, name, config.flip, weights)
+    stream = StreamConfig(px, config.batch, config.seed, name, config.flip, weights,
+                          at_once=recipe.device.type == "cuda")
     return ImageStream(paths, stream, recipe.distributed.rows(config.batch, group_size), recipe.device)
 
 
@@ -141,8 +145,7 @@ def finished(stage: TrainingStage, discriminator: Discriminator, phase: int, rec
     """Write the averaged model; return it. clip: fingerprint of the CLIP of its mapping."""
     net = stage.run.average("g", MMFS)
     if recipe.distributed.is_main_process:
-        meta = {"phase": phase, "steps": stage.run.step, "samples": stage.run.step * stage.config.batch,
-                "art_distance": stage.run.loss_history.get("art_distance", []),
-                "measured_at": stage.run.loss_history.get("measured_at", [])}
-        loading.save_mmfs(recipe.out, net, discriminator, meta | ({"clip": clip} if clip else {}))
+        meta = {"phase": phase, "steps": stage.run.step, "samples": stage.run.step * stage.config.batch}
+        meta |= measured(stage.run, "art_distance") | ({"clip": clip} if clip else {})
+        loading.save_mmfs(recipe.out, net, discriminator, meta)
     return net

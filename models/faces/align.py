@@ -1,0 +1,253 @@
+"""FFHQ's aligned square around a face, cut out of its picture and put back into it (docs/faces.md).
+
+Pictures (3, H, W) are in [-1, 1], quads (4, 2) in continuous picture pixels: top left, bottom left, bottom right, top
+right.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEFT_EYE, RIGHT_EYE = (33, 160, 158, 133, 153, 144), (362, 385, 387, 263, 373, 380)  # left in the picture
+MOUTH = (61, 291)
+OUTLINE = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
+           150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
+EYE_OFFSET, MOUTH_OFFSET = (0.012, 0.015), (-0.001, 0.030)  # from the mesh's points to dlib's, as shares of the eyes
+OVERSAMPLING = 4  # the crop is sampled at this many times its size, then reduced
+
+
+# --- the quad ---------------------------------------------------------------------------------------------------------
+def quarter(v: Tensor) -> Tensor:
+    """Vectors (..., 2) turned clockwise by 90 degrees."""
+    return torch.stack([-v[..., 1], v[..., 0]], -1)
+
+
+def ffhq_quad(points: Tensor) -> Tensor:
+    """The quad (4, 2) of a face's points (468, 2)."""
+    left, right = points[list(LEFT_EYE)].mean(0), points[list(RIGHT_EYE)].mean(0)
+    u = right - left
+    down = quarter(u)
+    eyes = (left + EYE_OFFSET[0] * u + EYE_OFFSET[1] * down, right - EYE_OFFSET[0] * u + EYE_OFFSET[1] * down)
+    corners = points[MOUTH[0]] + MOUTH_OFFSET[0] * u, points[MOUTH[1]] - MOUTH_OFFSET[0] * u
+    eye, mouth = (eyes[0] + eyes[1]) / 2, (corners[0] + corners[1]) / 2 + MOUTH_OFFSET[1] * down
+    e, m = eyes[1] - eyes[0], mouth - eye
+    x = F.normalize(e - quarter(m), dim=0) * torch.maximum(2.0 * e.norm(), 1.8 * m.norm())
+    return square_quad(eye + 0.1 * m, x)
+
+
+def square_quad(centre: Tensor, x: Tensor) -> Tensor:
+    """The quad of a square: its centre (2,) and half of its top side (2,), from left to right."""
+    y = quarter(x)
+    return torch.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+
+
+def side_of(quad: Tensor) -> float:
+    return float((quad[3] - quad[0]).norm())
+
+
+def outside(quad: Tensor, height: int, width: int) -> float:
+    """Share 0..1 of the quad's area that lies outside a picture of this size."""
+    steps = (torch.arange(64) + 0.5) / 64
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    x, y = (quad[0] + u[..., None] * (quad[3] - quad[0]) + v[..., None] * (quad[1] - quad[0])).unbind(-1)
+    return float(((x < 0) | (y < 0) | (x > width) | (y > height)).float().mean())
+
+
+# --- cutting out ------------------------------------------------------------------------------------------------------
+def align(picture: Tensor, quad: Tensor, size: int, pad: bool = True) -> Tensor:
+    """The aligned picture (3, size, size) of a quad. What lies outside the picture is its reflection, which fades
+    into blur and the median colour; without `pad`, its border goes on. ValueError for a size below 1."""
+    if size < 1:
+        raise ValueError(f"the aligned picture's size must be 1 pixel at least; this is {size}")
+    picture, quad = shrunk(picture, quad, size)
+    picture, quad = cut(picture, quad)
+    if pad:
+        picture, quad = padded(picture, quad)
+    return resampled(picture, quad, size)
+
+
+def shrunk(picture: Tensor, quad: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Picture and quad reduced by a whole number, so that at least two pixels are left for each of the result."""
+    k = math.floor(side_of(quad) / size / 2)
+    if k <= 1:
+        return picture, quad
+    sides = tuple(max(round(n / k), 1) for n in picture.shape[1:])
+    small = F.interpolate(picture[None], sides, mode="bicubic", antialias=True, align_corners=False)[0]
+    return small.clamp(-1, 1), quad / k
+
+
+def border_of(quad: Tensor) -> int:
+    return max(round(0.1 * side_of(quad)), 3)
+
+
+def bounds(quad: Tensor) -> tuple[int, int, int, int]:
+    """Whole pixel indices around the quad: left, top, right, bottom."""
+    index = quad - 0.5
+    return (*index.amin(0).floor().long().tolist(), *index.amax(0).ceil().long().tolist())
+
+
+def cut(picture: Tensor, quad: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of the picture around the quad, and the quad in it."""
+    height, width = picture.shape[1:]
+    border, (left, top, right, bottom) = border_of(quad), bounds(quad)
+    x0, y0 = min(max(left - border, 0), width - 1), min(max(top - border, 0), height - 1)
+    x1, y1 = max(min(right + border, width), x0 + 1), max(min(bottom + border, height), y0 + 1)
+    return picture[:, y0:y1, x0:x1], quad - torch.tensor([x0, y0])
+
+
+def padded(picture: Tensor, quad: Tensor) -> tuple[Tensor, Tensor]:
+    """Picture and quad with reflected borders, if the quad comes near the picture's own."""
+    height, width = picture.shape[1:]
+    side, border, (left, top, right, bottom) = side_of(quad), border_of(quad), bounds(quad)
+    pads = (-left + border, -top + border, right - width + border, bottom - height + border)
+    if max(pads) <= border - 4:
+        return picture, quad
+    left, top, right, bottom = (max(n, round(0.3 * side)) for n in pads)
+    columns, rows = (mirrored(n, *both).to(picture.device)
+                     for n, both in ((width, (left, right)), (height, (top, bottom))))
+    picture = picture[:, rows][:, :, columns]
+    distance = [torch.minimum(torch.arange(n) / before, (n - 1 - torch.arange(n)) / after)
+                for n, before, after in ((len(rows), top, bottom), (len(columns), left, right))]
+    mask = (1 - torch.minimum(distance[0][:, None], distance[1][None])).to(picture)
+    picture = torch.lerp(picture, blurred(picture, 0.02 * side), (3 * mask + 1).clamp(0, 1))
+    picture = torch.lerp(picture, median(picture)[:, None, None].expand_as(picture), mask.clamp(0, 1))
+    return picture.clamp(-1, 1), quad + torch.tensor([left, top])
+
+
+def mirrored(n: int, before: int, after: int, repeat_edge: bool = False) -> Tensor:
+    """Indices (before + n + after,) of n pixels that are reflected at both ends, as often as is needed."""
+    index = torch.arange(-before, n + after)
+    if repeat_edge:
+        index = index % (2 * n)
+        return torch.minimum(index, 2 * n - 1 - index)
+    period = max(2 * (n - 1), 1)
+    index = index % period
+    return torch.minimum(index, period - index) if n > 1 else torch.zeros_like(index)
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Maps (C, H, W) under a Gaussian of `sigma` pixels; edges are reflected, the edge pixel repeated."""
+    radius = int(4 * sigma + 0.5)
+    if radius == 0:
+        return x
+    weights = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma * sigma))
+    kernel = (weights / weights.sum()).to(x)[None, None]
+    for _ in range(2):  # rows, then columns
+        index = mirrored(x.shape[2], radius, radius, repeat_edge=True).to(x.device)
+        rows = F.conv1d(x[:, :, index].flatten(0, 1)[:, None], kernel)
+        x = rows.reshape(x.shape).transpose(1, 2)
+    return x
+
+
+def median(x: Tensor) -> Tensor:
+    """(C,) of maps (C, H, W): the mean of the middle two for an even count."""
+    ordered = x.flatten(1).sort(1).values
+    n = ordered.shape[1]
+    return (ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2
+
+
+def resampled(picture: Tensor, quad: Tensor, size: int) -> Tensor:
+    """What a quad shows of the picture, (3, size, size)."""
+    height, width = picture.shape[1:]
+    steps = (torch.arange(OVERSAMPLING * size) + 0.5) / (OVERSAMPLING * size)
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    source = quad[0] + u[..., None] * (quad[3] - quad[0]) + v[..., None] * (quad[1] - quad[0])
+    grid = (source / torch.tensor([width, height]) * 2 - 1)[None].to(picture)
+    large = F.grid_sample(picture[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.interpolate(large, (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+
+
+# --- putting back -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class PasteSettings:
+    """feather: width of the fading border, as a share of the quad, above 0 and up to 0.5. face_only: paste what lies
+    inside the face's outline. match_colour: give the result the picture's mean and deviation under the mask."""
+    feather: float = 0.1
+    face_only: bool = False
+    match_colour: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.feather <= 0.5:
+            raise ValueError(f"feather must be above 0 and at most 0.5; this is {self.feather:g}")
+
+
+def paste_back(picture: Tensor, result: Tensor, quad: Tensor, settings: PasteSettings = PasteSettings(),
+               points: Tensor | None = None) -> Tensor:
+    """The picture (3, H, W) with a result (3, n, n) in place of its quad, the one that `find_faces` gave.
+
+    Outside the quad nothing changes. points (468, 2): the face's, for face_only. ValueError if they are needed.
+    """
+    height, width = picture.shape[1:]
+    x0, y0 = (quad.amin(0).floor().long().clamp_min(0)).tolist()
+    x1, y1 = torch.minimum(quad.amax(0).ceil().long(), torch.tensor([width, height])).tolist()
+    if x0 >= x1 or y0 >= y1:
+        return picture.clone()
+    pixels = centres(x0, y0, x1, y1)
+    shares = shares_of(pixels, quad)
+    weight = square_weight(shares, settings.feather)
+    if settings.face_only:
+        if points is None:
+            raise ValueError("face_only needs the face's points; give those of find_faces")
+        weight = weight * blurred(inside(pixels, points[list(OUTLINE)]).float()[None], 0.04 * side_of(quad))[0]
+    grid, weight = (shares * 2 - 1)[None].to(picture), weight.to(picture)
+    result = fitted(result.to(picture), side_of(quad))
+    sampled = F.grid_sample(result[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    there = picture[:, y0:y1, x0:x1]
+    if settings.match_colour:
+        sampled = recoloured(sampled, there, weight)
+    out = picture.clone()
+    out[:, y0:y1, x0:x1] = torch.where(weight > 0, weight * sampled + (1 - weight) * there, there)
+    return out
+
+
+def centres(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    """(y1 - y0, x1 - x0, 2): the centres of the pixels of a box."""
+    y, x = torch.meshgrid(torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def shares_of(pixels: Tensor, quad: Tensor) -> Tensor:
+    """Where pixels (H, W, 2) lie in a quad: (H, W, 2) from 0, 0 (top left) to 1, 1 (bottom right)."""
+    along = [((pixels - quad[0]) @ side) / side.square().sum() for side in (quad[3] - quad[0], quad[1] - quad[0])]
+    return torch.stack(along, -1)
+
+
+def square_weight(shares: Tensor, feather: float) -> Tensor:
+    """(H, W): 1 inside the square, smoothly 0 towards its border and outside."""
+    t = (torch.minimum(shares, 1 - shares).amin(-1) / feather).clamp(0, 1)
+    return t.square() * (3 - 2 * t)
+
+
+def inside(pixels: Tensor, outline: Tensor) -> Tensor:
+    """(H, W) bool: which pixels (H, W, 2) lie inside a polygon (P, 2), by the even-odd rule."""
+    x, y = pixels.unbind(-1)
+    odd = torch.zeros_like(x, dtype=torch.bool)
+    for a, b in zip(outline, outline.roll(-1, 0), strict=True):
+        crosses = (a[1] > y) != (b[1] > y)
+        at = a[0] + (y - a[1]) * (b[0] - a[0]) / torch.where(crosses, b[1] - a[1], 1.0)
+        odd = odd ^ (crosses & (x < at))
+    return odd
+
+
+def fitted(result: Tensor, side: float) -> Tensor:
+    """A result (3, n, n) reduced to about `side` pixels where it is more than twice as large."""
+    if result.shape[1] <= 2 * side:
+        return result
+    px = max(round(side), 1)
+    return F.interpolate(result[None], (px, px), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+
+
+def recoloured(x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """x (3, H, W) with the mean and deviation that `target` has under `weight` (H, W)."""
+    share = weight / weight.sum().clamp_min(1e-6)
+    (mean, deviation), (wanted, wanted_deviation) = (_moments(y, share) for y in (x, target))
+    return ((x - mean) * (wanted_deviation / deviation.clamp_min(1e-4)) + wanted).clamp(-1, 1)
+
+
+def _moments(x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (x * share).sum((1, 2), keepdim=True)
+    return mean, ((x - mean).square() * share).sum((1, 2), keepdim=True).sqrt()
