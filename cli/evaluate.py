@@ -9,6 +9,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +17,18 @@ from torch import Tensor
 from ..evaluate import mmfs, osasis
 from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
+from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
 from ..evaluate.tables import Rows, beside, first_of_each, gap_lines, split_groups, table
 from ..models import loading
+from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
 from ..models.faces.networks import load_faces
+from ..models.features.clip import Clip
+from ..models.features.dino import Dino
 from ..models.features.encoder import EncoderDistance, EncoderKeys
+from ..models.features.inception import RESIZES
+from ..models.features.lpips import LpipsVGG
 from ..models.mmfs import clip_fingerprint, clip_warning
 from ..train.content_files import DEFAULT_GB, ContentFolder
 from ..train.data import find_pictures, read_pictures, split, to_unit
@@ -36,6 +43,7 @@ from .terminal import ProgressBar, show
 
 log = logging.getLogger(__name__)
 METHODS = ("osasis", "mmfs", "both")
+Net = TypeVar("Net", bound=torch.nn.Module)
 Job = Callable[[Path | None, Hooks], dict]  # takes the folder for the results
 
 
@@ -53,9 +61,20 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--clip", type=Path)
     p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
+    add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))
     add_osasis(p.add_argument_group("OSASIS"))
     add_mmfs(p.add_argument_group("MMFS"))
     p.set_defaults(run=run)
+
+
+def add_public(p: argparse._ArgumentGroup) -> None:
+    p.add_argument("--alexnet", type=Path, help="AlexNet for LPIPS, diversity and ArtFID: alexnet-owt-7be5be79.pth")
+    p.add_argument("--arcface", type=Path, help="face recognition for ID similarity: model_ir_se50.pth, or "
+                   "insightface's backbone.pth")
+    p.add_argument("--inception", type=Path, help="Inception for FID and KID: pt_inception-2015-12-05-6726825d.pth")
+    p.add_argument("--art-inception", type=Path, help="Inception for ArtFID: art_inception.pth")
+    p.add_argument("--fid-resize", choices=RESIZES, default="clean", help="how FID's pictures are resized: as "
+                   "clean-fid (clean), pytorch-fid (ptfid), torch-fidelity (tf) or torchmetrics (aa) (%(default)s)")
 
 
 def add_osasis(p: argparse._ArgumentGroup) -> None:
@@ -94,7 +113,7 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     osasis_job = None if options.method == "mmfs" else osasis_of(options, evaluator, styles, device)
     mmfs_job = None if options.method == "osasis" else mmfs_of(options, evaluator, styles, device)
     with ProgressBar() as bar:
-        tables = tables_of(mmfs_job, osasis_job, options.out, Hooks(on_iteration=bar))
+        tables, notes = tables_of(mmfs_job, osasis_job, options.out, Hooks(on_iteration=bar))
     for title, rows in tables.items():
         variants, groups = split_groups(rows)
         show(f"== {title}, mean\n{table(variants)}")
@@ -102,24 +121,34 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
             show("\n".join([f"== {title}, by the labels of the photos", table(groups), *gap_lines(rows)]))
     names = {name for rows in tables.values() for values in rows.values() for name in values}
     show(legend(name for name in METRICS if name in names))
+    for line in notes:
+        show(line)
     show("networks: " + "; ".join(f"{name}: {file}" for name, file in networks_of(options).items()))
 
 
-def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None, hooks: Hooks) -> dict[str, Rows]:
-    """Do the jobs; the mean tables by their titles."""
+def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None,
+              hooks: Hooks) -> tuple[dict[str, Rows], list[str]]:
+    """Do the jobs; the mean tables by their titles, and lines on how the measures of papers were made."""
     tables: dict[str, Rows] = {}
+    notes: list[str] = []
     if mmfs_job:
         results = mmfs_job(out, hooks)
         tables["MMFS, random styles"] = results["random"]
         tables["MMFS, one-shot"] = results["one_shot_mean"]
         tables |= {"MMFS, zero-shot": results["zero_shot_mean"]} if results["zero_shot"] else {}
+        sets = results.get("one_shot_sets")
+        tables |= {"MMFS, all results of one-shot styles to all style pictures": sets} if sets else {}
+        notes += [f"MMFS: {line}" for line in results["public"]]
     if osasis_job:
         results = osasis_job(out, hooks)
         show(f"OSASIS, reconstruction (PSNR dB, SSIM): {json.dumps(results['reconstruction'])}")
         tables["OSASIS"] = results["mean"]
+        sets = results["sets"]
+        tables |= {"OSASIS, all results to all style pictures": sets} if sets else {}
+        notes += [f"OSASIS: {line}" for line in results["public"]]
     if osasis_job and mmfs_job:
         tables["OSASIS beside MMFS"] = beside(tables["OSASIS"], tables["MMFS, one-shot"])
-    return tables
+    return tables, notes
 
 
 def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
@@ -155,8 +184,24 @@ def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluat
     diffae = loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").to(device)
     clip = loading.load_clip(options.clip or loading.DEMO / "clip.safetensors").to(device)
     perceptual = loading.load_lpips(options.lpips).to(device) if options.lpips else EncoderDistance(diffae.encoder)
-    structure_net = loading.load_dino(options.dino).to(device) if options.dino else None
-    return Evaluator(clip, diffae, perceptual, structure_net, load_faces().to(device))
+    dino = loading.load_dino(options.dino).to(device) if options.dino else None
+    public = load_public(options, device, clip, perceptual, dino)
+    return Evaluator(clip, diffae, perceptual, dino, load_faces().to(device), public=public)
+
+
+def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, perceptual: LpipsVGG | EncoderDistance,
+                dino: Dino | None) -> PublicNetworks:
+    """The networks of the measures of papers that the user gave files of."""
+    paths = {name: getattr(options, network.option[2:].replace("-", "_")) for name, network in PUBLIC.items()}
+    files = {name: f"{path.name}, sha256 {store.sha256(path)[:8]}" for name, path in paths.items() if path}
+
+    def loaded(load: Callable[[Path], Net], path: Path | None) -> Net | None:
+        return load(path).to(device) if path else None
+    return PublicNetworks(
+        loaded(loading.load_lpips_alex, options.alexnet), perceptual if isinstance(perceptual, LpipsVGG) else None,
+        loaded(loading.load_arcface, options.arcface), dino, clip if options.clip else None,
+        loaded(loading.load_inception, options.inception), loaded(loading.load_art_inception, options.art_inception),
+        files, options.fid_resize)
 
 
 def networks_of(options: argparse.Namespace) -> dict[str, object]:

@@ -18,9 +18,10 @@ from ..models.features.protocols import PerceptualDistance, StructureNet
 from ..train.data import to_unit
 from ..train.losses import projector
 from .faces import FaceReading, face_squares, read_faces
+from .public import PUBLIC, PublicNetworks
 
 Part = TypeVar("Part")
-NETWORKS = ("clip", "diffae", "perceptual", "structure_net", "faces")
+NETWORKS = ("clip", "diffae", "perceptual", "structure_net", "faces", *PUBLIC)
 CHUNK = 64  # pictures in one call of a network
 STRUCTURE_PX = 16  # of the encoder's map whose positions are compared without a structure network
 
@@ -30,13 +31,15 @@ class Evaluator:
     """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's.
 
     perceptual: LPIPS or its substitute, None if no measure asks for it. structure_net: DINO; None for the autoencoder's
-    encoder. faces: detector and mesh, None if no measure asks for them.
+    encoder. faces: detector and mesh, None if no measure asks for them. public: the networks of published measures,
+    which see pictures at their own size.
     """
     clip: Clip
     diffae: DiffAE
     perceptual: PerceptualDistance | None = None
     structure_net: StructureNet | None = None
     faces: FaceNetworks | None = None
+    public: PublicNetworks = PublicNetworks()
 
     def sized(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) at the side that they are compared at."""
@@ -129,6 +132,39 @@ class PictureFeatures:
         nets, chunks = self.evaluator.face_networks(), zip(self._chunks(), squares.split(CHUNK), strict=True)
         parts = [read_faces(nets, part, at) for part, at in chunks]
         return FaceReading(torch.cat([part.quality for part in parts]), torch.cat([part.points for part in parts]))
+
+    @cached_property
+    def face_embeddings(self) -> Tensor:
+        """ArcFace's embeddings (B, D). As the others of `public`: ValueError without the network."""
+        return self._features(self.evaluator.public.network("arcface").embed)
+
+    @cached_property
+    def dino_keys(self) -> Tensor:
+        """DINO's keys (B, n, D), of the pictures at their own size."""
+        return self._features(self.evaluator.public.network("dino").keys)
+
+    @cached_property
+    def public_embeddings(self) -> Tensor:
+        """Embeddings (B, D) of the user's CLIP, of the pictures at their own size, not normalised."""
+        clip = self.evaluator.public.network("public_clip")
+        return self._features(lambda part: clip.embed(part, "openai").float())
+
+    @cached_property
+    def inception(self) -> Tensor:
+        """FID's features (B, 2048)."""
+        network, resize = self.evaluator.public.network("inception"), self.evaluator.public.resize
+        return self._features(lambda part: network.embed(part, resize))
+
+    @cached_property
+    def art_inception(self) -> Tensor:
+        """ArtFID's features (B, 2048)."""
+        return self._features(self.evaluator.public.network("art_inception").embed)
+
+    @torch.no_grad()
+    def lpips_to(self, others: PictureFeatures, name: str) -> Tensor:
+        """(B,) LPIPS to as many others of the same size; name: "lpips_alex" or "lpips_vgg"."""
+        network = self.evaluator.public.network(name)
+        return torch.cat([network(a, b) for a, b in zip(self._chunks(), others._chunks(), strict=True)])
 
     @cached_property
     def projection(self) -> Tensor:

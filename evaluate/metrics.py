@@ -4,6 +4,8 @@ What each is for, its unit and which way is better: `registry.py`.
 """
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,6 +14,8 @@ from torch import Tensor
 from ..models import rng
 from ..models.features.packages import package_module
 from ..train.losses import self_similarity
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -93,16 +97,120 @@ def nearest_similarity(tokens: Tensor, reference: Tensor) -> Tensor:
     return (tokens @ rearrange(reference, "b m d -> b d m")).amax(2).mean(1)
 
 
+# --- distances of sets ------------------------------------------------------------------------------------------------
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     """Frechet distance of two sets of embeddings (N, D), (M, D), each taken as a Gaussian; float64, a scalar.
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2); FID is this on Inception features. ValueError for less than two.
+    FID is this on Inception features. Exact for sets smaller than D, too. ValueError for less than two of either.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"sets of {len(a)} and {len(b)} pictures cannot be compared; give at least two of each")
     a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.t()), torch.cov(b.t())
+    if min(len(a), len(b)) > a.shape[1]:
+        return frechet_of_moments(a.mean(0), torch.cov(a.t()), b.mean(0), torch.cov(b.t()))
+    x, y = ((set_ - set_.mean(0)) / (len(set_) - 1) ** 0.5 for set_ in (a, b))
+    cross = torch.linalg.svdvals(x @ y.t()).sum()  # the covariances are x^T x, y^T y: tr (A B)^1/2 is this
+    return (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
+
+
+def frechet_of_moments(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2), of means (D,) and covariances (D, D) in float64."""
+    return (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root_trace(cov_a, cov_b)
+
+
+def root_trace(cov_a: Tensor, cov_b: Tensor) -> Tensor:
+    """tr (A B)^1/2 of covariances (D, D)."""
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.t()
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    return torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+
+
+def fid_infinity(values: Tensor, counts: Tensor) -> Tensor:
+    """The FID of endless sets: where the least-squares line of FIDs over 1 / count meets 0. Of at least two counts."""
+    x, y = 1 / counts.double(), values.double()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return y.mean() - slope * x.mean()
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """KID of two sets of embeddings (N, D), (M, D): unbiased, of all pictures at once, so nothing of it is random.
+
+    Kernel (x . y / D + 1)^3. float64; it may be below 0 for equal sets. ValueError for less than two of either.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"sets of {len(a)} and {len(b)} pictures cannot be compared; give at least two of each")
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.t() / x.shape[1] + 1) ** 3
+
+    def others(x: Tensor) -> Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+    a, b = a.double(), b.double()
+    return others(a) + others(b) - 2 * kernel(a, b).mean()
+
+
+def art_fid(lpips: Number, fid: Number) -> Number:
+    """ArtFID of the mean LPIPS (photo, result) and the Frechet distance (results, style pictures)."""
+    return (1 + lpips) * (1 + fid)
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+    """(share of fakes inside a real ball, share of reals inside a fake ball) of features (N, D), (M, D).
+
+    The ball of a point reaches to its k-th neighbour in its own set. ValueError for k others or less.
+    """
+    between = _distances(real, fake)
+    inside_real = (between < _radii(real, k)[:, None]).any(0)
+    inside_fake = (between < _radii(fake, k)[None]).any(1)
+    return inside_real.double().mean(), inside_fake.double().mean()
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    """(mean number of real balls that hold a fake, over k; share of reals whose ball holds a fake); see above."""
+    inside = _distances(real, fake) < _radii(real, k)[:, None]
+    return inside.double().sum(0).mean() / k, inside.any(1).double().mean()
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    if len(points) <= k:
+        raise ValueError(f"{len(points)} pictures have no {k}-th neighbour; give more")
+    return _distances(points, points).kthvalue(k + 1, dim=1).values  # the point itself is the first
+
+
+def extremes(values: Tensor, count: int) -> tuple[list[int], list[int]]:
+    """Numbers of the `count` largest, largest first, and of the smallest, smallest first; equal ones in their order.
+
+    Of LPIPS(reconstruction, photo) these are the pictures of low and of high density of OSASIS.
+    """
+    return (values.sort(descending=True, stable=True).indices[:count].tolist(),
+            values.sort(stable=True).indices[:count].tolist())
+
+
+# --- CLIP, every embedding at length 1 before differences and means ---------------------------------------------------
+def mean_direction(embeddings: Tensor) -> Tensor:
+    """The mean (1, D) of embeddings (B, D) at length 1, at length 1 again."""
+    return F.normalize(F.normalize(embeddings, dim=1).mean(0, keepdim=True), dim=1)
+
+
+def text_direction(source: Tensor, target: Tensor) -> Tensor:
+    """Direction (1, D) from one class to another, each of T templates (T, D), which correspond."""
+    return F.normalize((F.normalize(target, dim=1) - F.normalize(source, dim=1)).mean(0, keepdim=True), dim=1)
+
+
+def image_direction(source: Tensor, target: Tensor) -> Tensor:
+    """Direction (1, D) from the mean of some pictures (B, D) to the mean of others (K, D)."""
+    start, end = (F.normalize(x, dim=1).mean(0, keepdim=True) for x in (source, target))
+    return F.normalize(end - start, dim=1)
+
+
+def unit_direction_similarity(before: Tensor, after: Tensor, direction: Tensor) -> Tensor:
+    """(B,) cosine of the change of embeddings (B, D) with a direction (1, D); 0 for what did not change.
+
+    StyleGAN-NADA's directional loss is 1 minus the mean of it.
+    """
+    return F.cosine_similarity(F.normalize(after, dim=1) - F.normalize(before, dim=1), direction, dim=1)

@@ -32,14 +32,25 @@ from ..train.recipes.mmfs import FacesMeasure, StageMeasure
 from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import METRICS, PROMPT_AGREEMENT, STYLE_SIMILARITY, grouped, means, preservation
-from .tables import Rows, file_name, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .registry import (
+    METRICS,
+    PROMPT_AGREEMENT,
+    gather,
+    grouped,
+    means,
+    preservation,
+    public_distances,
+    public_notes,
+    style_similarity,
+    there,
+)
+from .tables import HALVES, Rows, Sets, file_name, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
 GENERATED, ROWS = 2048, 64  # faces in a StyleGAN2's measurement; rows a forward
 STAGE_STYLES = 8  # random styles of each photo in a stage's measurement
-RANDOM, HALVES = "random styles", "the art's one half to its other"
+RANDOM = "random styles"
 BEFORE, WITHOUT, AFTER = "CLIP mapping alone", "fine-tuned without projection", "fine-tuned"
 Measure = Callable[[PictureFeatures], dict[str, float]]  # of results
 
@@ -111,11 +122,15 @@ def art_distances(evaluator: Evaluator, sets: Mapping[str, Tensor], art: Tensor)
     """The art distance of each set of pictures, and of the art's one half to its other; art (N, 3, H, W), uint8 or in
     [-1, 1]."""
     art_features = PictureFeatures(evaluator, art)
-    distance = METRICS["art_distance"]
-    rows = {name: {distance.name: float(distance.function(PictureFeatures(evaluator, pictures), art_features))}
-            for name, pictures in sets.items()}
+    distance, art_set = METRICS["art_distance"], gather(art_features)
+
+    def row(pictures: PictureFeatures) -> dict[str, float]:
+        return {distance.name: float(distance.function(pictures, art_features))} | public_distances(
+            evaluator.public, gather(pictures), art_set)
+    rows = {name: row(PictureFeatures(evaluator, pictures)) for name, pictures in sets.items()}
     halves = art_features.embeddings[::2], art_features.embeddings[1::2]
-    return rows | {HALVES: {distance.name: float(metrics.frechet_distance(*halves))}}
+    return rows | {HALVES: {distance.name: float(metrics.frechet_distance(*halves))} | public_distances(
+        evaluator.public, art_set[::2], art_set[1::2])}
 
 
 def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
@@ -129,9 +144,9 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
         return {name: means(comparison, preservation(evaluator))} | group_rows(name,
                                                                               grouped(comparison, settings.groups))
     count = len(generated) // 2 * 2
-    halves = (PictureFeatures(evaluator, torch.cat(generated[first:count:2])) for first in (0, 1))
-    diversity = METRICS["diversity"]
-    rows: Rows = {"photos": {}, RANDOM: {diversity.name: float(diversity.function(*halves))}}
+    halves = [PictureFeatures(evaluator, torch.cat(generated[first:count:2])) for first in (0, 1)]
+    rows: Rows = {"photos": {}, RANDOM: {name: float(METRICS[name].function(*halves)) for name in (
+        "diversity", *there(evaluator.public, ("lpips_diversity",)))}}
     if art:
         pictures = read_pictures(art, models.net.config.resolution)
         sets = {"photos": photos, RANDOM: torch.cat(generated)}
@@ -140,6 +155,9 @@ def evaluate_random(models: Models, photos: Tensor, art: Sequence[Path],
     each = {str(k): preserved(RANDOM, PictureFeatures(evaluator, x)) for k, x in enumerate(generated)}
     for name, values in (preserved("photos", seen) | mean_rows(each)).items():
         rows[name] = rows.get(name, {}) | values
+    for values in (rows["photos"], rows[RANDOM]):
+        if {"lpips_alex", "fid_art"} <= values.keys():
+            values["art_fid"] = metrics.art_fid(values["lpips_alex"], values["fid_art"])
     return rows, [photos[:SHOWN + 1], *(results[:SHOWN + 1] for results in generated[:5])]
 
 
@@ -207,7 +225,7 @@ def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> lis
     def measure_of(style: PictureFeatures) -> Measure:
         def measure(results: PictureFeatures) -> dict[str, float]:
             comparison = Comparison(seen, results, style, start)
-            return means(comparison, (*STYLE_SIMILARITY, *preservation(evaluator)))
+            return means(comparison, (*style_similarity(evaluator), *preservation(evaluator)))
         return measure
     for path in styles:
         picture = read_picture(path, models.net.config.resolution)
@@ -262,8 +280,11 @@ def face_groups(features: Mapping[str, PictureFeatures], groups: Mapping[str, Se
 
 
 def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Settings,
-                  hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
-    """Rows for the photos, before fine-tuning and after it; the rows of the sheet."""
+                  hooks: Hooks = Hooks(), sets: Sets | None = None) -> tuple[Rows, list[Tensor]]:
+    """Rows for the photos, before fine-tuning and after it; the rows of the sheet.
+
+    sets: where a style picture's photos, results and itself are added to those of other styles.
+    """
     w_plus = read_reference(models.net, models.evaluator.clip, task.reference, settings.config).w_plus
     results = {BEFORE: stylize(models.net, photos, w_plus, settings)}
     for name, config in configs_of(task, settings.config).items():
@@ -272,6 +293,11 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
     pictures = {"photos": photos} | results
     beginning = [] if task.shown is None else [task.shown]
     features = {name: PictureFeatures(models.evaluator, x) for name, x in pictures.items()}
+    if sets is not None and task.shown is not None:
+        sets.add_art(PictureFeatures(models.evaluator, task.shown))
+        for name, found in features.items():
+            if name not in sets.results or name != "photos":  # the photos are the same for every style
+                sets.add(name, found)
     rows = {name: task.measure(found) for name, found in features.items()}
     return (rows | face_groups(features, settings.groups),
             [torch.cat([*beginning, x[:SHOWN]]) for x in pictures.values()])
@@ -290,8 +316,9 @@ def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: 
 
 def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleTask]], art: Sequence[Path],
              settings: Settings, out: Path | None = None, hooks: Hooks = Hooks()) -> dict:
-    """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "zero_shot": {prompt: rows}, ...,
-    "gaps": {"random": `tables.gaps`, ...}}.
+    """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "one_shot_sets": FID, KID and ArtFID of
+    all styles together, "zero_shot": {prompt: rows}, ..., "gaps": {"random": `tables.gaps`, ...}, "public": how the
+    published measures were made}.
 
     photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
     Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
@@ -306,14 +333,17 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
 
     log.info("== random styles")
     report["random"], sheet = evaluate_random(models, photos, art, settings)
+    report["public"] = public_notes(models.evaluator.public, f"{len(photos)} photos, {settings.styles} random styles "
+                                    f"each, {len(art)} drawings")
     report["gaps"]["random"] = gaps(report["random"])
     publish("random", report["random"], sheet)
     for kind, todo in tasks.items():
-        report[kind] = {}
+        report[kind], sets = {}, Sets(models.evaluator)
         for task in todo:
             log.info("== %s: %s", kind, task.name)
-            report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks)
+            report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks, sets)
             report[f"{kind}_mean"] = mean_rows(report[kind])
+            report[f"{kind}_sets"] = sets.rows(report[f"{kind}_mean"])
             report["gaps"][kind] = gaps(report[f"{kind}_mean"])
             publish(task.name, report[kind][task.name], sheet)
     return report

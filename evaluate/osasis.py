@@ -27,9 +27,9 @@ from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import STYLE_SIMILARITY, grouped, means, preservation
+from .registry import grouped, means, preservation, style_similarity
 from .report import reconstruction
-from .tables import Rows, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .tables import Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -127,8 +127,11 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
 
 
 def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
-                   hooks: Hooks = Hooks()) -> tuple[Rows, list[Tensor]]:
-    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet."""
+                   hooks: Hooks = Hooks(), sets: Sets | None = None) -> tuple[Rows, list[Tensor]]:
+    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet.
+
+    sets: where photos, results and style image are added to those of other styles.
+    """
     config, nets = settings.config, models.frozen()
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
@@ -143,10 +146,14 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
         log.info("fine-tuned %s SPN, loss %.2f -> %.2f", "with" if spn else "without", losses[0], losses[-1])
     seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
     start = models.evaluator.embed(twin)
+    sets = Sets(models.evaluator) if sets is None else sets
+    sets.add_art(style)
 
     def figures(name: str, results: PictureFeatures) -> Rows:
+        if name not in sets.results or name != "photos":  # the photos are the same for every style
+            sets.add(name, results)
         comparison = Comparison(seen, results, style, start)
-        names = *STYLE_SIMILARITY, *preservation(models.evaluator)
+        names = *style_similarity(models.evaluator), *preservation(models.evaluator)
         return {name: means(comparison, names)} | group_rows(name, grouped(comparison, settings.groups))
     rows, pictures = figures("photos", seen), [torch.cat([style_image, photos[:SHOWN]])]
     for name, variant in VARIANTS.items():
@@ -158,8 +165,9 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`} for photos (B, 3, px,
-    px) and style files.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "sets": rows, "public":
+    lines} for photos (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles.
+    "public": how the published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged.
@@ -172,15 +180,16 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}}
+    sets = Sets(models.evaluator)
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "sets": {}, "public": []}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
-        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks)
+        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks, sets)
         log.info("%s", table(split_groups(results[name])[0]))
         report["mean"] = mean_rows(results)
-        report["gaps"] = gaps(report["mean"])
+        report["gaps"], report["sets"], report["public"] = gaps(report["mean"]), sets.rows(report["mean"]), sets.notes()
         write(report, out, "results")
         if out is not None:
             grid(pictures).save(out / f"{name}.png")

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from . import faces, metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures, given
+from .public import PublicNetworks
 
 BETTER = ("higher", "lower")
-SCOPES = ("picture", "set")
+SCOPES = ("picture", "set", "numbers")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Metric:
     """A metric. name: in code and files. title: on the page and in tables. description: what is compared.
 
     better: "higher" or "lower". networks: of evaluator.NETWORKS, that it looks through. scope "picture": `function`
-    takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar. needs: what of the
-    Comparison must not be None. partial: NaN for a picture that cannot be compared, and not counted in means.
+    takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar; "numbers": it takes
+    the values of other metrics, `needs`. needs: else, what of the Comparison must not be None. partial: NaN for a
+    picture that cannot be compared, and not counted in means.
     """
     name: str
     title: str
@@ -131,6 +133,55 @@ def diversity(pictures: PictureFeatures, others: PictureFeatures) -> Tensor:
     return torch.cat([pictures.evaluator.perceptual_distance(a, b) for a, b in parts]).mean()
 
 
+# --- measures of papers, each with the public network alone -----------------------------------------------------------
+def lpips_alex(comparison: Comparison) -> Tensor:
+    return comparison.results.lpips_to(comparison.photos, "lpips_alex")
+
+
+def lpips_vgg(comparison: Comparison) -> Tensor:
+    return comparison.results.lpips_to(comparison.photos, "lpips_vgg")
+
+
+def identity_similarity(comparison: Comparison) -> Tensor:
+    return F.cosine_similarity(comparison.photos.face_embeddings, comparison.results.face_embeddings, dim=1)
+
+
+def arcface_distance(comparison: Comparison) -> Tensor:
+    return 1 - identity_similarity(comparison)
+
+
+def dino_structure(comparison: Comparison) -> Tensor:
+    return metrics.structure_distance(comparison.photos.dino_keys, comparison.results.dino_keys)
+
+
+def public_clip_direction(comparison: Comparison) -> Tensor:
+    before = comparison.photos.public_embeddings
+    direction = metrics.image_direction(before, style_image(comparison).public_embeddings)
+    return metrics.unit_direction_similarity(before, comparison.results.public_embeddings, direction)
+
+
+def public_clip_similarity(comparison: Comparison) -> Tensor:
+    style = metrics.mean_direction(style_image(comparison).public_embeddings)
+    return F.cosine_similarity(comparison.results.public_embeddings, style, dim=1)
+
+
+def fid(pictures: SetFeatures, art: SetFeatures) -> Tensor:
+    return metrics.frechet_distance(pictures.inception, art.inception)
+
+
+def kid(pictures: SetFeatures, art: SetFeatures) -> Tensor:
+    return metrics.kernel_distance(pictures.inception, art.inception)
+
+
+def fid_art(pictures: SetFeatures, art: SetFeatures) -> Tensor:
+    return metrics.frechet_distance(pictures.art_inception, art.art_inception)
+
+
+def lpips_diversity(pictures: PictureFeatures, others: PictureFeatures) -> Tensor:
+    """Row k of both is the same photo in two styles."""
+    return pictures.lpips_to(others, "lpips_alex").mean()
+
+
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("edge_agreement", "edge agreement", "correlation", "higher", (),
            "Correlation of the edge maps of photo and result at 32 px.", edge_agreement),
@@ -176,11 +227,46 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("landmark_shift", "landmark shift", "share of the eye distance", "lower", ("faces",),
            "Mean distance of the 468 face points of photo and result, of those in which a face is read.",
            landmark_shift, partial=True),
+    Metric("lpips_alex", "LPIPS (AlexNet)", "perceptual distance", "lower", ("lpips_alex",),
+           "LPIPS of photo and result.", lpips_alex),
+    Metric("lpips_vgg", "LPIPS (VGG-16)", "perceptual distance", "lower", ("lpips_vgg",),
+           "LPIPS of photo and result. AlexNet's has another scale.", lpips_vgg),
+    Metric("identity_similarity", "ID similarity", "cosine", "higher", ("arcface",),
+           "ArcFace embeddings of photo and result. It holds for aligned faces alone.", identity_similarity),
+    Metric("arcface_distance", "Arcface-Dist", "1 - cosine", "lower", ("arcface",),
+           "Distance of the ArcFace embeddings of photo and result. It holds for aligned faces alone.",
+           arcface_distance),
+    Metric("dino_structure", "DINO structure distance", "squared cosine", "lower", ("dino",),
+           "Mean squared difference of the self-similarities of DINO's keys of photo and result.", dino_structure),
+    Metric("public_clip_direction", "CLIP direction (normalised)", "cosine", "higher", ("public_clip",),
+           "Change of the CLIP embedding from photo to result, compared with the direction from the photos' mean to "
+           "the style image. Every embedding has length 1 first.", public_clip_direction, needs=("style_image",)),
+    Metric("public_clip_similarity", "CLIP similarity (own size)", "cosine", "higher", ("public_clip",),
+           "CLIP embeddings of result and style image, pictures at their own size.", public_clip_similarity,
+           needs=("style_image",)),
+    Metric("fid", "FID", "squared distance", "lower", ("inception",),
+           "Frechet distance of the Inception features of results and art. It is too large for few pictures.", fid,
+           "set"),
+    Metric("kid", "KID", "squared distance", "lower", ("inception",),
+           "Kernel distance of the Inception features of results and art, of all at once. It holds for few pictures.",
+           kid, "set"),
+    Metric("fid_art", "FID of ArtFID", "squared distance", "lower", ("art_inception",),
+           "Frechet distance of the features of ArtFID's Inception of results and art. FID has another scale.", fid_art,
+           "set"),
+    Metric("art_fid", "ArtFID", "product", "lower", ("lpips_alex", "art_inception"),
+           "Product of 1 + LPIPS of photo and result and 1 + FID of ArtFID.", metrics.art_fid, "numbers",
+           needs=("lpips_alex", "fid_art")),
+    Metric("lpips_diversity", "LPIPS diversity", "perceptual distance", "higher", ("lpips_alex",),
+           "LPIPS with AlexNet of two random styles of one photo.", lpips_diversity, "set"),
 )}
 CONTENT_PRESERVATION = ("edge_agreement", "structure_distance", "identity_distance", "retrieval_accuracy")
 STYLE_SIMILARITY = ("clip_direction", "clip_similarity", "colour_distance", "texture_distance", "patch_projection",
                     "patch_similarity")
 FACES = ("face_read", "landmark_shift")
+PUBLIC_PRESERVATION = ("lpips_alex", "lpips_vgg", "identity_similarity", "arcface_distance", "dino_structure")
+PUBLIC_STYLE = ("public_clip_direction", "public_clip_similarity")
+PUBLIC_DISTANCES = ("fid", "kid", "fid_art")  # of results and art
+PUBLIC_NAMES = (*PUBLIC_PRESERVATION, *PUBLIC_STYLE, *PUBLIC_DISTANCES, "art_fid", "lpips_diversity")
 PROMPT_AGREEMENT = ("clip_direction", "prompt_similarity", "prompt_accuracy")
 
 
@@ -199,6 +285,8 @@ def measure(comparison: Comparison, names: Iterable[str]) -> dict[str, Tensor]:
     """
     chosen = [metric(name) for name in names]
     for wanted in chosen:
+        if wanted.scope == "numbers":
+            raise ValueError(f"{wanted.name} is made of other metrics: {', '.join(wanted.needs)}; measure these")
         if wanted.scope != "picture":
             raise ValueError(f"{wanted.name} is a metric of sets; call its function with two sets of pictures")
         missing = [field for field in wanted.needs if getattr(comparison, field) is None]
@@ -215,8 +303,14 @@ def means(comparison: Comparison, names: Iterable[str]) -> dict[str, float]:
 
 
 def preservation(evaluator: Evaluator) -> tuple[str, ...]:
-    """The metrics of content preservation that this evaluator has the networks for."""
-    return CONTENT_PRESERVATION if evaluator.faces is None else (*CONTENT_PRESERVATION, *FACES)
+    """The metrics of content preservation, faces and papers' among them, that this evaluator has the networks for."""
+    faces_too = () if evaluator.faces is None else FACES
+    return (*CONTENT_PRESERVATION, *faces_too, *there(evaluator.public, PUBLIC_PRESERVATION))
+
+
+def style_similarity(evaluator: Evaluator) -> tuple[str, ...]:
+    """The metrics of similarity to a style image, papers' among them, that this evaluator has the networks for."""
+    return (*STYLE_SIMILARITY, *there(evaluator.public, PUBLIC_STYLE))
 
 
 def grouped(comparison: Comparison, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
@@ -224,6 +318,61 @@ def grouped(comparison: Comparison, groups: Mapping[str, Sequence[int]]) -> dict
     if not groups or comparison.evaluator.faces is None:
         return {}
     return faces.group_means(measure(comparison, FACES), groups)
+
+
+# --- measures of papers: what the user's files allow ------------------------------------------------------------------
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features (N, 2048) of a set of pictures that is gathered part by part, on the CPU; see `gather`."""
+    inception: Tensor
+    art_inception: Tensor
+
+    def __add__(self, other: FeatureSet) -> FeatureSet:
+        return FeatureSet(torch.cat([self.inception, other.inception]),
+                          torch.cat([self.art_inception, other.art_inception]))
+
+    def __getitem__(self, rows: slice) -> FeatureSet:
+        return FeatureSet(self.inception[rows], self.art_inception[rows])
+
+
+SetFeatures = PictureFeatures | FeatureSet
+
+
+def gather(pictures: PictureFeatures) -> FeatureSet:
+    """What sets are compared by; of a network that is missing, nothing."""
+    public, nothing = pictures.evaluator.public, torch.empty(0, 0)
+    return FeatureSet(*(getattr(pictures, name).cpu() if public.has(name) else nothing
+                        for name in ("inception", "art_inception")))
+
+
+def there(public: PublicNetworks, names: Iterable[str]) -> list[str]:
+    """Those of the metrics of PUBLIC_NAMES whose networks the user has."""
+    return [name for name in names if all(public.has(network) for network in metric(name).networks)]
+
+
+def public_distances(public: PublicNetworks, results: FeatureSet, art: FeatureSet,
+                     lpips: float | None = None) -> dict[str, float]:
+    """PUBLIC_DISTANCES and ArtFID, as far as the networks allow. lpips: LPIPS (AlexNet) of photos and results.
+
+    ValueError for less than two results or drawings.
+    """
+    found = {name: float(metric(name).function(results, art)) for name in there(public, PUBLIC_DISTANCES)}
+    if lpips is not None and "fid_art" in found:
+        found["art_fid"] = metrics.art_fid(lpips, found["fid_art"])
+    return found
+
+
+def public_notes(public: PublicNetworks, counts: str) -> list[str]:
+    """A line for each of PUBLIC_NAMES: the networks, what they see and the numbers of pictures, or why there is no
+    number. counts: the numbers of pictures."""
+    lines = []
+    for name in PUBLIC_NAMES:
+        missing = [network for network in metric(name).networks if not public.has(network)]
+        text = "; ".join([public.seen(network) for network in metric(name).networks] + [counts])
+        if missing:
+            text = "not measured; " + "; ".join(public.missing(network) for network in missing)
+        lines.append(f"{metric(name).title}: {text}")
+    return lines
 
 
 def legend(names: Iterable[str] = tuple(METRICS)) -> str:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .registry import metric
+from .evaluator import Evaluator, PictureFeatures
+from .registry import FeatureSet, gather, metric, public_distances, public_notes, there
 
 Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> number
 DECIMALS = 3
 LABEL = ", label "  # between a variant and a group of labels, in the name of the group's row
+HALVES = "the art's one half to its other"
 
 
 def mean_rows(results: Mapping[str, Rows]) -> Rows:
@@ -55,6 +57,49 @@ def gap_lines(rows: Rows) -> list[str]:
     """`gaps` as lines of text."""
     return [f"{variant}: {metric(name).title} of {group} is {gap:.{DECIMALS}f} worse than the mean"
             for variant, worst in gaps(rows).items() for name, (group, gap) in worst.items()]
+
+
+class Sets:
+    """The results of each row, of all styles together, and all style pictures: what FID, KID and ArtFID compare.
+
+    Only features are kept, and only of the networks that the user has.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.results: dict[str, FeatureSet] = {}
+        self.art: FeatureSet | None = None
+        self.counts: dict[str, int] = {}
+
+    def add(self, row: str, results: PictureFeatures) -> None:
+        """More results of this row of the table."""
+        found = gather(results)
+        self.results[row] = self.results[row] + found if row in self.results else found
+        self.counts[row] = self.counts.get(row, 0) + len(results.pictures)
+
+    def add_art(self, pictures: PictureFeatures) -> None:
+        found = gather(pictures)
+        self.art = found if self.art is None else self.art + found
+        self.counts["art"] = self.counts.get("art", 0) + len(pictures.pictures)
+
+    def rows(self, means: Rows) -> Rows:
+        """Distances of each row to the art and of the art's halves; means: of LPIPS, for ArtFID. {} for sets of one."""
+        public = self.evaluator.public
+        if self.art is None or min(self.counts.values()) < 2 or not there(public, ("fid", "fid_art")):
+            return {}
+        found = {row: public_distances(public, results, self.art, means.get(row, {}).get("lpips_alex"))
+                 for row, results in self.results.items()}
+        if self.counts["art"] >= 4:
+            found[HALVES] = public_distances(public, self.art[::2], self.art[1::2])
+        return found
+
+    def notes(self) -> list[str]:
+        """How each published measure was made, or why it was not."""
+        counts = [f"{count} {'style pictures' if row == 'art' else f'pictures of {row!r}'}"
+                  for row, count in self.counts.items()]
+        few = [] if min(self.counts.values(), default=0) >= 2 else [
+            "FID, KID, ArtFID: not measured; two style pictures and two results are needed at least"]
+        return public_notes(self.evaluator.public, ", ".join(counts)) + few
 
 
 def table(rows: Rows) -> str:

@@ -14,9 +14,11 @@ from .checkpoints import CheckpointError, Stored
 from .checkpoints.formats import vgg
 from .checkpoints.formats.foreign import with_prefix
 from .diffae import DiffAE, DiffAEConfig
-from .features import clip, dino
+from .features import arcface, clip, dino
+from .features.arcface import ArcFace, ArcFaceConfig
 from .features.clip import Clip, ClipConfig
 from .features.dino import Dino, DinoConfig
+from .features.inception import Inception, InceptionConfig
 from .mmfs import MMFS, MMFSConfig
 from .spn import SPN
 from .stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, Synthesis
@@ -120,6 +122,11 @@ def _checked_trunk(stored: Stored) -> Stored:
     return stored
 
 
+def _checked_alexnet(stored: Stored) -> Stored:
+    vgg.check_alexnet(stored.tensors)
+    return stored
+
+
 def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
     """The activation is the caller's choice where a converted file leaves it open."""
     default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
@@ -188,6 +195,23 @@ KINDS: dict[str, Kind] = {
         "dino_vitbase8_pretrain.pth, from https://github.com/facebookresearch/dino",
         {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
                       free=("heads", "antialias"), widths=("width", "patch", "image_size"))}),
+    "alexnet": Kind(
+        "an AlexNet trunk", "atelier evaluate --alexnet",
+        "alexnet-owt-7be5be79.pth, from https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        complete=_checked_alexnet),
+    "inception": Kind(
+        "the Inception of FID", "atelier evaluate --inception",
+        "pt_inception-2015-12-05-6726825d.pth, release fid_weights of https://github.com/mseitzer/pytorch-fid",
+        {"inception": Part(None, lambda t, _: InceptionConfig("fid"), Inception, inside="net.")}),
+    "art_inception": Kind(
+        "the Inception of ArtFID", "atelier evaluate --art-inception",
+        "art_inception.pth, from https://huggingface.co/matthias-wright/art_inception",
+        {"inception": Part(None, lambda t, _: InceptionConfig("art"), Inception, inside="net.")}),
+    "arcface": Kind(
+        "an ArcFace network", "atelier evaluate --arcface",
+        "model_ir_se50.pth, from https://github.com/TreB1eN/InsightFace_Pytorch",
+        {"arcface": Part(lambda c: ArcFaceConfig(**c), lambda t, _: arcface.detect(_bare(t)), ArcFace, inside="net.",
+                         free=("layout",), widths=("units", "widths", "embed", "reduction"))}),
     "osasis_content": Kind("prepared content pictures", "an OSASIS fine-tune, by itself, from its content folder"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
 }

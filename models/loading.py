@@ -22,9 +22,11 @@ from .checkpoints import CheckpointError, Stored, WrongKindError, store
 from .checkpoints.errors import short
 from .checkpoints.formats.foreign import joined, with_prefix
 from .diffae import DiffAE
+from .features.arcface import ArcFace
 from .features.clip import Clip
 from .features.dino import Dino
-from .features.lpips import LpipsVGG
+from .features.inception import Inception
+from .features.lpips import LpipsAlex, LpipsVGG
 from .kinds import KINDS, Kind, Part
 from .mmfs import MMFS
 from .style import MMFSStyle, OSASISStyle
@@ -207,6 +209,26 @@ def load_dino(path: Path) -> Dino:
 def load_lpips(path: Path) -> LpipsVGG:
     """LPIPS-VGG with the trunk of a torchvision VGG-16 file (vgg16-397923af.pth)."""
     return LpipsVGG(read_kind(path, "vgg16").tensors)
+
+
+def load_lpips_alex(path: Path) -> LpipsAlex:
+    """LPIPS with the trunk of a torchvision AlexNet file (alexnet-owt-7be5be79.pth)."""
+    return LpipsAlex(read_kind(path, "alexnet").tensors)
+
+
+def load_inception(path: Path) -> Inception:
+    """FID's Inception, of pytorch-fid or torch-fidelity, or converted."""
+    return _networks(path, "inception")["inception"]
+
+
+def load_art_inception(path: Path) -> Inception:
+    """ArtFID's Inception (art_inception.pth), or converted."""
+    return _networks(path, "art_inception")["inception"]
+
+
+def load_arcface(path: Path) -> ArcFace:
+    """A face recognition network: IR-SE50, insightface's iResNet, or converted."""
+    return _networks(path, "arcface")["arcface"]
 
 
 def load_stylegan2(path: Path) -> tuple[StyleGAN2, Discriminator | None]:
@@ -399,7 +421,8 @@ def _described(kind: Kind, configs: Mapping[str, Any]) -> dict[str, Any]:
     return described
 
 
-_EXPECTED = "Expected: a DiffAE, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO or VGG-16 checkpoint"
+_EXPECTED = ("Expected: a DiffAE, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO, VGG-16, "
+             "AlexNet, Inception or ArcFace checkpoint")
 
 
 def _beside(path: Path) -> Path:

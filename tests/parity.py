@@ -8,6 +8,7 @@ from oneshot_atelier.tests import (
     golden_cases,
     parity_diffae,
     parity_losses,
+    parity_metrics,
     parity_mmfs,
     parity_osasis,
     parity_p2,
@@ -15,7 +16,7 @@ from oneshot_atelier.tests import (
 )
 
 CASES = {name: compute for module in (parity_diffae, parity_osasis, parity_p2, parity_stylegan2, parity_mmfs,
-                                      parity_losses) for name, compute in module.CASES.items()}
+                                      parity_losses, parity_metrics) for name, compute in module.CASES.items()}
 
 
 @cache

@@ -19,7 +19,7 @@ from oneshot_atelier.tests import parity
 
 HEAD = """# Parity with the official programs
 
-What this pack's networks, samplers, losses and gradients give for the golden cases of set `{salt}`: random weights and
+What this pack's networks, samplers, losses and gradients give for the golden cases of {salt}: random weights and
 inputs, expected values by the official programs' mathematics in float32. The same comparisons are tests
 (`tests/test_parity.py`). Error: the largest absolute difference of all entries.
 
@@ -80,10 +80,11 @@ def details(lines: Sequence[Line]) -> list[str]:
                    f"{line.verdict} |" for line in lines]
 
 
-def page(lines: Sequence[Line], salt: str) -> str:
+def page(lines: Sequence[Line], *salts: str) -> str:
+    sets = " and ".join(f"set `{salt}`" for salt in salts)
     machine = (f"{os.cpu_count()} CPU cores ({torch.backends.cpu.get_cpu_capability()}, "
                f"{torch.get_num_threads()} used), torch {torch.__version__}")
-    parts = [HEAD.format(salt=salt, machine=machine), "\n".join(summary(lines)) + "\n", KINK]
+    parts = [HEAD.format(salt=sets, machine=machine), "\n".join(summary(lines)) + "\n", KINK]
     for case in dict.fromkeys(line.case for line in lines):
         parts.append(f"\n## {case}\n\n" + "\n".join(details([line for line in lines if line.case == case])) + "\n")
     return "\n".join(part.strip("\n") + "\n" for part in parts)
@@ -100,7 +101,7 @@ def main() -> int:
     for name in cases:
         print(name, file=sys.stderr, flush=True)
         lines += [compare(golden.load_case(name), output) for output in golden.load_case(name).names]
-    text = page(lines, golden.description(cases[0])["salt"])
+    text = page(lines, *dict.fromkeys(golden.description(name)["salt"] for name in cases))
     if out is None:
         print(text, end="")
     else:

@@ -11,15 +11,18 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.models.inception import Inception3
 
 from oneshot_atelier.models.checkpoints.formats import diffae as official_diffae
 from oneshot_atelier.models.checkpoints.formats import mmfs as official_mmfs
@@ -28,8 +31,10 @@ from oneshot_atelier.models.checkpoints.formats.names import from_ours, to_ours
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
 from oneshot_atelier.models.faces import align, detect, find, mesh
 from oneshot_atelier.models.faces.networks import load_faces
+from oneshot_atelier.models.features.arcface import IRESNET, ArcFace, ArcFaceConfig
 from oneshot_atelier.models.features.clip import OPENAI_MEAN, OPENAI_STD, Clip, ClipConfig
 from oneshot_atelier.models.features.dino import IMAGENET_MEAN, IMAGENET_STD, Dino, DinoConfig
+from oneshot_atelier.models.features.inception import Inception, InceptionConfig
 from oneshot_atelier.models.features.lpips import LpipsVGG
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
 from oneshot_atelier.models.spn import SPN
@@ -623,6 +628,205 @@ def losses() -> Draft:
     return draft
 
 
+# --- measures of papers -----------------------------------------------------------------------------------------------
+def interpolation(n: int) -> Tensor:
+    """(299, n): row i weighs the pixels around i * n / 299."""
+    matrix = torch.zeros(299, n)
+    for i in range(299):
+        low, rest = divmod(i * n, 299)
+        matrix[i, low] += 1 - rest / 299
+        matrix[i, min(low + 1, n - 1)] += rest / 299
+    return matrix
+
+
+def inception_inputs(u: Tensor) -> dict[str, Tensor]:
+    """The network's inputs of pixels u (B, 3, H, W) of 0..255, by the names in the calling convention."""
+    rows, columns = (interpolation(n) for n in u.shape[2:])
+    clean = [[np.array(Image.fromarray(plane.numpy()).resize((299, 299), Image.BICUBIC)) for plane in picture]
+             for picture in u]
+    return {"ptfid": 2 * F.interpolate(u / 255, (299, 299), mode="bilinear") - 1,
+            "tf": (rows @ u @ columns.t() - 128) / 128,
+            "clean": (torch.from_numpy(np.array(clean)).clamp(0, 255) - 128) / 128,
+            "aa": (F.interpolate(u, (299, 299), mode="bilinear", antialias=True) - 128) / 128}
+
+
+def inception_fid() -> Draft:
+    """Three pictures of 50 px, one of 301 x 340; other crops. torchvision's form is torchvision's own module."""
+    draft = Draft("inception_fid")
+    trunk = {key: value for key, value in draft.net("").items() if not key.startswith("fc.")}
+    fid = frozen(Inception(InceptionConfig("fid")).net, trunk)
+    plain = Inception3(aux_logits=False, init_weights=False)
+    plain.fc = nn.Identity()
+    plain.load_state_dict(trunk, strict=False)
+    plain.eval()
+    for name, given in (("small", draft.picture("pics", 3, 3, 50, 50)), ("big", draft.picture("big", 1, 3, 301, 340))):
+        u = ((given + 1) * 127.5).round()
+        seen = inception_inputs(u)
+        for resize in ("ptfid", "tf", "clean") if name == "small" else seen:
+            draft.expect({f"in299_{resize}_{name}": seen[resize][:, :, :20, :31],
+                          f"pool3_{resize}_{name}": fid(seen[resize])})
+        draft.expect({f"pool_tv_{name}": plain(seen["ptfid"])})
+    draft.expect({"pool_art_big": plain(u / 255)})
+    return draft
+
+
+def arcface_irse50() -> Draft:
+    """Narrow networks, three faces."""
+    draft = Draft("arcface_irse50")
+    x = draft.picture("faces", 3, 3, 256, 256)
+    seen = F.adaptive_avg_pool2d(x[:, :, 35:223, 32:220], 112)
+    config = ArcFaceConfig(widths=(8, 12, 16, 20), embed=24, reduction=4)
+    irse, iresnet = ArcFace(config).net, ArcFace(replace(config, layout=IRESNET, reduction=16)).net
+    for net, prefix in ((irse, ""), (iresnet, "iresnet50.")):
+        frozen(net, draft.net(prefix, {key: value.shape for key, value in net.state_dict().items()}))
+    body = irse.body(irse.input_layer(seen))
+    raw, other = irse.output_layer(body), iresnet(seen)
+    first, second = (F.normalize(features[:2], dim=1) for features in (raw, other))
+    draft.expect({"input_112": seen[:, :, :25, :30], "body23_corner": body[:, :10, :5, :6],
+                  "embedding": F.normalize(raw, dim=1), "iresnet_features": other})
+    cosines = [float((pair[0] * pair[1]).sum()) for pair in (first, second)]
+    draft.values(1e-5, cosine=cosines[0], arcface_dist=1 - cosines[0], iresnet_cosine=cosines[1])
+    return draft
+
+
+def alexnet_taps(x: Tensor, net: Mapping[str, Tensor]) -> list[Tensor]:
+    taps = []
+    for n, stride, padding in ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1)):
+        x = F.max_pool2d(x, 3, 2) if n in (3, 6) else x
+        x = F.conv2d(x, net[f"features.{n}.weight"], net[f"features.{n}.bias"], stride, padding).relu()
+        taps.append(x)
+    return taps
+
+
+def vgg_taps(x: Tensor, net: Mapping[str, Tensor]) -> list[Tensor]:
+    taps = []
+    for numbers in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)):
+        x = F.max_pool2d(x, 2) if taps else x
+        for n in numbers:
+            x = F.conv2d(x, net[f"features.{n}.weight"], net[f"features.{n}.bias"], padding=1).relu()
+        taps.append(x)
+    return taps
+
+
+def alexnet_lpips() -> Draft:
+    """Three pairs of 80 x 66 px; the trunks layer by layer."""
+    draft = Draft("alexnet_lpips")
+    pair = [draft.picture(name, 3, 3, 80, 66) for name in ("a", "b")]
+    shift, scale = (torch.tensor(v)[:, None, None] for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    for short, name, taps in (("alex", "alexnet", alexnet_taps), ("vgg", "vgg16", vgg_taps)):
+        trunk, heads = draft.net(f"{name}."), draft.net(f"{name}_lin.")
+        package = lpips.LPIPS(net=short, pnet_rand=True, verbose=False)
+        weights = {"random": [heads[f"lin{k}.model.1.weight"] for k in range(5)],
+                   "package": [head.model[1].weight for head in package.lins]}
+        levels = [taps((x - shift) / scale, trunk) for x in pair]
+        unit = [[f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in level] for level in levels]
+        for kind, head in weights.items():
+            terms = torch.stack([((f - g).square() * w).sum(1).mean((1, 2)) for f, g, w in zip(*unit, head)], 1)
+            draft.values(1e-5, **{f"{short}_{kind}": terms.sum(1).tolist(), f"{short}_{kind}_layers": terms.tolist()})
+    return draft
+
+
+def gaussian_distance(mean_a: Tensor, a: Tensor, mean_b: Tensor, b: Tensor, jitter: float = 0.0) -> float:
+    eye = jitter * torch.eye(len(a))
+    root = torch.linalg.eigvals((a + eye) @ (b + eye)).real.clamp_min(0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * root)
+
+
+def distance_values(draft: Draft) -> None:
+    samples = {name: torch.randn(n, 12, generator=torch.Generator().manual_seed(n)) * (1 + n / 50)
+              for name, n in (("a", 30), ("b", 45), ("few", 6), ("few2", 3))}
+    sets = {name: draft.given(f"feat_{name}", x) for name, x in samples.items()}
+    moments = {name: (x.double().mean(0), torch.cov(x.double().t())) for name, x in sets.items()}
+    for name in ("a", "b"):
+        draft.given(f"mu_{name}", moments[name][0].float())
+        draft.given(f"cov_{name}", moments[name][1].float())
+    given = [x.float().double() for name in ("a", "b") for x in moments[name]]
+    draft.values(1e-4, frechet_given=gaussian_distance(*given),
+                 frechet_sets=gaussian_distance(*moments["a"], *moments["b"]),
+                 frechet_few=gaussian_distance(*moments["a"], *moments["few"]),
+                 frechet_two_few=gaussian_distance(*moments["few"], *moments["few2"]),
+                 frechet_few_eps=gaussian_distance(*moments["a"], *moments["few"], jitter=1e-6))
+    fids = draft.given("fid_values", torch.tensor([9.0, 7.5, 6.1, 5.9])).double()
+    counts = draft.given("fid_counts", torch.tensor([10.0, 20, 50, 80])).double()
+    line = torch.stack([torch.ones(4).double(), 1 / counts], 1)
+    content = draft.given("artfid_lpips", torch.tensor([0.4, 0.7]))
+    art = draft.given("artfid_fid", torch.tensor([3.0, 9]))
+    draft.values(1e-5, fid_inf=float(torch.linalg.lstsq(line, fids).solution[0]),
+                 artfid=((1 + content.double()) * (1 + art.double())).tolist(),
+                 kid=polynomial_mmd(sets["a"], sets["b"]), kid_40=polynomial_mmd(sets["a"], sets["b"][:30]))
+
+
+def polynomial_mmd(a: Tensor, b: Tensor) -> float:
+    a, b, total = a.double(), b.double(), 0.0
+    for x in (a, b):
+        pairs = [float((x[i] @ x[j] / 12 + 1) ** 3) for i in range(len(x)) for j in range(len(x)) if i != j]
+        total += sum(pairs) / len(pairs)
+    return total - 2 * float(((a @ b.t() / 12 + 1) ** 3).mean())
+
+
+def clip_values(draft: Draft) -> None:
+    e = {name: F.normalize(draft.normals(name, n, 20).double(), dim=1) for name, n in (
+        ("e_before", 4), ("e_after", 4), ("e_style", 3), ("t_source", 6), ("t_target", 6))}
+    words = (e["t_target"] - e["t_source"]).mean(0)
+    style = e["e_style"].mean(0) - e["e_before"].mean(0)
+    turns = [F.normalize(e["e_after"] - e["e_before"], dim=1) @ (d / d.norm()) for d in (words, style)]
+    draft.expect({"text_direction": (words / words.norm())[None], "image_direction": (style / style.norm())[None]})
+    loss = float(1 - turns[0].mean())
+    means_ = [e["e_after"] @ (e[name].mean(0) / e[name].mean(0).norm()) for name in ("t_target", "e_style")]
+    draft.values(1e-5, nada_cosines=turns[0].tolist(), nada_loss=loss, image_loss=float(1 - turns[1].mean()),
+                 diffusionclip_total=-math.log((2 - loss) / 2), clip_text_score=means_[0].tolist(),
+                 clip_image_score=means_[1].tolist())
+
+
+def neighbour_values(draft: Draft) -> None:
+    real, fake = (draft.given(f"prc_{name}", torch.randn(n, 4, generator=torch.Generator().manual_seed(n)))
+                  for name, n in (("real", 40), ("fake", 33)))
+
+    def radii(x: Tensor, k: int) -> list[float]:
+        return [float(sorted((x[i].double() - y.double()).norm() for y in x)[k]) for i in range(len(x))]
+
+    def share(k: int) -> list[float]:
+        gap = (real[:, None].double() - fake[None].double()).norm(dim=2)
+        in_real = gap < torch.tensor(radii(real, k), dtype=torch.float64)[:, None]
+        in_fake = gap < torch.tensor(radii(fake, k), dtype=torch.float64)[None]
+        return [in_real.any(0).double().mean().item(), in_fake.any(1).double().mean().item(),
+                in_real.double().sum(0).mean().item() / k, in_real.any(1).double().mean().item()]
+    draft.values(1e-9, prc3=share(3)[:2], prdc5=share(5))
+
+
+def classifier_values(draft: Draft) -> None:
+    net = draft.net("")
+    z = draft.given("z", torch.randn(3, 512, generator=torch.Generator().manual_seed(1)) * 0.5)
+    unit = (z - net["conds_mean"]) / net["conds_std"]
+
+    def logits(code: Tensor) -> Tensor:
+        return (code - net["conds_mean"]) / net["conds_std"] @ net["classifier.weight"].t() + net["classifier.bias"]
+    draft.expect({"z_norm": unit, "logits": logits(z)})
+    for attribute, strength, text in ((5, 0.2, "02"), (20, -0.4, "m04")):
+        row = net["classifier.weight"][attribute]
+        edited = (unit + strength * math.sqrt(512) * row / row.norm()) * net["conds_std"] + net["conds_mean"]
+        draft.expect({f"z_edit_{attribute}_{text}": edited, f"logits_edit_{attribute}": logits(edited)}, share=3e-4)
+
+
+def metrics() -> Draft:
+    """Other sets, numbers of neighbours' points, attributes, strengths and extremes."""
+    draft = Draft("metrics")
+    distance_values(draft)
+    clip_values(draft)
+    neighbour_values(draft)
+    classifier_values(draft)
+    keys = [draft.normals("keys_a", 30, 16), draft.given("keys_b", torch.linspace(-2, 3, 480).sin().reshape(30, 16))]
+    same = [similarity(k.double()[None])[0] for k in keys]
+    draft.expect({"selfsim_a": same[0].float()})
+    draft.values(1e-6, structure=(same[0] - same[1]).square().mean().item(),
+                 structure_no_cls=(same[0] - same[1])[1:, 1:].square().mean().item())
+    low = draft.given("low_lpips", torch.tensor([0.3, 0.9, 0.1, 0.5, 0.7, 0.2]))
+    order = sorted(range(len(low)), key=lambda k: float(low[k]))
+    draft.values(0.0, low_density=order[::-1][:2], high_density=order[:2])
+    return draft
+
+
+# --- faces ------------------------------------------------------------------------------------------------------------
 def bytes_of(x: Tensor) -> Tensor:
     """Pictures (3, H, W) in [-1, 1] as uint8 (H, W, 3)."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous()
@@ -686,7 +890,7 @@ def faces(folder: Path) -> None:
 
 
 CASES = (diffae_tiny, diffae_ffhq256, osasis_tiny, osasis_train, p2_tiny, sg2_rosinality, sg2_nvidia, mmfs_mini,
-         mmfs_full, losses)
+         mmfs_full, losses, inception_fid, arcface_irse50, alexnet_lpips, metrics)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import nn
 from oneshot_atelier.cli import main
 from oneshot_atelier.evaluate import mmfs as E
 from oneshot_atelier.evaluate.evaluator import Evaluator, PictureFeatures
-from oneshot_atelier.evaluate.registry import METRICS
+from oneshot_atelier.evaluate.registry import METRICS, PUBLIC_NAMES
+from oneshot_atelier.evaluate.tables import HALVES
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance, EncoderKeys
 from oneshot_atelier.models.loading import load_clip, load_diffae, save_mmfs
@@ -92,7 +93,7 @@ def test_the_art_is_nearer_to_itself_than_photos_are(models, tmp_path):
     art = sorted(save_pictures(tmp_path / "art", 40, seed=3).iterdir())
     rows = E.evaluate_random(models, tiny.pictures(20, 8, PX), art, SETTINGS)[0]
     found = {name: values["art_distance"] for name, values in rows.items()}
-    assert set(found) == {"photos", E.RANDOM, E.HALVES} and 0 < found[E.HALVES] < min(found["photos"], found[E.RANDOM])
+    assert set(found) == {"photos", E.RANDOM, HALVES} and 0 < found[HALVES] < min(found["photos"], found[E.RANDOM])
     same = E.art_distances(models.evaluator, {"same": tiny.pictures(40, 3)}, read_pictures(art, PX))["same"]
     assert same["art_distance"] < 0.05 * found["photos"]
 
@@ -158,7 +159,7 @@ def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
     figures = [value for rows in tables for values in rows.values() for value in values.values()]
     assert torch.isfinite(torch.tensor(figures)).all()
     seen = {f for rows in tables for values in rows.values() for f in values}
-    assert seen == set(METRICS) - {"psnr", "ssim", "landmark_shift"}  # these pictures have no faces to be shifted
+    assert seen == set(METRICS) - {"psnr", "ssim", "landmark_shift", *PUBLIC_NAMES}  # no faces here to be shifted
     assert all(rows["photos"]["face_read"] == 0 for rows in tables)
     assert sum(text.startswith("fine-tuned, projection_weight") for text in caplog.messages) == 4
     assert sum(text.startswith("fine-tuned: loss") for text in caplog.messages) == 2

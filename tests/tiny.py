@@ -2,8 +2,13 @@
 
 import torch
 
+from oneshot_atelier.evaluate.public import PublicNetworks
+from oneshot_atelier.models.checkpoints.formats.vgg import ALEX_CONVOLUTIONS
 from oneshot_atelier.models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from oneshot_atelier.models.features.arcface import ArcFace, ArcFaceConfig
 from oneshot_atelier.models.features.clip import Clip, ClipConfig
+from oneshot_atelier.models.features.dino import Dino, DinoConfig
+from oneshot_atelier.models.features.lpips import LpipsAlex
 from oneshot_atelier.models.unet import UNetConfig
 
 PX, WIDTH = 32, 32
@@ -55,3 +60,34 @@ def same(a, b):
 def copy_of(net):
     """The state dict of `net`, copied."""
     return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+# --- the networks of published measures -------------------------------------------------------------------------------
+ARCFACE = ArcFaceConfig(units=(1, 2, 1, 1), widths=(4, 6, 8, 10), embed=12, reduction=2)
+DINO = DinoConfig(32, 8, 48, 2, 4)
+
+
+class Colours(torch.nn.Module):
+    """In place of an Inception: 12 means of a picture."""
+
+    def embed(self, pictures, resize="clean"):
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+
+
+def alexnet_trunk(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {n: (c_out, c_in, px, px) for n, (c_in, c_out, px) in ALEX_CONVOLUTIONS.items()}
+    trunk = {f"features.{n}.weight": torch.randn(shape, generator=generator) * (2 / (shape[1] * shape[2] ** 2)) ** 0.5
+             for n, shape in shapes.items()}
+    return trunk | {f"features.{n}.bias": torch.zeros(shape[0]) for n, shape in shapes.items()}
+
+
+def arcface(config=ARCFACE, seed=0):
+    return filled(ArcFace(config), seed).eval().requires_grad_(False)
+
+
+def public(**files):
+    """All of them but LPIPS-VGG, which is large; its place has AlexNet's."""
+    alex = LpipsAlex(alexnet_trunk())
+    return PublicNetworks(alex, alex, arcface(), filled(Dino(DINO)).eval().requires_grad_(False), clip(), Colours(),
+                          Colours(), files)

@@ -10,9 +10,11 @@ from typing import Any
 from . import store
 from .errors import CheckpointError, ForeignFileError, WrongKindError, short
 from .formats import (
+    arcface,
     diffae,
     dino,
     guided_diffusion,
+    inception,
     mmfs,
     nvidia,
     open_clip,
@@ -27,7 +29,8 @@ from .safe_pickle import Global, OpaqueObject, TensorRef, is_plain_pickle, read_
 from .store import Stored
 
 log = logging.getLogger(__name__)
-_FORMATS = (osasis, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino)
+_FORMATS = (osasis, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino,
+            inception, arcface)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
     ("g_running", "a StyleGAN1 checkpoint (rosinality)"),
     ("student", "DINO's full training checkpoint; pick dino_vitbase8_pretrain.pth, its backbone alone"),

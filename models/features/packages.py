@@ -6,7 +6,8 @@ import re
 from importlib import metadata
 from types import ModuleType
 
-MINIMUM = {"open_clip_torch": "2.32", "timm": "1.0.3", "lpips": "0.1.3", "kornia": "0.7"}
+MINIMUM = {"open_clip_torch": "2.32", "timm": "1.0.3", "lpips": "0.1.3", "kornia": "0.7",
+           "torchvision": "0.15"}
 
 
 def package_module(module: str, package: str) -> ModuleType:

@@ -19,7 +19,7 @@ class Weighted(Protocol):
 
 
 class Embedder(Protocol):
-    """One vector a picture, not normalised: clip.Clip."""
+    """One vector a picture, not normalised (IR-SE50's is): clip.Clip, inception.Inception, arcface.ArcFace."""
 
     def embed(self, pictures: Tensor) -> Tensor:
         """(B, D)."""
