@@ -205,6 +205,7 @@ class ComparePictures(AtelierNode):
                                   public=models.public(wanted.networks, fid_resize, advice()))
             found = compare(evaluator, measure, batches, f"middle squares resized to {side} px, bilinear with "
                             "antialias" if side else "own size")
+        host.show_text(found.report)
         return io.NodeOutput(found.value, found.report, ui=ui.PreviewText(found.report))
 
 
