@@ -226,6 +226,6 @@ def main() -> int:
     if not options.photos or not options.accuracy and not (options.styles and options.out):
         p.error("give --photos, and without --accuracy also --styles and --out")
     evaluator = command.load_evaluator(options, device)
-    photos = command.read_photos(options, evaluator.diffae.image_size, device)
-    print(accuracy(evaluator.diffae, photos) if options.accuracy else compare(options, evaluator, photos))
+    photos = command.read_photos(options, evaluator.autoencoder().image_size, device)
+    print(accuracy(evaluator.autoencoder(), photos) if options.accuracy else compare(options, evaluator, photos))
     return 0

@@ -158,7 +158,7 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
                                content=options.content and ContentFolder.of(options.content, options.content_gb),
                                groups=label_groups(photo_paths(options)))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
-    photos = read_photos(options, evaluator.diffae.image_size, device)
+    photos = read_photos(options, evaluator.autoencoder().image_size, device)
     return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
 
 
@@ -167,10 +167,11 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
     settings = mmfs.Settings(config, options.random_styles, groups=label_groups(photo_paths(options)))
     path = options.mmfs or loading.DEMO / "mmfs.safetensors"
     net = loading.load_mmfs(path)[0].to(device)
-    if warning := clip_warning(loading.mapper_clip(path), clip_fingerprint(evaluator.clip)):
+    if warning := clip_warning(loading.mapper_clip(path), clip_fingerprint(evaluator.clip_network())):
         log.warning("%s: %s", path.name, warning)
     px = net.config.resolution
-    structure_net = evaluator.structure_net or EncoderKeys(evaluator.diffae.encoder, evaluator.diffae.image_size)
+    diffae = evaluator.autoencoder()
+    structure_net = evaluator.structure_net or EncoderKeys(diffae.encoder, diffae.image_size)
     models = mmfs.Models(net, structure_net, read_faces(options, px, device), evaluator)
     photos, art = read_photos(options, px, device), art_paths(options)
     mmfs.check_art(photos, art)

@@ -22,48 +22,82 @@ from .public import PUBLIC, PublicNetworks
 
 Part = TypeVar("Part")
 NETWORKS = ("clip", "diffae", "perceptual", "structure_net", "faces", *PUBLIC)
-CHUNK = 64  # pictures in one call of a network
+CHUNK, CHUNK_PIXELS = 64, 64 * 128 ** 2  # in one call of a network: pictures, and pixels of them
 STRUCTURE_PX = 16  # of the encoder's map whose positions are compared without a structure network
+
+
+def chunk_rows(height: int, width: int) -> int:
+    """Pictures of this size in one call of a network."""
+    return max(1, min(CHUNK, CHUNK_PIXELS // (height * width)))
+
+
+def nothing() -> None:
+    """Nobody stops the work."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's.
+    """The networks that compare pictures, on one device. Pictures of any size are compared at the autoencoder's, and
+    without one at their own.
 
-    perceptual: LPIPS or its substitute, None if no measure asks for it. structure_net: DINO; None for the autoencoder's
-    encoder. faces: detector and mesh, None if no measure asks for them. public: the networks of published measures,
-    which see pictures at their own size.
+    clip, diffae: None if no measure asks for them. perceptual: LPIPS or its substitute, None if no measure asks for it.
+    structure_net: DINO; None for the autoencoder's encoder. faces: detector and mesh, None if no measure asks for them.
+    public: the networks of published measures, which see pictures at their own size. check_interrupt: called before
+    each part of a batch; what it raises stops the work.
     """
-    clip: Clip
-    diffae: DiffAE
+    clip: Clip | None = None
+    diffae: DiffAE | None = None
     perceptual: PerceptualDistance | None = None
     structure_net: StructureNet | None = None
     faces: FaceNetworks | None = None
     public: PublicNetworks = PublicNetworks()
+    check_interrupt: Callable[[], None] = nothing
+
+    @property
+    def device(self) -> torch.device:
+        """Of CLIP; without it, of the public networks or the face networks."""
+        if self.clip is not None:
+            return self.clip.mean.device
+        weights = (weight for net in self.public.networks() for weight in net.parameters())
+        other = torch.device("cpu") if self.faces is None else self.faces.device
+        return next((weight.device for weight in weights), other)
 
     def sized(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) at the side that they are compared at."""
-        side = (self.diffae.image_size,) * 2
+        side = tuple(pictures.shape[-2:]) if self.diffae is None else (self.diffae.image_size,) * 2
         if pictures.shape[-2:] == side:
             return pictures
         return F.interpolate(pictures, side, mode="bilinear", antialias=True, align_corners=False)
 
     def embed(self, pictures: Tensor) -> Tensor:
         """CLIP embeddings (B, D), not normalised."""
-        return self.clip.embed(self.sized(pictures), "openai").float()
+        return self.clip_network().embed(self.sized(pictures), "openai").float()
 
     def keys(self, pictures: Tensor) -> Tensor:
         """What `metrics.structure_distance` compares, (B, n, D)."""
         pictures = self.sized(pictures)
         if self.structure_net is not None:
             return self.structure_net.keys(pictures)
-        maps = [f for f in self.diffae.encoder.features(pictures) if f.shape[-1] == STRUCTURE_PX]
+        maps = [f for f in self.autoencoder().encoder.features(pictures) if f.shape[-1] == STRUCTURE_PX]
         return rearrange(maps[-1], "b d h w -> b (h w) d")
 
     def identity(self, pictures: Tensor) -> Tensor:
         """The autoencoder's z (B, E), normalised by its mean and deviation among photos where the file has them."""
-        z = self.diffae.encode(self.sized(pictures))
-        return (z - self.diffae.conds_mean) / self.diffae.conds_std if self.diffae.config.latent else z
+        diffae = self.autoencoder()
+        z = diffae.encode(self.sized(pictures))
+        return (z - diffae.conds_mean) / diffae.conds_std if diffae.config.latent else z
+
+    def clip_network(self) -> Clip:
+        """ValueError if there is none."""
+        if self.clip is None:
+            raise ValueError("there is no CLIP to measure with; give one to the evaluator")
+        return self.clip
+
+    def autoencoder(self) -> DiffAE:
+        """ValueError if there is none."""
+        if self.diffae is None:
+            raise ValueError("there is no autoencoder to measure with; give one to the evaluator")
+        return self.diffae
 
     def perceptual_network(self) -> PerceptualDistance:
         """ValueError if there is none."""
@@ -104,7 +138,7 @@ class PictureFeatures:
     @cached_property
     def tokens(self) -> Tensor:
         """CLIP tokens (B, n, d)."""
-        return self._features(lambda part: self.evaluator.clip.tokens(self.evaluator.sized(part)))
+        return self._features(lambda part: self.evaluator.clip_network().tokens(self.evaluator.sized(part)))
 
     @cached_property
     def keys(self) -> Tensor:
@@ -129,7 +163,7 @@ class PictureFeatures:
 
     def faces_at(self, squares: Tensor) -> FaceReading:
         """What the mesh reads in squares (B, 4), one of each picture."""
-        nets, chunks = self.evaluator.face_networks(), zip(self._chunks(), squares.split(CHUNK), strict=True)
+        nets, chunks = self.evaluator.face_networks(), zip(self._chunks(), squares.split(self._rows), strict=True)
         parts = [read_faces(nets, part, at) for part, at in chunks]
         return FaceReading(torch.cat([part.quality for part in parts]), torch.cat([part.points for part in parts]))
 
@@ -163,7 +197,10 @@ class PictureFeatures:
     @torch.no_grad()
     def lpips_to(self, others: PictureFeatures, name: str) -> Tensor:
         """(B,) LPIPS to as many others of the same size; name: "lpips_alex" or "lpips_vgg"."""
-        network = self.evaluator.public.network(name)
+        network, sides = self.evaluator.public.network(name), [x.pictures.shape[-2:] for x in (self, others)]
+        if sides[0] != sides[1]:
+            raise ValueError("LPIPS compares pictures of one size, not of {1} x {0} and {3} x {2} px; resize one of "
+                             "them".format(*sides[0], *sides[1]))
         return torch.cat([network(a, b) for a, b in zip(self._chunks(), others._chunks(), strict=True)])
 
     @cached_property
@@ -171,14 +208,19 @@ class PictureFeatures:
         """Projector (d, d) onto the space of all tokens."""
         return projector(self.tokens)
 
+    @property
+    def _rows(self) -> int:
+        """Pictures in one call of a network."""
+        return chunk_rows(*self.pictures.shape[-2:])
+
     @torch.no_grad()
     def _features(self, network: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([network(part) for part in self._chunks()])
 
     def _chunks(self) -> Iterator[Tensor]:
-        device = self.evaluator.clip.mean.device
-        for part in self.pictures.split(CHUNK):
-            part = part.to(device)
+        for part in self.pictures.split(self._rows):
+            self.evaluator.check_interrupt()
+            part = part.to(self.evaluator.device)
             yield to_unit(part) if part.dtype == torch.uint8 else part
 
 

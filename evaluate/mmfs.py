@@ -69,7 +69,7 @@ class Models:
     known: KnownFaces = field(default_factory=known_faces, compare=False)
 
     def face_networks(self) -> FaceNetworks:
-        return FaceNetworks(self.net, self.evaluator.clip, self.structure_net)
+        return FaceNetworks(self.net, self.evaluator.clip_network(), self.structure_net)
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,9 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
     """Zero-shot; the CLIP direction to a prompt starts at the anchor, which prompts compete with, too."""
     evaluator = models.evaluator
     for prompt in (*prompts, anchor):
-        evaluator.clip.check_prompt(prompt)
+        evaluator.clip_network().check_prompt(prompt)
     with torch.no_grad():
-        texts = F.normalize(evaluator.clip.embed_text([*prompts, anchor]).float(), dim=1)
+        texts = F.normalize(evaluator.clip_network().embed_text([*prompts, anchor]).float(), dim=1)
     seen = PictureFeatures(evaluator, photos)
 
     def measure_of(index: int) -> Measure:
@@ -285,7 +285,7 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
 
     sets: where a style picture's photos, results and itself are added to those of other styles.
     """
-    w_plus = read_reference(models.net, models.evaluator.clip, task.reference, settings.config).w_plus
+    w_plus = read_reference(models.net, models.evaluator.clip_network(), task.reference, settings.config).w_plus
     results = {BEFORE: stylize(models.net, photos, w_plus, settings)}
     for name, config in configs_of(task, settings.config).items():
         net, w_plus = learn(models, task.reference, config, hooks)
@@ -310,7 +310,7 @@ def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: 
     tasks = {"one_shot": picture_tasks(models, photos, styles),
              "zero_shot": text_tasks(models, photos, prompts, config.anchor)}
     for task in chain.from_iterable(tasks.values()):
-        read_reference(models.net, models.evaluator.clip, task.reference, config)
+        read_reference(models.net, models.evaluator.clip_network(), task.reference, config)
     return tasks
 
 

@@ -43,10 +43,10 @@ class Models:
 
     @property
     def diffae(self) -> DiffAE:
-        return self.evaluator.diffae
+        return self.evaluator.autoencoder()
 
     def frozen(self) -> FrozenNetworks:
-        return FrozenNetworks(self.diffae, self.evaluator.clip, self.evaluator.perceptual_network(),
+        return FrozenNetworks(self.diffae, self.evaluator.clip_network(), self.evaluator.perceptual_network(),
                               fingerprint(self.diffae))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..models.features.arcface import ArcFace
 from ..models.features.clip import Clip
 from ..models.features.dino import Dino
@@ -42,7 +44,8 @@ PUBLIC: dict[str, PublicNetwork] = {
 class PublicNetworks:
     """Those that the user has, on one device; the others are None. files: {name: its file, as reports name it}.
 
-    resize: of FID's pictures, one of RESIZES. ValueError for another one.
+    resize: of FID's pictures, one of RESIZES. ValueError for another one. advice: {name: how a missing one is given},
+    by default the option of `atelier evaluate`.
     """
     lpips_alex: LpipsAlex | None = None
     lpips_vgg: LpipsVGG | None = None
@@ -53,6 +56,7 @@ class PublicNetworks:
     art_inception: Inception | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     resize: str = "clean"
+    advice: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -70,7 +74,12 @@ class PublicNetworks:
     def missing(self, name: str) -> str:
         """What is to be done to have this network."""
         kind = KINDS[PUBLIC[name].kind]
-        return f"{kind.what} is missing: give its file with {PUBLIC[name].option} ({kind.page})"
+        advice = self.advice.get(name, f"give its file with {PUBLIC[name].option}")
+        return f"{kind.what} is missing: {advice} ({kind.page})"
+
+    def networks(self) -> list[torch.nn.Module]:
+        """Those that there are."""
+        return [self.network(name) for name in PUBLIC if self.has(name)]
 
     def seen(self, name: str) -> str:
         """Which network this is, of which file, and how it sees pictures."""

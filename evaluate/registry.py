@@ -17,6 +17,9 @@ from .public import PublicNetworks
 
 BETTER = ("higher", "lower")
 SCOPES = ("picture", "set", "numbers")
+BATCHES = ("photos", "results", "style_images", "others")  # others: the photos in other styles, row for row
+OF_PHOTOS, OF_STYLE, ALL_THREE = ("photos", "results"), ("results", "style_images"), BATCHES[:3]
+OF_OTHERS = ("results", "others")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Metric:
     better: "higher" or "lower". networks: of evaluator.NETWORKS, that it looks through. scope "picture": `function`
     takes a Comparison and returns (B,); "set": it takes two PictureFeatures and returns a scalar; "numbers": it takes
     the values of other metrics, `needs`. needs: else, what of the Comparison must not be None. partial: NaN for a
-    picture that cannot be compared, and not counted in means.
+    picture that cannot be compared, and not counted in means. sees: which of BATCHES it compares.
     """
     name: str
     title: str
@@ -38,6 +41,7 @@ class Metric:
     scope: str = "picture"
     needs: tuple[str, ...] = ()
     partial: bool = False
+    sees: tuple[str, ...] = OF_PHOTOS
 
     @property
     def text(self) -> str:
@@ -196,29 +200,31 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("clip_direction", "CLIP direction", "cosine", "higher", ("clip",),
            "Direction of the CLIP embedding from photo to result, compared with the direction to the style. The latter "
            "starts at the photo twin (OSASIS), the photos' mean (MMFS) or the anchor text.", clip_direction,
-           needs=("direction_start", "direction_end")),
+           needs=("direction_start", "direction_end"), sees=ALL_THREE),
     Metric("clip_similarity", "CLIP similarity", "cosine", "higher", ("clip",),
-           "CLIP embeddings of result and style image.", clip_similarity, needs=("style_image",)),
+           "CLIP embeddings of result and style image.", clip_similarity, needs=("style_image",), sees=OF_STYLE),
     Metric("prompt_similarity", "prompt similarity", "cosine", "higher", ("clip",),
-           "CLIP embeddings of result and prompt.", prompt_similarity, needs=("prompts",)),
+           "CLIP embeddings of result and prompt.", prompt_similarity, needs=("prompts",), sees=("results",)),
     Metric("prompt_accuracy", "prompt accuracy", "share of results", "higher", ("clip",),
            "Results whose nearest text is their prompt, of all prompts and the anchor text.", prompt_accuracy,
-           needs=("prompts",)),
+           needs=("prompts",), sees=("results",)),
     Metric("colour_distance", "colour distance", "pixel value (range 2)", "lower", (),
-           "Sliced distance of the colours of result and style image.", colour_distance, needs=("style_image",)),
+           "Sliced distance of the colours of result and style image.", colour_distance, needs=("style_image",),
+           sees=OF_STYLE),
     Metric("texture_distance", "texture distance", "pixel value (range 2)", "lower", (),
-           "Sliced distance of 5 px grey patches of result and style image.", texture_distance, needs=("style_image",)),
+           "Sliced distance of 5 px grey patches of result and style image.", texture_distance, needs=("style_image",),
+           sees=OF_STYLE),
     Metric("patch_projection", "patch projection", "share of energy", "higher", ("clip",),
            "Part of the result's CLIP tokens that lies in the space of the style image's tokens.", patch_projection,
-           needs=("style_image",)),
+           needs=("style_image",), sees=OF_STYLE),
     Metric("patch_similarity", "patch similarity", "cosine", "higher", ("clip",),
            "Each CLIP token of the result and the style image's nearest one.", patch_similarity,
-           needs=("style_image",)),
+           needs=("style_image",), sees=OF_STYLE),
     Metric("art_distance", "art distance", "squared distance", "lower", ("clip",),
            "Frechet distance of the CLIP embeddings of pictures and art. FID uses Inception's. It is too large for few "
-           "pictures.", art_distance, "set"),
+           "pictures.", art_distance, "set", sees=OF_STYLE),
     Metric("diversity", "diversity", "perceptual distance", "higher", ("perceptual",),
-           "Perceptual distance of two random styles of one photo.", diversity, "set"),
+           "Perceptual distance of two random styles of one photo.", diversity, "set", sees=OF_OTHERS),
     Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
     Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
     Metric("face_read", "face read", "share of results", "higher", ("faces",),
@@ -240,24 +246,25 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "Mean squared difference of the self-similarities of DINO's keys of photo and result.", dino_structure),
     Metric("public_clip_direction", "CLIP direction (normalised)", "cosine", "higher", ("public_clip",),
            "Change of the CLIP embedding from photo to result, compared with the direction from the photos' mean to "
-           "the style image. Every embedding has length 1 first.", public_clip_direction, needs=("style_image",)),
+           "the style image. Every embedding has length 1 first.", public_clip_direction, needs=("style_image",),
+           sees=ALL_THREE),
     Metric("public_clip_similarity", "CLIP similarity (own size)", "cosine", "higher", ("public_clip",),
            "CLIP embeddings of result and style image, pictures at their own size.", public_clip_similarity,
-           needs=("style_image",)),
+           needs=("style_image",), sees=OF_STYLE),
     Metric("fid", "FID", "squared distance", "lower", ("inception",),
            "Frechet distance of the Inception features of results and art. It is too large for few pictures.", fid,
-           "set"),
+           "set", sees=OF_STYLE),
     Metric("kid", "KID", "squared distance", "lower", ("inception",),
            "Kernel distance of the Inception features of results and art, of all at once. It holds for few pictures.",
-           kid, "set"),
+           kid, "set", sees=OF_STYLE),
     Metric("fid_art", "FID of ArtFID", "squared distance", "lower", ("art_inception",),
            "Frechet distance of the features of ArtFID's Inception of results and art. FID has another scale.", fid_art,
-           "set"),
+           "set", sees=OF_STYLE),
     Metric("art_fid", "ArtFID", "product", "lower", ("lpips_alex", "art_inception"),
            "Product of 1 + LPIPS of photo and result and 1 + FID of ArtFID.", metrics.art_fid, "numbers",
-           needs=("lpips_alex", "fid_art")),
+           needs=("lpips_alex", "fid_art"), sees=ALL_THREE),
     Metric("lpips_diversity", "LPIPS diversity", "perceptual distance", "higher", ("lpips_alex",),
-           "LPIPS with AlexNet of two random styles of one photo.", lpips_diversity, "set"),
+           "LPIPS with AlexNet of two random styles of one photo.", lpips_diversity, "set", sees=OF_OTHERS),
 )}
 CONTENT_PRESERVATION = ("edge_agreement", "structure_distance", "identity_distance", "retrieval_accuracy")
 STYLE_SIMILARITY = ("clip_direction", "clip_similarity", "colour_distance", "texture_distance", "patch_projection",

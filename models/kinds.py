@@ -196,19 +196,19 @@ KINDS: dict[str, Kind] = {
         {"dino": Part(lambda c: DinoConfig(**c), lambda t, _: dino.detect(_bare(t)), Dino, inside="net.",
                       free=("heads", "antialias"), widths=("width", "patch", "image_size"))}),
     "alexnet": Kind(
-        "an AlexNet trunk", "atelier evaluate --alexnet",
+        "an AlexNet trunk", "Load Metric Networks, or atelier evaluate --alexnet",
         "alexnet-owt-7be5be79.pth, from https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         complete=_checked_alexnet),
     "inception": Kind(
-        "the Inception of FID", "atelier evaluate --inception",
+        "the Inception of FID", "Load Metric Networks, or atelier evaluate --inception",
         "pt_inception-2015-12-05-6726825d.pth, release fid_weights of https://github.com/mseitzer/pytorch-fid",
         {"inception": Part(None, lambda t, _: InceptionConfig("fid"), Inception, inside="net.")}),
     "art_inception": Kind(
-        "the Inception of ArtFID", "atelier evaluate --art-inception",
+        "the Inception of ArtFID", "Load Metric Networks, or atelier evaluate --art-inception",
         "art_inception.pth, from https://huggingface.co/matthias-wright/art_inception",
         {"inception": Part(None, lambda t, _: InceptionConfig("art"), Inception, inside="net.")}),
     "arcface": Kind(
-        "an ArcFace network", "atelier evaluate --arcface",
+        "an ArcFace network", "Load Metric Networks, or atelier evaluate --arcface",
         "model_ir_se50.pth, from https://github.com/TreB1eN/InsightFace_Pytorch",
         {"arcface": Part(lambda c: ArcFaceConfig(**c), lambda t, _: arcface.detect(_bare(t)), ArcFace, inside="net.",
                          free=("layout",), widths=("units", "widths", "embed", "reduction"))}),

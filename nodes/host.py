@@ -41,9 +41,10 @@ DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_
               "stylegan2": "stylegan2.safetensors", "mmfs": "mmfs.safetensors",
               "dino": "diffae.safetensors"}  # a substitute: see loaders.LoadStructureNet
 FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style",
-              "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino"}
+              "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino",
+              "alexnet": "alexnet", "arcface": "arcface", "inception": "inception", "art_inception": "art_inception"}
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-NO_FOLDER = "none"
+NO_FOLDER = NO_FILE = "none"
 MOST_FOLDERS = 500  # offered as choices
 OURS = "atelier"  # marks the patchers of this pack
 PREVIEW_SECONDS, PROGRESS_SECONDS = 0.25, 0.05

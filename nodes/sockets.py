@@ -4,13 +4,15 @@ B is the batch, E the width of the semantic code, px the side of the model's pic
 """
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from comfy_api.latest import io
 from torch import Tensor, nn
 
+from ..evaluate.public import PublicNetworks
 from ..models.code_cache import CodeCache
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip
@@ -39,6 +41,7 @@ W_PLUS = io.Custom("ATELIER_W_PLUS")
 MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.style.MMFSStyle
 MMFS_TUNE_OPTIONS = io.Custom("ATELIER_MMFS_TUNE_OPTIONS")
 STRUCTURE_NET = io.Custom("ATELIER_STRUCTURE_NET")
+METRIC_NETWORKS = io.Custom("ATELIER_METRIC_NETWORKS")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -156,6 +159,27 @@ class StructureNetModel(LoadedModel):
     @property
     def net(self) -> nn.Module:
         return self.patched.net
+
+
+@dataclass(frozen=True)
+class MetricNetworks:
+    """ATELIER_METRIC_NETWORKS: those of evaluate.public.PUBLIC that the user has. models: {name there: the network},
+    each under the name of its file with the beginning of its sha256."""
+    models: Mapping[str, LoadedModel] = field(default_factory=dict)
+
+    def patched(self, names: Iterable[str]) -> list[PatchedModule]:
+        """Of these names, those that there are."""
+        return [self.models[name].patched for name in names if name in self.models]
+
+    def public(self, names: Iterable[str], resize: str, advice: Mapping[str, str]) -> PublicNetworks:
+        """Of these names, those that there are, as measures take them."""
+        nets = {name: self.models[name] for name in names if name in self.models}
+        return PublicNetworks(**{name: cast(Any, model.patched.net) for name, model in nets.items()}, resize=resize,
+                              files={name: model.name for name, model in nets.items()}, advice=advice)
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights."""
+        return sum(model.get_ram_usage() for model in self.models.values())
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
     "osasis_stylize": {"atelier/stylized": (4, PX)},
     "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
         f"atelier/mmfs_{what}": (3, PX) for what in ("a", "b", "between", "texture")},
+    "mmfs_measure": {"atelier/measured": (3, PX)},
     **{f"mmfs_{kind}_shot": {f"atelier/mmfs_{kind}_shot_loss": (1, CURVE)} | {
         f"atelier/mmfs_{kind}_shot{part}": (3, PX) for part in ("_before", "_half", "")} for kind in ("one", "zero")},
     "mmfs_train_stages": {
@@ -128,6 +129,14 @@ def test_a_changed_setting_runs_only_what_hangs_on_it(with_inputs: Client, demo:
     assert second.ran == [stylize, save]
     images = [saved(with_inputs, graph, result)["atelier/stylized"] for result in (first, second)]
     assert all((a != b).any() for a, b in zip(*images, strict=True))
+
+
+def test_a_measure_without_its_file_says_which_file_folder_and_page(server: ComfyServer, with_inputs: Client) -> None:
+    with pytest.raises(NodeFailed) as failed:
+        with_inputs.run(changed("mmfs_measure", "AtelierComparePictures", measure="lpips_alex"), timeout=120)
+    text = str(failed.value)
+    assert "alexnet-owt-7be5be79.pth, from https://download.pytorch.org" in text
+    assert str(server.base / "models" / "alexnet") in text and "Load Metric Networks" in text
 
 
 # --- both formats of a workflow are one ----------------------------------------------------------------------------
