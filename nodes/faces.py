@@ -127,7 +127,7 @@ class AlignFaces(AtelierNode):
             cut_all(cut, image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
                     (faces, index), (size, pad))
         else:
-            settings = FaceSettings(threshold, any_direction)
+            settings = FaceSettings(threshold, any_direction, settled=True)
             networks = load_faces()
             patched = host.PatchedModule(nn.ModuleDict({"detector": networks.detector, "mesh": networks.mesh}))
             with host.running(patched) as device:

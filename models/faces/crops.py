@@ -172,8 +172,8 @@ def put_back(picture: Tensor, rows: Sequence[tuple[FaceCrop, Tensor, Tensor | No
 
 
 # --- what has to be said ----------------------------------------------------------------------------------------------
-def why_none(place: int, search: FaceSearch) -> str:
-    """What to say of a picture in which no face was found, and what to do."""
+def why_none(place: int | str, search: FaceSearch) -> str:
+    """What to say of a picture, by its number or name, in which no face was found, and what to do."""
     if not search.rejected or search.best_rejected is None:
         return (f"No face found in picture {place}. Faces must be at least about 5 % of the longer side (12 pixels of "
                 f"256). Turn on any_direction for rotated pictures, lower the threshold to 0.3 for drawings, or "
@@ -184,13 +184,14 @@ def why_none(place: int, search: FaceSearch) -> str:
             f"turn on the fallback, or {BY_HAND}")
 
 
-def why_not_this(place: int, count: int, index: int) -> str:
+def why_not_this(place: int | str, count: int, index: int) -> str:
     """What to say of a picture that has no face of that index."""
     faces = "1 face (number 0)" if count == 1 else f"{count} faces (largest first, 0 to {count - 1})"
     return f"Picture {place} has {faces}; number {index} was asked for"
 
 
-def remarks(square: FaceSquare, size: tuple[int, int], n: int, place: int) -> list[str]:
+def remarks(square: FaceSquare, size: tuple[int, int], n: int,
+            place: int | str) -> list[str]:
     """What a user should know of a square in picture number `place` of this height and width, cut out at n px."""
     found = []
     if 0 < square.width < SMALL_FACE:

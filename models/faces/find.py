@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .align import ffhq_quad
 from .detect import SAME_FACE_IOU, Candidates, Pass, area, detect, intersection, iou, suppress
-from .mesh import Reading, read, roi_of_box
+from .mesh import Reading, read, roi_of_box, roi_of_points
 from .networks import FaceNetworks
 
 SURE = 15.0  # the least quality of a face whose direction is known, and of one that was read turned
@@ -23,9 +23,11 @@ DRAWN_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """threshold: least score of the detector, 0..1. any_direction: always look for faces on their side and head."""
+    """threshold: least score of the detector, 0..1. any_direction: always look for faces on their side and head.
+    settled: read every face once more, in the square of its own points; what is aligned should be (docs/faces.md)."""
     threshold: float = 0.5
     any_direction: bool = False
+    settled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -112,7 +114,10 @@ def search_faces(nets: FaceNetworks, picture: Tensor, settings: FaceSettings = F
         more, more_read = look(nets, picture, settings.second_stage())
         candidates, reading = Candidates.of([candidates, more]), Reading.of([reading, more_read])
         faces = believed(candidates, reading)
-    faces = sorted(distinct(faces), key=lambda face: float(area(face.box)), reverse=True)
+    faces = distinct(faces)
+    if settings.settled:
+        faces = read_again(nets, picture, faces)
+    faces = sorted(faces, key=lambda face: float(area(face.box)), reverse=True)
     return FaceSearch(faces, *unbelieved(candidates, reading))
 
 
@@ -146,6 +151,16 @@ def is_believed(reading: Reading) -> Tensor:
     """(N,) bool."""
     turned = reading.second[:, 3].abs() > TURNED
     return (reading.quality >= 0) & (~turned | (reading.quality >= SURE))
+
+
+def read_again(nets: FaceNetworks, picture: Tensor, faces: Sequence[Face]) -> list[Face]:
+    """Faces of a prepared picture, each read in the square of its points. Those that are not believed then stay as
+    they were."""
+    if not faces:
+        return []
+    reading = read(nets.mesh, picture, roi_of_points(torch.stack([face.points for face in faces])))
+    return [replace(face, points=reading.points[k], presence=reading.presence[k], roi=reading.second[k])
+            if reading.quality[k] >= 0 else face for k, face in enumerate(faces)]
 
 
 def distinct(faces: Sequence[Face]) -> list[Face]:
