@@ -300,7 +300,8 @@ def test_boxes_for_each_picture_of_a_batch(cut, said, group):
 
 def test_landmarks_of_core(cut, group):
     """Core's have ten more points, of the irises, and come in any order."""
-    found = find.find_faces(load_faces(), group[0].permute(2, 0, 1) * 2 - 1)
+    found = find.find_faces(load_faces(), group[0].permute(2, 0, 1) * 2 - 1,
+                            find.FaceSettings(settled=True))
     frames = [[{"landmarks_xy": np.concatenate([face.points.numpy(), np.zeros((10, 2), np.float32)]), "score": 0.9}
                for face in found[::-1]]]
     theirs = {"frames": frames, "image_size": (240, 320), "connection_sets": {}}
