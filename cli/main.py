@@ -1,4 +1,5 @@
-"""The `atelier` command: convert checkpoints, train models, draw photos, report on a DiffAE, evaluate stylization."""
+"""The `atelier` command: convert checkpoints, align faces, train models, draw photos, report on a DiffAE, evaluate
+stylization."""
 from __future__ import annotations
 
 import argparse
@@ -12,6 +13,7 @@ from .terminal import logging_set_up
 log = logging.getLogger(__name__)
 COMMANDS = {  # name: what it does
     "convert": "turn an official checkpoint into a slim 16-bit safetensors file",
+    "align": "cut the faces out of photos, upright and square, as FFHQ does",
     "train": "train a model from folders of pictures",
     "render-art": "make drawings of photos with filters",
     "report": "measure an autoencoder: reconstruction, what z holds, random pictures",

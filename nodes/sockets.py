@@ -42,6 +42,9 @@ MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.style.MMFSStyle
 MMFS_TUNE_OPTIONS = io.Custom("ATELIER_MMFS_TUNE_OPTIONS")
 STRUCTURE_NET = io.Custom("ATELIER_STRUCTURE_NET")
 METRIC_NETWORKS = io.Custom("ATELIER_METRIC_NETWORKS")
+FACE_CROP = io.Custom("ATELIER_FACE_CROP")  # a models.faces.crops.FaceCrops
+FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # core's: {"frames": [[{"landmarks_xy": (478, 2)}, a face], a picture]}
+BOUNDING_BOX = io.Custom("BOUNDING_BOX")  # core's: {"x", "y", "width", "height"}, a list of them, or lists of them
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 

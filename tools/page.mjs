@@ -130,7 +130,7 @@ function layOut ({ note, rows, seeds }) {
     AtelierStructuralEncode: 400, AtelierOSASISStylize: 480, AtelierDecode: 380, AtelierSampleDiffAE: 480,
     AtelierMMFSStylize: 480, AtelierSampleStyleGAN2: 480, AtelierMMFSFineTune: 780, AtelierMMFSFineTuneText: 860,
     AtelierMMFSTrainStage1: 760, AtelierMMFSTrainStage2: 860, AtelierMMFSTrainMapping: 800, AtelierSaveMMFSStyle: 180,
-    AtelierSaveMMFS: 200 }
+    AtelierSaveMMFS: 200, AtelierAlignFaces: 680 }
   const text = window.LiteGraph.createNode('Note')
   graph.add(text)
   text.title = 'Help'

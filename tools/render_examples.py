@@ -24,6 +24,9 @@ PX = 256
 INPUTS = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
 PHOTO_SEED, STYLE_SEED = 3, 11
 PHOTOS, STYLES = (0, 1, 2, 3), (0, 1)  # which samples of a seed are taken: the ones that came out well
+WALL = (640, 400)
+HUNG = (("face_1", 200, 8, (118, 128)), ("astronaut", 190, -37, (330, 152)), ("face_4", 150, 180, (520, 112)),
+        ("face_2", 140, 90, (190, 300)), ("face_3", 110, -90, (470, 300)))  # picture, px, degrees, centre on the wall
 POSTER = ((38, 12, 92), (190, 38, 120), (247, 150, 60), (255, 236, 170))
 
 
@@ -65,6 +68,17 @@ def astronaut() -> Image.Image:
     return Image.fromarray(np.asarray(data.astronaut())).crop((124, 8, 332, 216)).resize((PX, PX), Image.LANCZOS)
 
 
+def wall() -> Image.Image:
+    """A whole picture with several faces, large and small, upright, tilted, lying and upside down: the others, hung on
+    a wall."""
+    whole = Image.new("RGB", WALL, (178, 170, 154))
+    for name, px, degrees, (x, y) in HUNG:
+        with Image.open(INPUTS / f"{name}.png") as stored:
+            hung = stored.convert("RGBA").resize((px, px), Image.LANCZOS).rotate(degrees, Image.BICUBIC, expand=True)
+        whole.paste(hung, (x - hung.width // 2, y - hung.height // 2), hung)
+    return whole
+
+
 def main() -> int:
     INPUTS.mkdir(parents=True, exist_ok=True)
     net = load_diffae(DEMO / "diffae.safetensors")
@@ -76,4 +90,5 @@ def main() -> int:
         face = F.interpolate(faces[i:i + 1], (PX, PX), mode="bicubic", antialias=True)
         save(render(face.clamp(0, 1)), f"style_{name}")
     astronaut().save(INPUTS / "astronaut.png", optimize=True)
+    wall().save(INPUTS / "wall.png", optimize=True)
     return 0

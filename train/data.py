@@ -112,6 +112,15 @@ def read_picture(path: Path, px: int) -> Tensor:
         return rearrange(torch.from_numpy(np.array(on_white(square))), "h w c -> c h w")
 
 
+def read_whole(path: Path) -> Tensor:
+    """uint8 (3, H, W): the whole picture, upright, RGB on white. ValueError with the file's name."""
+    with open_picture(path) as file:
+        picture = on_white(file if is_plain(file) else eight_bit(file))
+        turn = turn_of(file)
+        return rearrange(torch.from_numpy(np.array(picture if turn is None else picture.transpose(turn))),
+                         "h w c -> c h w")
+
+
 def turn_of(picture: Image.Image) -> Image.Transpose | None:
     """What makes a picture upright, by its EXIF orientation; None for none, and for EXIF data that cannot be read."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,12 @@ MOUTH = (61, 291)
 OUTLINE = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
            150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
 EYE_OFFSET, MOUTH_OFFSET = (0.012, 0.015), (-0.001, 0.030)  # from the mesh's points to dlib's, as shares of the eyes
+BOX_SHARE, BOX_CENTRE = 0.63, (0.504, 0.578)  # of the box around a face's points in the quad: longer side, centre
 OVERSAMPLING = 4  # the crop is sampled at this many times its size, then reduced
+ColourMatch = Literal["none", "border", "whole"]
+COLOUR_MATCHES: tuple[ColourMatch, ...] = get_args(ColourMatch)
+BORDER_PX = 64  # side at which the colours at the border are compared
+KEPT, CHANGED = 1.5 / 127.5, 4.5 / 127.5  # a result that is off by so much is taken as the crop itself, as changed
 
 
 # --- the quad ---------------------------------------------------------------------------------------------------------
@@ -33,10 +39,44 @@ def ffhq_quad(points: Tensor) -> Tensor:
     down = quarter(u)
     eyes = (left + EYE_OFFSET[0] * u + EYE_OFFSET[1] * down, right - EYE_OFFSET[0] * u + EYE_OFFSET[1] * down)
     corners = points[MOUTH[0]] + MOUTH_OFFSET[0] * u, points[MOUTH[1]] - MOUTH_OFFSET[0] * u
-    eye, mouth = (eyes[0] + eyes[1]) / 2, (corners[0] + corners[1]) / 2 + MOUTH_OFFSET[1] * down
-    e, m = eyes[1] - eyes[0], mouth - eye
-    x = F.normalize(e - quarter(m), dim=0) * torch.maximum(2.0 * e.norm(), 1.8 * m.norm())
-    return square_quad(eye + 0.1 * m, x)
+    return eye_mouth_quad(*eyes, (corners[0] + corners[1]) / 2 + MOUTH_OFFSET[1] * down)
+
+
+def eye_mouth_quad(left: Tensor, right: Tensor, mouth: Tensor) -> Tensor:
+    """The quad (4, 2) of the middles of both eyes and of the mouth, (2,) each. ValueError if they lie in one place."""
+    eye = (left + right) / 2
+    e, m = right - left, mouth - eye
+    x = e - quarter(m)
+    if not x.norm() > 1e-3:
+        raise ValueError("the points of the eyes and the mouth do not span a face; left and right are those of the "
+                         "picture, the face upright")
+    return square_quad(eye + 0.1 * m, F.normalize(x, dim=0) * torch.maximum(2.0 * e.norm(), 1.8 * m.norm()))
+
+
+def five_point_quad(points: Tensor) -> Tensor:
+    """The quad of five points (5, 2): left eye, right eye, nose, left and right corner of the mouth. ValueError."""
+    return eye_mouth_quad(points[0], points[1], points[3:].mean(0))
+
+
+def coarse_quad(points: Tensor) -> Tensor:
+    """The quad of the detector's six points (6, 2), which are off by about a tenth of the distance of the eyes."""
+    return eye_mouth_quad(points[0], points[1], points[3])
+
+
+def box_quad(box: Tensor, of_face: bool = False) -> Tensor:
+    """The upright quad of a box (4,): x0, y0, x1, y1. Its longer side is the quad's, or with `of_face` that of the box
+    around a face, from forehead to chin."""
+    sides = box[2:] - box[:2]
+    side, centre = sides.amax(), (box[:2] + box[2:]) / 2
+    if of_face:
+        side = side / BOX_SHARE
+        centre = centre + (0.5 - torch.tensor(BOX_CENTRE)) * side
+    return square_quad(centre, torch.stack([side / 2, torch.zeros(())]))
+
+
+def whole_quad(height: int, width: int) -> Tensor:
+    """The corners of a picture of this size, in the order of a quad."""
+    return torch.tensor([[0, 0], [0, height], [width, height], [width, 0]], dtype=torch.float32)
 
 
 def square_quad(centre: Tensor, x: Tensor) -> Tensor:
@@ -164,44 +204,84 @@ def resampled(picture: Tensor, quad: Tensor, size: int) -> Tensor:
 # --- putting back -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class PasteSettings:
-    """feather: width of the fading border, as a share of the quad, above 0 and up to 0.5. face_only: paste what lies
-    inside the face's outline. match_colour: give the result the picture's mean and deviation under the mask."""
+    """feather: width of the fading border, as a share of the quad, above 0 and up to 0.5.
+
+    match_colour: border: what lies near the border gets the picture's colours there. whole: the result gets the
+    picture's mean and deviation under the mask.
+    """
     feather: float = 0.1
-    face_only: bool = False
-    match_colour: bool = False
+    match_colour: ColourMatch = "none"
 
     def __post_init__(self) -> None:
         if not 0 < self.feather <= 0.5:
             raise ValueError(f"feather must be above 0 and at most 0.5; this is {self.feather:g}")
+        if self.match_colour not in COLOUR_MATCHES:
+            raise ValueError(f"match_colour must be one of {', '.join(COLOUR_MATCHES)}; this is {self.match_colour!r}")
 
 
 def paste_back(picture: Tensor, result: Tensor, quad: Tensor, settings: PasteSettings = PasteSettings(),
-               points: Tensor | None = None) -> Tensor:
+               mask: Tensor | None = None, crop: Tensor | None = None) -> Tensor:
     """The picture (3, H, W) with a result (3, n, n) in place of its quad, the one that `find_faces` gave.
 
-    Outside the quad nothing changes. points (468, 2): the face's, for face_only. ValueError if they are needed.
+    Outside the quad nothing changes. mask (m, m), 0..1: what of the quad is pasted, all of it by default. crop
+    (3, k, k): what was cut out; where the result is still the same, the picture keeps its own pixels.
     """
     height, width = picture.shape[1:]
     x0, y0 = (quad.amin(0).floor().long().clamp_min(0)).tolist()
     x1, y1 = torch.minimum(quad.amax(0).ceil().long(), torch.tensor([width, height])).tolist()
     if x0 >= x1 or y0 >= y1:
         return picture.clone()
-    pixels = centres(x0, y0, x1, y1)
-    shares = shares_of(pixels, quad)
-    weight = square_weight(shares, settings.feather)
-    if settings.face_only:
-        if points is None:
-            raise ValueError("face_only needs the face's points; give those of find_faces")
-        weight = weight * blurred(inside(pixels, points[list(OUTLINE)]).float()[None], 0.04 * side_of(quad))[0]
-    grid, weight = (shares * 2 - 1)[None].to(picture), weight.to(picture)
-    result = fitted(result.to(picture), side_of(quad))
-    sampled = F.grid_sample(result[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    there = picture[:, y0:y1, x0:x1]
-    if settings.match_colour:
-        sampled = recoloured(sampled, there, weight)
+    shares = shares_of(centres(x0, y0, x1, y1), quad)
+    result = result.to(picture)
+    weight = square_weight(shares, settings.feather).to(picture)
+    if mask is not None:
+        weight = weight * sampled(mask[None].to(picture), shares)[0]
+    blend = weight if crop is None else weight * sampled(changed(result, crop.to(picture)), shares)[0]
+    if settings.match_colour == "border":
+        result = with_border_of(picture, result, quad, settings.feather, mask)
+    pasted, there = sampled(fitted(result, side_of(quad)), shares), picture[:, y0:y1, x0:x1]
+    if settings.match_colour == "whole":
+        pasted = recoloured(pasted, there, weight)
     out = picture.clone()
-    out[:, y0:y1, x0:x1] = torch.where(weight > 0, weight * sampled + (1 - weight) * there, there)
+    out[:, y0:y1, x0:x1] = torch.where(blend > 0, blend * pasted + (1 - blend) * there, there)
     return out
+
+
+def sampled(maps: Tensor, shares: Tensor) -> Tensor:
+    """(C, H, W): maps (C, h, w) of a quad where `shares` (H, W, 2) lie in it."""
+    grid = (shares * 2 - 1)[None].to(maps)
+    return F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+
+
+def changed(result: Tensor, crop: Tensor) -> Tensor:
+    """(1, n, n), 0..1: where a result (3, n, n) differs from the crop it was made of, and a little around that."""
+    if crop.shape != result.shape:
+        crop = F.interpolate(crop[None], result.shape[1:], mode="bicubic", antialias=True, align_corners=False)[0]
+    apart = (result - crop).abs().amax(0, keepdim=True)
+    amount = ((apart - KEPT) / (CHANGED - KEPT)).clamp(0, 1)
+    reach = math.ceil(0.03 * result.shape[1])
+    return blurred(F.max_pool2d(amount, 2 * reach + 1, 1, reach), 0.01 * result.shape[1])
+
+
+def with_border_of(picture: Tensor, result: Tensor, quad: Tensor, feather: float, mask: Tensor | None) -> Tensor:
+    """A result with the picture's colours where it fades out, and less and less of that further inside."""
+    n = BORDER_PX
+    weight = square_weight(centres(0, 0, n, n) / n, max(feather, 2 / n)).to(picture)
+    if mask is not None:
+        weight = weight * resized(mask[None].to(picture), n)[0]
+    ring = 4 * weight * (1 - weight)
+    apart = align(picture, quad, n, pad=False) - resized(result, n)
+    near = blurred(torch.cat([ring[None], ring * apart]), 0.08 * n)
+    shift = near[1:] / (near[:1] + 0.1 * near[:1].amax().clamp_min(1e-6))
+    smooth = F.interpolate(shift[None], result.shape[1:], mode="bicubic", align_corners=False)[0]
+    return (result + smooth).clamp(-1, 1)
+
+
+def face_mask(points: Tensor, quad: Tensor, size: int) -> Tensor:
+    """(size, size), 0..1: the inside of a face's outline, of its points (468, 2), in the aligned picture; its edge is
+    soft."""
+    outline = shares_of(points[list(OUTLINE)], quad) * size
+    return blurred(inside(centres(0, 0, size, size), outline).float()[None], 0.04 * size)[0]
 
 
 def centres(x0: int, y0: int, x1: int, y1: int) -> Tensor:
@@ -211,7 +291,7 @@ def centres(x0: int, y0: int, x1: int, y1: int) -> Tensor:
 
 
 def shares_of(pixels: Tensor, quad: Tensor) -> Tensor:
-    """Where pixels (H, W, 2) lie in a quad: (H, W, 2) from 0, 0 (top left) to 1, 1 (bottom right)."""
+    """Where pixels (..., 2) lie in a quad: (..., 2) from 0, 0 (top left) to 1, 1 (bottom right)."""
     along = [((pixels - quad[0]) @ side) / side.square().sum() for side in (quad[3] - quad[0], quad[1] - quad[0])]
     return torch.stack(along, -1)
 
@@ -235,10 +315,12 @@ def inside(pixels: Tensor, outline: Tensor) -> Tensor:
 
 def fitted(result: Tensor, side: float) -> Tensor:
     """A result (3, n, n) reduced to about `side` pixels where it is more than twice as large."""
-    if result.shape[1] <= 2 * side:
-        return result
-    px = max(round(side), 1)
-    return F.interpolate(result[None], (px, px), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+    return result if result.shape[1] <= 2 * side else resized(result, max(round(side), 1))
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Maps (C, h, w) in [-1, 1] at (C, size, size)."""
+    return F.interpolate(x[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
 
 
 def recoloured(x: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .align import ffhq_quad
-from .detect import SAME_FACE_IOU, Candidates, Pass, area, detect, intersection, iou
-from .mesh import Reading, read, roi_of_box
+from .detect import SAME_FACE_IOU, Candidates, Pass, area, detect, intersection, iou, suppress
+from .mesh import Reading, read, roi_of_box, roi_of_points
 from .networks import FaceNetworks
 
 SURE = 15.0  # the least quality of a face whose direction is known, and of one that was read turned
@@ -23,9 +23,11 @@ DRAWN_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """threshold: least score of the detector, 0..1. any_direction: always look for faces on their side and head."""
+    """threshold: least score of the detector, 0..1. any_direction: always look for faces on their side and head.
+    settled: read every face once more, in the square of its own points; what is aligned should be (docs/faces.md)."""
     threshold: float = 0.5
     any_direction: bool = False
+    settled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -80,11 +82,13 @@ class Face:
 
 @dataclass(frozen=True)
 class FaceSearch:
-    """What was found in a picture. faces: the largest first. rejected: candidates that the mesh does not believe.
-    best_rejected: the best quality among them, None without any."""
+    """What was found in a picture. faces: the largest first. rejected: possible faces that are not believed.
+    best_rejected: the best quality among them, None without any. coarse (6, 2): the detector's points of the one that
+    it is surest of, upright if there is such a one."""
     faces: list[Face]
     rejected: int = 0
     best_rejected: float | None = None
+    coarse: Tensor | None = None
 
 
 def prepared(picture: Tensor, device: torch.device) -> Tensor:
@@ -110,9 +114,24 @@ def search_faces(nets: FaceNetworks, picture: Tensor, settings: FaceSettings = F
         more, more_read = look(nets, picture, settings.second_stage())
         candidates, reading = Candidates.of([candidates, more]), Reading.of([reading, more_read])
         faces = believed(candidates, reading)
-    faces = sorted(distinct(faces), key=lambda face: float(area(face.box)), reverse=True)
-    rejected = reading.quality[reading.quality < 0]
-    return FaceSearch(faces, len(rejected), float(rejected.max()) if len(rejected) else None)
+    faces = distinct(faces)
+    if settings.settled:
+        faces = read_again(nets, picture, faces)
+    faces = sorted(faces, key=lambda face: float(area(face.box)), reverse=True)
+    return FaceSearch(faces, *unbelieved(candidates, reading))
+
+
+def unbelieved(candidates: Candidates, reading: Reading) -> tuple[int, float | None, Tensor | None]:
+    """Of what is not believed: how many possible faces, the best quality, the points of the surest (FaceSearch)."""
+    left = (~is_believed(reading)).nonzero()[:, 0]
+    if not len(left):
+        return 0, None, None
+    rows = torch.cat([candidates.boxes, candidates.points.flatten(1)], 1)
+    places, _ = suppress(candidates.scores[left], rows[left])
+    upright = left[reading.first[left, 3].abs() <= TURNED]
+    among = upright if len(upright) else left
+    surest = among[candidates.scores[among].argmax()]
+    return len(places), float(reading.quality[left].max()), candidates.points[surest]
 
 
 def look(nets: FaceNetworks, picture: Tensor, passes: Sequence[Pass]) -> tuple[Candidates, Reading]:
@@ -123,11 +142,25 @@ def look(nets: FaceNetworks, picture: Tensor, passes: Sequence[Pass]) -> tuple[C
 
 def believed(candidates: Candidates, reading: Reading) -> list[Face]:
     """Those that the mesh takes for a face: every logit at least 0; SURE if it was read turned by more than TURNED."""
-    turned = reading.second[:, 3].abs() > TURNED
-    kept = (reading.quality >= 0) & (~turned | (reading.quality >= SURE))
     return [Face(reading.points[k], reading.presence[k], reading.first[k], reading.second[k],
                  float(candidates.scores[k]), int(candidates.sizes[k]), int(candidates.turns[k]))
-            for k in kept.nonzero()[:, 0].tolist()]
+            for k in is_believed(reading).nonzero()[:, 0].tolist()]
+
+
+def is_believed(reading: Reading) -> Tensor:
+    """(N,) bool."""
+    turned = reading.second[:, 3].abs() > TURNED
+    return (reading.quality >= 0) & (~turned | (reading.quality >= SURE))
+
+
+def read_again(nets: FaceNetworks, picture: Tensor, faces: Sequence[Face]) -> list[Face]:
+    """Faces of a prepared picture, each read in the square of its points. Those that are not believed then stay as
+    they were."""
+    if not faces:
+        return []
+    reading = read(nets.mesh, picture, roi_of_points(torch.stack([face.points for face in faces])))
+    return [replace(face, points=reading.points[k], presence=reading.presence[k], roi=reading.second[k])
+            if reading.quality[k] >= 0 else face for k, face in enumerate(faces)]
 
 
 def distinct(faces: Sequence[Face]) -> list[Face]:

@@ -29,7 +29,8 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
                       for mix in ("content_only", "from_32", "from_16", "style_only", "swapped")},
     "osasis_random_faces": {"atelier/random_face": (2, PX)},
     "osasis_reconstruct": {"atelier/reconstructed": (4, PX)},
-    "osasis_stylize": {"atelier/stylized": (4, PX)},
+    "osasis_stylize": {"atelier/stylized": (4, PX), "atelier/stylized_photos": (4, INPUT)},
+    "mmfs_photo": {"atelier/mmfs_photo_faces": (5, PX), "atelier/mmfs_photo": (1, (640, 400))},
     "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
         f"atelier/mmfs_{what}": (3, PX) for what in ("a", "b", "between", "texture")},
     "mmfs_measure": {"atelier/measured": (3, PX)},
@@ -123,10 +124,11 @@ def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Cl
 def test_a_changed_setting_runs_only_what_hangs_on_it(with_inputs: Client, demo: object) -> None:
     graph = reduced(shipped.shipped("osasis_stylize"))
     first = with_inputs.run(graph, timeout=120)
-    stylize, save = node_of(graph, "AtelierOSASISStylize"), node_of(graph, "SaveImage")
+    stylize, paste = node_of(graph, "AtelierOSASISStylize"), node_of(graph, "AtelierPasteFaces")
     graph[stylize]["inputs"]["spn_weight"] = 0.5
     second = with_inputs.run(graph, timeout=120)
-    assert second.ran == [stylize, save]
+    saves = {node for node, entry in graph.items() if entry["class_type"] == "SaveImage"}
+    assert second.ran[0] == stylize and set(second.ran) == {stylize, paste} | saves
     images = [saved(with_inputs, graph, result)["atelier/stylized"] for result in (first, second)]
     assert all((a != b).any() for a, b in zip(*images, strict=True))
 
@@ -161,6 +163,43 @@ def test_every_node_and_input_of_the_workflows_is_known(server: ComfyServer) -> 
             assert given <= {key for kind in known.values() for key in kind}, f"{name}, node {node}"
 
 
+# --- faces of whole pictures ---------------------------------------------------------------------------------------
+def faces_graph(**align: object) -> dict:
+    """wall.png -> Detect & Align Faces -> (negative) -> Paste Faces Back -> Save Image, without a model."""
+    graph = {node: entry for node, entry in shipped.shipped("mmfs_photo").items() if node in ("2", "3", "6", "8")}
+    graph["3"]["inputs"] |= align
+    graph["5"] = {"class_type": "ImageInvert", "inputs": {"image": ["3", 0]}}
+    return graph
+
+
+def test_faces_are_found_changed_and_put_back(with_inputs: Client) -> None:
+    with Image.open(shipped.INPUTS / "wall.png") as stored:
+        before = np.asarray(stored.convert("RGB")).astype(int)
+    graph = faces_graph()
+    result = with_inputs.run(graph, timeout=120)
+    after = saved(with_inputs, graph, result)["atelier/mmfs_photo"][0].astype(int)
+    same = (before == after).all(-1)
+    assert 0.3 < same.mean() < 0.8 and np.abs(before - after)[80:180, 80:160].mean() > 20
+    assert result.outputs["3"]["text"][0].count("face ") >= 5 and len(result.outputs["3"]["images"]) == 1
+    graph["6"]["inputs"]["results"] = ["3", 0]
+    unchanged = saved(with_inputs, graph, with_inputs.run(graph, timeout=120))["atelier/mmfs_photo"][0]
+    assert (unchanged == before).all()
+
+
+def test_without_alignment_the_pair_passes_on(with_inputs: Client) -> None:
+    graph = faces_graph(align=False)
+    assert saved(with_inputs, graph, with_inputs.run(graph, timeout=60))["atelier/mmfs_photo"][0].shape == (400, 640, 3)
+
+
+def test_a_face_by_hand_and_a_picture_without_one(with_inputs: Client) -> None:
+    graph = faces_graph(box="40 40 160 160")
+    with_inputs.run(graph, timeout=60)
+    graph = faces_graph()
+    graph["2"]["inputs"]["image"] = with_inputs.upload(encoded(Image.new("RGB", (300, 200), (90, 120, 60))), "no.png")
+    with pytest.raises(NodeFailed, match="No face found in picture 0. .* give the five points or the square by hand"):
+        with_inputs.run(graph, timeout=60)
+
+
 # --- bad input: the client is told what is wrong -------------------------------------------------------------------
 def changed(name: str, kind: str, **inputs: object) -> dict:
     """A reduced workflow with other inputs in its first node of a type."""
@@ -174,6 +213,7 @@ def changed(name: str, kind: str, **inputs: object) -> dict:
     ("AtelierStructuralEncode", {"steps": 60}, "60 steps cannot be spaced evenly"),
     ("AtelierMixCodes", {"levels": "64 = a lot"}, "cannot be read. Write 'side in px:weight of the style'"),
     ("AtelierOSASISStylize", {"spn_weight": 9.0}, "spn_weight"),
+    ("AtelierAlignFaces", {"five_points": "1 2 3"}, "five_points takes ten numbers"),
 ])
 def test_bad_settings_are_refused_before_anything_runs(with_inputs: Client, kind: str, inputs: dict,
                                                        words: str) -> None:

@@ -1,0 +1,310 @@
+"""Nodes that cut faces out of whole pictures, as the models want them, and put what became of them back."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from einops import rearrange
+from PIL import ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from ..models.faces import crops
+from ..models.faces.align import COLOUR_MATCHES, ColourMatch, PasteSettings
+from ..models.faces.crops import FaceCrop, FaceCrops, FaceSquare
+from ..models.faces.find import FaceSettings, search_faces
+from ..models.faces.networks import FaceNetworks, load_faces
+from . import face_sources, host, images, inputs, sockets
+from .base import AtelierNode
+from .host import NodeProgress
+
+AREAS = ("square", "face")
+SHOWN = 4  # pictures on the node, with the squares that were found in them
+COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
+Finder = Callable[[Tensor, int], "Answer"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The squares in a picture, the largest first; without any, why there are none."""
+    squares: list[FaceSquare]
+    why_none: str = ""
+
+
+@dataclass
+class Cut:
+    """What has been cut out of a batch so far, as crops and as IMAGEs of one, and what there is to be said."""
+    crops: list[FaceCrop] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    shown: list[Tensor] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class AlignFaces(AtelierNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        defaults = FaceSettings()
+        return io.Schema(
+            node_id="AtelierAlignFaces", display_name="Detect & Align Faces", category="Atelier/faces",
+            description="Finds the faces of whole pictures and cuts each out as FFHQ does: upright, square, eyes and "
+                        "mouth where the models expect them. Connect the crops to any stylizer, and its results with "
+                        "face_crop to Paste Faces Back.",
+            inputs=[
+                inputs.image("image", "Whole pictures, of any shape. Turned, lying and drawn faces are found, too. "
+                                      "RGBA is laid on white."),
+                io.Int.Input("size", default=256, min=16, max=2048, step=16,
+                             tooltip="Side of the crops in px. 256 for the public OSASIS models, 512 for MMFS, 128 for "
+                                     "the demo models."),
+                io.Boolean.Input("align", default=True,
+                                 tooltip="Off: nothing is searched. Each picture is squashed to the size as a whole, "
+                                         "and Paste Faces Back stretches the result to the picture's shape again."),
+                inputs.choice("faces", crops.CHOICES, "largest",
+                              "Which faces of each picture are cut out. largest: one. by index: the one that index "
+                              "names. all: every face, the largest first."),
+                io.Int.Input("index", default=0, min=0, max=255,
+                             tooltip="With faces by index: the number of the face. 0 is the largest."),
+                io.Boolean.Input("any_direction", default=defaults.any_direction,
+                                 tooltip="Look for faces in all four quarter turns of each picture. Off: only where "
+                                         "no sure face is found upright."),
+                io.Float.Input("threshold", default=defaults.threshold, min=0.05, max=0.95, step=0.05,
+                               tooltip="Least score of the detector. Lower it to 0.3 for drawings."),
+                inputs.advanced(io.Boolean.Input(
+                    "pad", default=True,
+                    tooltip="Fill what lies outside the picture with its reflection, as FFHQ does. Off: the "
+                            "picture's border goes on.")),
+                inputs.advanced(io.Boolean.Input(
+                    "fallback", default=False,
+                    tooltip="If no face is convincing, take the detector's coarse points. The square is off by about "
+                            "a tenth of the distance of the eyes.")),
+                io.String.Input("five_points", default="", multiline=True,
+                                tooltip="Points by hand, in pixels: x y of left eye, right eye, nose, left and right "
+                                        "corner of the mouth. Left is left in the upright face. A line for each "
+                                        "picture, or one for all. Empty: none."),
+                io.String.Input("box", default="", multiline=True,
+                                tooltip="A box by hand, in pixels: x, y, width, height. A line for each picture, or "
+                                        "one for all. Empty: none."),
+                inputs.choice("box_kind", face_sources.BOX_KINDS, "crop",
+                              "What a box is. crop: the square itself, extended to its longer side. face: a face from "
+                              "forehead to chin, as detectors give it."),
+                sockets.BOUNDING_BOX.Input("bounding_box", optional=True, extra_dict={"forceInput": True},
+                                           tooltip="Boxes of another node, in place of the search."),
+                sockets.FACE_LANDMARKS.Input("face_landmarks", optional=True,
+                                             tooltip="Landmarks of core's MediaPipe Face Landmarker, in place of the "
+                                                     "search.")],
+            outputs=[
+                io.Image.Output("crops", display_name="crops", tooltip="The aligned faces, all of one size."),
+                sockets.FACE_CROP.Output("face_crop", display_name="face_crop",
+                                         tooltip="Where each crop comes from, for Paste Faces Back."),
+                io.Mask.Output("mask", display_name="mask",
+                               tooltip="What of each crop is face, from forehead to chin. All of it where no "
+                                       "landmarks are known."),
+                io.String.Output("report", display_name="report",
+                                 tooltip="What was found in each picture, and what was left. Pictures and faces are "
+                                         "counted from 0.")])
+
+    @classmethod
+    def validate_inputs(cls, five_points: str | None, box: str | None) -> bool | str:
+        try:
+            face_sources.numbers_of_lines(five_points or "", 10, face_sources.POINTS_ADVICE)
+            face_sources.numbers_of_lines(box or "", 4, face_sources.BOX_ADVICE)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, image: Tensor, size: int, align: bool, faces: crops.Chosen, index: int, any_direction: bool,
+                threshold: float, pad: bool, fallback: bool, five_points: str, box: str, box_kind: str,
+                bounding_box: Any = None, face_landmarks: Any = None) -> io.NodeOutput:
+        count, *shape = images.check(image, "image").shape[:3]
+        if not align:
+            return output(cls, unaligned(image, size), count)
+        given = told(count, (shape[0], shape[1]), five_points, box, box_kind, bounding_box, face_landmarks)
+        cut = Cut()
+        if given is not None:
+            cut_all(cut, image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
+                    (faces, index), (size, pad))
+        else:
+            settings = FaceSettings(threshold, any_direction, settled=True)
+            networks = load_faces()
+            patched = host.PatchedModule(nn.ModuleDict({"detector": networks.detector, "mesh": networks.mesh}))
+            with host.running(patched) as device:
+                cut_all(cut, image, finder(networks, settings, fallback), (faces, index), (size, pad), device)
+        if not cut.crops:
+            raise ValueError("\n".join(cut.left))
+        return output(cls, cut, count)
+
+
+def told(count: int, shape: tuple[int, int], five_points: str, box: str, box_kind: str, bounding_box: Any,
+         face_landmarks: Any) -> list[list[FaceSquare]] | None:
+    """The squares in each picture that the user or another node gives; None if faces are to be searched. ValueError if
+    more than one says where they are."""
+    ways = {"five_points": five_points.strip() or None, "box": box.strip() or None, "bounding_box": bounding_box,
+            "face_landmarks": face_landmarks}
+    used = [name for name, value in ways.items() if value is not None]
+    if len(used) > 1:
+        raise ValueError(f"{' and '.join(used)} both say where faces are. Give one of them")
+    if not used:
+        return None
+    if used[0] == "five_points":
+        return face_sources.from_points(five_points, count)
+    if used[0] == "box":
+        return face_sources.from_box(box, box_kind, count)
+    if used[0] == "bounding_box":
+        return face_sources.from_core_boxes(bounding_box, box_kind, count)
+    return face_sources.from_core_landmarks(face_landmarks, shape, count)
+
+
+def finder(networks: FaceNetworks, settings: FaceSettings, fallback: bool) -> Finder:
+    """Searches a picture with networks that are loaded."""
+    def find(picture: Tensor, place: int) -> Answer:
+        search = search_faces(networks, picture, settings)
+        squares = crops.squares_found(search, fallback)
+        return Answer(squares, "" if squares else crops.why_none(place, search))
+    return find
+
+
+def cut_all(cut: Cut, image: Tensor, find: Finder, which: tuple[crops.Chosen, int], how: tuple[int, bool],
+            device: torch.device = images.CPU) -> None:
+    """Cuts the chosen faces out of every picture, and says what was found in which. how: size of the crops, pad."""
+    progress = NodeProgress(len(image))
+    for place in range(len(image)):
+        picture = images.checked(image[place:place + 1], "image", device)[0] * 2 - 1
+        answer = find(picture, place)
+        rows = crops.chosen(answer.squares, *which)
+        if not rows:
+            cut.left.append(crops.why_not_this(place, len(answer.squares), which[1]) if answer.squares
+                            else answer.why_none)
+        made = crops.cut_out(picture, place, rows, *how)
+        cut.crops += made
+        cut.pictures += [images.to_image(crop.crop[None]) for crop in made]
+        for (index, square), crop in zip(rows, made, strict=True):
+            cut.lines.append(f"picture {place}, face {index}: {square.origin}")
+            cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place)]
+        if len(cut.shown) < SHOWN:
+            cut.shown.append(outlined(picture, answer.squares))
+        progress()
+
+
+def unaligned(image: Tensor, size: int) -> Cut:
+    """Whole pictures, squashed to the size; those of that size stay as they are."""
+    cut = Cut()
+    for place in range(len(image)):
+        host.check_interrupt()
+        picture = images.checked(image[place:place + 1], "image")
+        crop = crops.whole_picture(picture[0] * 2 - 1, place, size)
+        cut.crops.append(crop)
+        cut.pictures.append(images.to_image(crop.crop[None]) if picture.shape[2:] != (size, size)
+                            else rearrange(picture, "b c h w -> b h w c"))
+        cut.lines.append(f"picture {place}: alignment is off, the whole picture")
+    return cut
+
+
+def outlined(picture: Tensor, squares: list[FaceSquare]) -> Tensor:
+    """An IMAGE of a picture (3, H, W) in [-1, 1] with its squares and their numbers."""
+    drawn = images.to_pil(images.to_image(picture[None]))
+    draw, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 250))
+    for number, square in enumerate(squares):
+        corners, colour = [(x, y) for x, y in square.quad.tolist()], COLOURS[number % len(COLOURS)]
+        draw.line([*corners, corners[0]], fill=colour, width=width)
+        font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 25)))
+        draw.text(tuple(square.quad.mean(0).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
+                  stroke_fill="black")
+    return images.from_pil(drawn)
+
+
+def output(node: type[io.ComfyNode], cut: Cut, count: int) -> io.NodeOutput:
+    """The crops of a batch of `count` pictures; what was left is said on the node and in the log."""
+    if cut.left:
+        host.warn("\n".join(cut.left))
+    report = "\n".join([*cut.lines, *(f"left out: {line}" for line in cut.left)])
+    shown = ui.PreviewImage(torch.cat(cut.shown), cls=node).as_dict() if cut.shown else {}
+    return io.NodeOutput(torch.cat(cut.pictures), FaceCrops(tuple(cut.crops), count),
+                         torch.stack([crop.mask for crop in cut.crops]), report, ui=shown | {"text": (report,)})
+
+
+class PasteFaces(AtelierNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        defaults = PasteSettings()
+        return io.Schema(
+            node_id="AtelierPasteFaces", display_name="Paste Faces Back", category="Atelier/faces",
+            description="Puts stylized faces back to where Detect & Align Faces cut them out. Outside of the faces' "
+                        "squares the pictures stay as they are, to the bit.",
+            inputs=[
+                inputs.image("image", "The whole pictures that went into Detect & Align Faces, or the same ones at "
+                                      "another size."),
+                inputs.image("results", "The stylized crops, one for each, square and of any size."),
+                sockets.FACE_CROP.Input("face_crop", tooltip="Where the crops come from."),
+                io.Float.Input("feather", default=defaults.feather, min=0.01, max=0.5, step=0.01,
+                               tooltip="Width of the fading border, as a share of the square."),
+                inputs.choice("area", AREAS, "square",
+                              "What is put back. square: the whole crop, with hair and background. face: what lies "
+                              "inside the face's outline, where landmarks are known."),
+                inputs.choice("match_colour", COLOUR_MATCHES, defaults.match_colour,
+                              "border: near the border, the result takes on the picture's colours. whole: all of it "
+                              "gets the picture's mean and deviation. none: the result as it is."),
+                io.Float.Input("upscale", default=1.0, min=1.0, max=8.0, step=0.25,
+                               tooltip="Enlarge the pictures by this first, so that results keep their detail. 1 "
+                                       "leaves their size."),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="What of each result is put back, in the place of area. A mask for each, or one "
+                                      "for all.")],
+            outputs=[io.Image.Output("pasted", display_name="image",
+                                     tooltip="The whole pictures, all of the batch. Those without a face stay as "
+                                             "they are.")])
+
+    @classmethod
+    def execute(cls, image: Tensor, results: Tensor, face_crop: FaceCrops, feather: float, area: str,
+                match_colour: ColourMatch, upscale: float, mask: Tensor | None = None) -> io.NodeOutput:
+        check_batches(image, results, face_crop)
+        masks = masks_of(face_crop, area, mask)
+        settings, progress, pasted = PasteSettings(feather, match_colour), NodeProgress(len(image)), []
+        for place in range(len(image)):
+            picture = images.checked(image[place:place + 1], "image")
+            rows = [(crop, images.checked(results[k:k + 1], "results")[0] * 2 - 1, masks[k])
+                    for k, crop in enumerate(face_crop.crops) if crop.picture == place]
+            pasted.append(with_faces(picture, rows, settings, upscale))
+            progress()
+        return io.NodeOutput(torch.cat(pasted))
+
+
+def with_faces(picture: Tensor, rows: list[tuple[FaceCrop, Tensor, Tensor | None]], settings: PasteSettings,
+               upscale: float) -> Tensor:
+    """IMAGE (1, H, W, 3) of a picture (1, 3, H, W) in 0..1 with its results; values that did not change keep every
+    bit."""
+    before = picture[0] * 2 - 1
+    after = crops.put_back(before, rows, settings, upscale)
+    out = images.to_image(after[None])
+    if after.shape != before.shape:
+        return out
+    return torch.where(rearrange(after == before, "c h w -> 1 h w c"), rearrange(picture, "b c h w -> b h w c"), out)
+
+
+def check_batches(image: Tensor, results: Tensor, face_crop: FaceCrops) -> None:
+    """ValueError if the pictures or the results are not as many as were cut out, or the results not square."""
+    count, found = len(images.check(image, "image")), len(images.check(results, "results"))
+    if count != face_crop.pictures:
+        raise ValueError(f"image: {count} pictures, but the faces were cut out of {face_crop.pictures}. Connect the "
+                         "same batch to both nodes")
+    if found != len(face_crop.crops):
+        raise ValueError(f"results: {found} pictures for {len(face_crop.crops)} crops. Connect one result for each")
+    if results.shape[1] != results.shape[2]:
+        raise ValueError(f"results: {results.shape[2]} x {results.shape[1]} px, but crops are square. Stylize the "
+                         "crops themselves")
+
+
+def masks_of(face_crop: FaceCrops, area: str, mask: Tensor | None) -> list[Tensor | None]:
+    """What of each result is put back: (n, n) 0..1, or None for the whole square. ValueError for too few masks."""
+    if mask is not None:
+        mask = mask[None] if mask.ndim == 2 else mask
+        if len(mask) not in (1, len(face_crop.crops)):
+            raise ValueError(f"mask: {len(mask)} masks for {len(face_crop.crops)} crops. Connect one for each, or one "
+                             "for all")
+        return list(mask.float().clamp(0, 1).cpu().expand(len(face_crop.crops), -1, -1))
+    return [crop.mask if area == "face" else None for crop in face_crop.crops]
+
+
+NODES = [AlignFaces, PasteFaces]

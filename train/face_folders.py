@@ -1,0 +1,82 @@
+"""Folders of aligned faces, cut out of a folder of whole pictures; labels come along (docs/faces.md)."""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..models.faces.crops import Chosen, FaceCrop, chosen, cut_out, remarks, squares_found, why_none, why_not_this
+from ..models.faces.find import FaceSettings, prepared, search_faces
+from ..models.faces.networks import FaceNetworks
+from . import labels
+from .data import find_pictures, read_whole
+from .plots import to_picture
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """size: of the aligned faces, in pixels. faces, index: which of each picture, see `chosen`. pad: see `align`.
+    fallback: see `squares_found`. search: how they are searched."""
+    size: int = 256
+    faces: Chosen = "largest"
+    index: int = 0
+    pad: bool = True
+    fallback: bool = False
+    search: FaceSettings = field(default_factory=lambda: FaceSettings(settled=True))
+
+
+def align_folder(photos: Path, out: Path, nets: FaceNetworks, config: AlignConfig = AlignConfig(),
+                 check_interrupt: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """Writes the faces of every picture as OUT/NAME.png, with all faces as OUT/NAME_0.png, OUT/NAME_1.png, ..
+
+    Returns how many were written, and how many pictures were left out, which the log names. ValueError for two
+    pictures of one name.
+    """
+    paths = find_pictures(photos)
+    named = {"_".join(path.relative_to(photos).with_suffix("").parts): path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(f"two photos under {photos} have the same name but for their ending: rename one")
+    out.mkdir(parents=True, exist_ok=True)
+    shown, table, written, left = labels.of_pictures(paths), {}, 0, 0
+    for name, path in named.items():
+        check_interrupt()
+        crops = faces_of(path, nets, config)
+        written, left = written + len(crops), left + (not crops)
+        for crop in crops:
+            file = f"{name}_{crop.index}.png" if config.faces == "all" else f"{name}.png"
+            save(crop, out / file)
+            table |= {file: shown[path]} if path in shown else {}
+    if table:
+        labels.write(out, table)
+    return written, left
+
+
+def faces_of(path: Path, nets: FaceNetworks, config: AlignConfig) -> list[FaceCrop]:
+    """The crops of a picture; what there is to be said of it goes to the log. [] for one that cannot be read, too."""
+    try:
+        picture = prepared(read_whole(path), nets.device)
+    except ValueError as unreadable:
+        log.warning("left out: %s", unreadable)
+        return []
+    search = search_faces(nets, picture, config.search)
+    squares = squares_found(search, config.fallback)
+    rows = chosen(squares, config.faces, config.index)
+    if not rows:
+        log.warning("left out: %s", why_not_this(path.name, len(squares), config.index) if squares
+                    else why_none(path.name, search))
+    crops = cut_out(picture, 0, rows, config.size, config.pad)
+    for (_, square), crop in zip(rows, crops, strict=True):
+        for remark in remarks(square, crop.size, config.size, path.name):
+            log.info("%s: %s", path.name, remark)
+    return crops
+
+
+def save(crop: FaceCrop, target: Path) -> None:
+    """One face, written whole or not at all."""
+    partial = target.with_name(f".{target.name}.part")
+    to_picture(crop.crop).save(partial, "PNG")
+    os.replace(partial, target)
