@@ -72,8 +72,8 @@ def clip_loss(photos: Tensor, results: Tensor, anchor: Tensor, reference: Tensor
 def projector(tokens: Tensor) -> Tensor:
     """P = U U^T (d, d) onto the space that the references' tokens (B, n, d) span, all references together.
 
-    Where the tokens could span the whole space, which would forbid nothing, only the strongest directions are kept: half
-    of d, or of several references n if that is more (and less than d).
+    Where the tokens could span the whole space, which would forbid nothing, only the strongest directions are kept:
+    half of d, or of several references n if that is more (and less than d).
     """
     each, width = tokens.shape[1:]
     columns = rearrange(F.normalize(tokens.float(), dim=2), "b n d -> d (b n)")
