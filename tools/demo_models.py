@@ -10,9 +10,9 @@ as many GPUs as there are (CUDA_VISIBLE_DEVICES chooses), the one that most work
 finished stays; one that was stopped (Ctrl-C, a lent machine taken back) goes on from its snapshot when the command is
 given again. One that --minutes cut short counts as finished until it is given other options. Logs lie in OUT.
 
-H100s trained on so many pictures a second: diffae 1,800 and ddpm 2,200 at batch 128; stylegan2 2,500, and 4,900 on two;
-the clip took 4 minutes. With MMFS's stages at the rates of models/demo/CARD.md, all of it takes about 3 hours on one
-H100. It has not been run whole.
+H100s trained on so many pictures a second: diffae 1,800 at batch 128, and 3,400 on two at 256; ddpm 2,100; stylegan2
+2,500, and 4,900 on two; Stage I 2,900, Stage II 1,500, the mapping 3,500; the clip took 4 minutes. At these rates all
+of it takes about 2 1/2 hours on one H100. It has not been run whole.
 """
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ TRAININGS = (
     Job("stylegan2", "train stylegan2 --photos {data}/faces --batch 256 --set "
         "r1=1;augment=;ada_target=0.6;ada_kimg=200;flip=yes --out {out}/stylegan2.safetensors", 0.5, 16_000, gpus=2),
     Job("stage1", f"train mmfs-stage1 {GAN} --source {{out}}/stylegan2.safetensors --out {{out}}/stage1.safetensors",
-        0.1, 4_000, ("stylegan2",)),
+        0.03, 4_000, ("stylegan2",)),
     Job("stage2", f"train mmfs-stage2 {GAN} --art {{out}}/art --exclude {{held_out}} "
         "--source {out}/stage1.safetensors --stylegan2 {out}/stylegan2.safetensors --clip {out}/clip.safetensors --set "
         "r1=1;structure_weight=0.015;augment=colour,translation,cutout;flip=yes --out {out}/stage2.safetensors",
-        0.7, 20_000, ("stage1", "clip", *ART)),
+        0.25, 20_000, ("stage1", "clip", *ART)),
     Job("mapping", f"train mmfs-mapping {GAN} --lr 5e-4 --source {{out}}/stage2.safetensors "
-        "--clip {out}/clip.safetensors --out {out}/mmfs.safetensors", 0.1, 6_000, ("stage2",)),
+        "--clip {out}/clip.safetensors --out {out}/mmfs.safetensors", 0.03, 6_000, ("stage2",)),
 )
 JOBS = DRAWINGS + TRAININGS
 
