@@ -10,6 +10,7 @@ from typing import Any
 from . import store
 from .errors import CheckpointError, ForeignFileError, WrongKindError, short
 from .formats import (
+    attributes,
     diffae,
     dino,
     guided_diffusion,
@@ -27,13 +28,12 @@ from .safe_pickle import Global, OpaqueObject, TensorRef, is_plain_pickle, read_
 from .store import Stored
 
 log = logging.getLogger(__name__)
-_FORMATS = (osasis, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino)
+_FORMATS = (osasis, attributes, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
     ("g_running", "a StyleGAN1 checkpoint (rosinality)"),
     ("student", "DINO's full training checkpoint; pick dino_vitbase8_pretrain.pth, its backbone alone"),
     ("embeddings.patch_embeddings.projection.weight", "a ViT in Hugging Face's layout; pick model.safetensors of "
      "https://huggingface.co/timm/vit_base_patch8_224.dino"),
-    ("ema_classifier.weight", "DiffAE's attribute classifier (autoenc_cls); pick autoenc_latent/last.ckpt"),
     ("conds", "DiffAE's latent.pkl (codes of the training set); pick autoenc_latent/last.ckpt"),
     ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
     ("lin0.model.1.weight", "the heads of LPIPS alone (vgg.pth of the lpips package), which the pack has already; pick "
