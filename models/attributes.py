@@ -35,6 +35,10 @@ class AttributeClassifier:
         """(B, A); the sigmoid is the probability of the attribute."""
         return self.normalised(z) @ self.weight.t() + self.bias
 
+    def probability(self, z: Tensor, attribute: int) -> Tensor:
+        """(B,) of one attribute."""
+        return self.logits(z)[:, attribute].sigmoid()
+
     def direction(self, attribute: int) -> Tensor:
         """(D,) in the space of z: along the attribute's row, sqrt(D) long in the space of normalised codes, which is
         the typical length of one."""

@@ -4,13 +4,14 @@ B is the batch, E the width of the semantic code, px the side of the model's pic
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
 from comfy_api.latest import io
 from torch import Tensor, nn
 
+from ..models.attributes import AttributeClassifier
 from ..models.code_cache import CodeCache
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip
@@ -39,6 +40,8 @@ W_PLUS = io.Custom("ATELIER_W_PLUS")
 MMFS_STYLE = io.Custom("ATELIER_MMFS_STYLE")  # a models.style.MMFSStyle
 MMFS_TUNE_OPTIONS = io.Custom("ATELIER_MMFS_TUNE_OPTIONS")
 STRUCTURE_NET = io.Custom("ATELIER_STRUCTURE_NET")
+ATTRIBUTES = io.Custom("ATELIER_ATTRIBUTES")
+DIRECTION = io.Custom("ATELIER_DIRECTION")  # a models.edit.SemanticDirection
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -171,6 +174,14 @@ class WPlus:
 
 
 @dataclass(frozen=True)
+class Attributes:
+    """ATELIER_ATTRIBUTES: a classifier of semantic codes. name: the file. fingerprint: of its DiffAE ("" unknown)."""
+    name: str
+    classifier: AttributeClassifier
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class SemanticCode:
     """ATELIER_SEMANTIC_CODE: codes z (B, E), unbounded. fingerprint: of the DiffAE that made them ("" unknown)."""
     z: Tensor
@@ -187,6 +198,11 @@ class StructuralCode:
     steps: int
     config: UNetConfig
     fingerprint: str
+
+    def repeated(self, times: int) -> StructuralCode:
+        """The whole batch, several times."""
+        repeats = (times, 1, 1, 1)
+        return replace(self, x=self.x.repeat(repeats), picture=self.picture.repeat(repeats))
 
 
 @dataclass(frozen=True)

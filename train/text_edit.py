@@ -38,7 +38,7 @@ class TextEditConfig:
     pictures at a time; they change memory, not the result. precision: of the networks on a GPU.
     """
     steps: int = 60
-    lr: float = 0.02
+    lr: float = 0.05
     decode_steps: int = 20
     gradient: str = "one-step"
     l2_weight: float = 0.1
@@ -79,6 +79,16 @@ class TextEdits:
     def edited(self, z: Tensor, strength: float) -> Tensor:
         """Codes (P * B, E) of z (B, E), all pictures of the first text first."""
         return (z + strength * self.change.to(z)).flatten(0, 1)
+
+    def packed(self) -> Tensor:
+        """Both in one row of numbers."""
+        return torch.cat([self.agreement.flatten(), self.change.flatten()])
+
+    @classmethod
+    def unpacked(cls, numbers: Tensor, texts: int, pictures: int, width: int) -> TextEdits:
+        """Of `packed`, for that many texts, pictures and numbers of a code."""
+        agreement, change = numbers.split([texts * pictures, len(numbers) - texts * pictures])
+        return cls(change.view(texts, -1, width), agreement.view(texts, pictures))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from .safe_pickle import Global, OpaqueObject, TensorRef, is_plain_pickle, read_
 from .store import Stored
 
 log = logging.getLogger(__name__)
-_FORMATS = (osasis, attributes, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino)
+_FORMATS = (osasis, attributes, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia,
+            dino)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
     ("g_running", "a StyleGAN1 checkpoint (rosinality)"),
     ("student", "DINO's full training checkpoint; pick dino_vitbase8_pretrain.pth, its backbone alone"),
