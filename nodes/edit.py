@@ -46,10 +46,10 @@ def structure_input(optional: bool) -> io.Custom:
 
 
 def edited_outputs() -> list:
-    return [sockets.SEMANTIC_CODE.Output("semantic", display_name="semantic",
+    return [sockets.SEMANTIC_CODE.Output("edited", display_name="semantic",
                                          tooltip="The edited codes, for Decode and Mix Codes: all pictures with the "
                                                  "first edit, then all with the second."),
-            sockets.STRUCTURAL_CODE.Output("structure", display_name="structure",
+            sockets.STRUCTURAL_CODE.Output("repeated", display_name="structure",
                                            tooltip="The structural codes, as many as edited codes.")]
 
 

@@ -194,6 +194,7 @@ def edit_by_text(net: DiffAE, clip: Clip, subject: Subject, config: TextEditConf
     editor = Editor.of(net, clip, subject, config, hooks)
     change = Change(len(subject.texts), 1 if config.shared else len(subject.z), subject.z.shape[1]).to(subject.z.device)
     run = Run({"change": change}, {"change": torch.optim.Adam(change.parameters(), config.lr)})
+    hooks.on_start(run)
     train(run, lambda k, hooks: step(editor, run, k, hooks), LoopConfig(config.steps), subject.z.device, hooks)
     with torch.no_grad():
         delta = change.delta.detach()
