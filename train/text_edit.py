@@ -1,4 +1,4 @@
-"""Edits of semantic codes by text (docs/osasis.md C.8, OSASIS 4.5 and App. B.2).
+"""Edits of semantic codes by text (docs/osasis.md C.8; section 4.5 of the OSASIS paper).
 
 A copy z' of the code learns what turns the picture G_A(x_t0, z) in the direction of the texts; A and x_t0 stay as they
 are. The edited code then goes wherever a code goes: Decode, or Mix Codes and a style. What is learned is the change of
