@@ -40,8 +40,8 @@ class AttributeClassifier:
         return self.logits(z)[:, attribute].sigmoid()
 
     def direction(self, attribute: int) -> Tensor:
-        """(D,) in the space of z: along the attribute's row, as long as the root of D in the space of normalised codes, which is
-        the typical length of one."""
+        """(D,) in the space of z: along the attribute's row, as long as the root of D in the space of normalised codes,
+        which is the typical length of one."""
         row = self.weight[attribute]
         return row.numel() ** 0.5 * self.std[0] * row / row.norm()
 
