@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from ..models.checkpoints import store
+from ..models.loading import DEMO
 from ..models.precision import PRECISIONS
 from ..train import kept
+from ..train.attributes import AttributeConfig
 from ..train.diffusion_pretraining import PretrainingConfig
 from ..train.loop import Hooks
-from ..train.recipes import diffusion
+from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs
 from .options import add_device, given, names_in
@@ -29,11 +31,12 @@ TRAINED = {  # what it makes, and the settings that made the demo models
     "clip": PretrainingConfig(steps=4_000, batch=384, lr=1e-3, weight_decay=0.1, beta2=0.98, ema_decay=0.999,
                               decay_from=0.3, warmup=200),
 }
+ATTRIBUTES = "attributes"
 LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", choices=[*TRAINED, *train_mmfs.STAGES])
+    p.add_argument("model", choices=[*TRAINED, ATTRIBUTES, *train_mmfs.STAGES])
     p.add_argument("--photos", type=Path, required=True, help="folder of aligned face photos")
     p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
@@ -64,7 +67,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout)
-    train = train_mmfs.train if options.model in train_mmfs.STAGES else train_diffusion
+    train = train_mmfs.train if options.model in train_mmfs.STAGES else (
+        train_attributes if options.model == ATTRIBUTES else train_diffusion)
     try:
         # every step has the same shapes
         with (ProgressBar() as bar, processes(options) as (distributed, device),
@@ -91,6 +95,12 @@ def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: Recip
     else:
         {"diffae": diffusion.diffae, "ddpm": diffusion.ddpm}[options.model](folders, options.size, config, recipe,
                                                                             options.init)
+
+
+def train_attributes(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
+    """The classifier of the DiffAE --source, by default the demo's."""
+    attributes.attributes(options.source or DEMO / "diffae.safetensors", folders,
+                          AttributeConfig(**given(options, "steps", "lr", "seed")), recipe)
 
 
 def snapshot_of(options: argparse.Namespace) -> Path:

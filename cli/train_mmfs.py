@@ -23,7 +23,8 @@ STAGES: dict[str, GANConfig] = {"stylegan2": gan.STYLEGAN2, "mmfs-stage1": mmfs.
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """Options of the MMFS trainings."""
     p.add_argument("--source", type=Path, help="what a stage starts from: StyleGAN2 for mmfs-stage1 (and stylegan2, "
-                   "none: from scratch), Stage I for mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping")
+                   "none: from scratch), Stage I for mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping; the "
+                   "DiffAE of attributes (default: the demo's)")
     p.add_argument("--stylegan2", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss; without it the demo encoder is used")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..models.attributes import AttributeClassifier
 from ..models.diffae import DiffAE
 from ..models.faces.networks import FaceNetworks
 from ..models.features.clip import Clip
@@ -146,6 +147,11 @@ class PictureFeatures:
         return self._features(self.evaluator.keys)
 
     @cached_property
+    def z(self) -> Tensor:
+        """The autoencoder's z (B, E)."""
+        return self._features(lambda part: self.evaluator.autoencoder().encode(self.evaluator.sized(part)))
+
+    @cached_property
     def identity(self) -> Tensor:
         """Normalised z (B, E)."""
         return self._features(self.evaluator.identity)
@@ -237,7 +243,7 @@ class Comparison:
 
     style_image: one picture. direction_start (1, D): the CLIP embedding where the direction to the style begins (of the
     photo twin, the photos' mean or the anchor text). prompts (P, D): embeddings of length 1, the anchor among them, of
-    which the row prompt_index was meant.
+    which the row prompt_index was meant. attribute: a classifier of z, and the row that is measured.
     """
     photos: PictureFeatures
     results: PictureFeatures
@@ -245,6 +251,7 @@ class Comparison:
     direction_start: Tensor | None = None
     prompts: Tensor | None = None
     prompt_index: int = 0
+    attribute: tuple[AttributeClassifier, int] | None = None
 
     def __post_init__(self) -> None:
         photos, results = len(self.photos.pictures), len(self.results.pictures)

@@ -125,6 +125,12 @@ def patch_similarity(comparison: Comparison) -> Tensor:
     return metrics.nearest_similarity(comparison.results.tokens, style_image(comparison).tokens)
 
 
+# --- edits ------------------------------------------------------------------------------------------------------------
+def attribute_probability(comparison: Comparison) -> Tensor:
+    classifier, row = given(comparison.attribute, "attribute")
+    return classifier.probability(comparison.results.z.cpu(), row)
+
+
 # --- sets of pictures -------------------------------------------------------------------------------------------------
 def art_distance(pictures: PictureFeatures, art: PictureFeatures) -> Tensor:
     """ValueError for less than two of either."""
@@ -225,6 +231,9 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "pictures.", art_distance, "set", sees=OF_STYLE),
     Metric("diversity", "diversity", "perceptual distance", "higher", ("perceptual",),
            "Perceptual distance of two random styles of one photo.", diversity, "set", sees=OF_OTHERS),
+    Metric("attribute_probability", "attribute", "probability", "higher", ("diffae",),
+           "How probable the attribute is to a linear classifier of the result's z.", attribute_probability,
+           needs=("attribute",), sees=("results",)),
     Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
     Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
     Metric("face_read", "face read", "share of results", "higher", ("faces",),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import diffae, mmfs, rng, spn, stylegan2, unet
+from .attributes import CELEBA
 from .checkpoints import CheckpointError, Stored
 from .checkpoints.formats import vgg
 from .checkpoints.formats.foreign import with_prefix
@@ -127,6 +128,37 @@ def _checked_alexnet(stored: Stored) -> Stored:
     return stored
 
 
+def _checked_classifier(stored: Stored) -> Stored:
+    """An attribute classifier whose tensors fit together and have their names. CheckpointError for another one."""
+    wanted = ("weight", "bias", "conds_mean", "conds_std")
+    if set(stored.tensors) != set(wanted):
+        raise CheckpointError("its tensors are not those of an attribute classifier (weight, bias, conds_mean and "
+                              "conds_std); pick a complete one")
+    weight, bias, mean, std = (stored.tensors[name] for name in wanted)
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not mean.shape == std.shape == weight.shape[1:]:
+        raise CheckpointError(f"its tensors of shapes {[list(t.shape) for t in (weight, bias, mean, std)]} are not "
+                              "those of one classifier; pick the unchanged file")
+    if not all(tensor.is_floating_point() for tensor in stored.tensors.values()) or not (std > 0).all() or (
+            not (weight.float().norm(dim=1) > 0).all()):
+        raise CheckpointError("its numbers are no weights and deviations, or 0; pick the unchanged file")
+    names = stored.meta.get("names", list(CELEBA))
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or (
+            not len(set(names)) == len(names) == len(weight)):
+        raise CheckpointError(f"it has {len(weight)} rows of attributes, and their names do not fit; the official one "
+                              f"has {len(CELEBA)}: pick the unchanged file")
+    return replace(stored, meta=stored.meta | {"names": names})
+
+
+def _checked_direction(stored: Stored) -> Stored:
+    """Directions whose tensor and names fit together. CheckpointError for others."""
+    z, names = stored.tensors.get("z"), stored.meta.get("names")
+    if len(stored.tensors) != 1 or z is None or z.ndim != 2 or not z.is_floating_point() or not z.numel():
+        raise CheckpointError("it holds no table of directions; save it again")
+    if not isinstance(names, list) or len(names) != len(z) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"it holds {len(z)} directions, and their names do not fit; save it again")
+    return stored
+
+
 def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
     """The activation is the caller's choice where a converted file leaves it open."""
     default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
@@ -212,6 +244,10 @@ KINDS: dict[str, Kind] = {
         "model_ir_se50.pth, from https://github.com/TreB1eN/InsightFace_Pytorch",
         {"arcface": Part(lambda c: ArcFaceConfig(**c), lambda t, _: arcface.detect(_bare(t)), ArcFace, inside="net.",
                          free=("layout",), widths=("units", "widths", "embed", "reduction"))}),
+    "attributes": Kind(
+        "an attribute classifier of a DiffAE's codes", "the Load Attribute Classifier node",
+        "ffhq256_autoenc_cls/last.ckpt, linked from https://github.com/phizaz/diffae", complete=_checked_classifier),
+    "direction": Kind("a direction of semantic codes", "the Load Direction node", complete=_checked_direction),
     "osasis_content": Kind("prepared content pictures", "an OSASIS fine-tune, by itself, from its content folder"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
 }

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoints, ops
+from .attributes import AttributeClassifier
 from .checkpoints import CheckpointError, Stored, WrongKindError, store
 from .checkpoints.errors import short
 from .checkpoints.formats.foreign import joined, with_prefix
 from .diffae import DiffAE
+from .edit import SemanticDirection
 from .features.arcface import ArcFace
 from .features.clip import Clip
 from .features.dino import Dino
@@ -280,7 +282,7 @@ def load_mmfs_style(path: Path) -> MMFSStyle:
         raise CheckpointError(f"{Path(path).name}: its w+ code has shape {list(w.shape)}, not "
                               f"{[1, config.n_styles, config.w_dim]}; it is damaged, write it again")
     return MMFSStyle(config, _float(with_prefix(stored.tensors, "decoder.")), None if w is None else w.float(), picture,
-                     *(_style_fact(path, stored, name) for name in ("prompt", "model", "settings")))
+                     *(_fact(path, stored, name) for name in ("prompt", "model", "settings")))
 
 
 def _style_picture(path: Path, stored: Stored) -> Tensor | None:
@@ -293,8 +295,8 @@ def _style_picture(path: Path, stored: Stored) -> Tensor | None:
     return picture
 
 
-def _style_fact(path: Path, stored: Stored, name: str) -> Any:
-    """What a style's meta says: "settings" is a table, the others are texts. CheckpointError for anything else."""
+def _fact(path: Path, stored: Stored, name: str) -> Any:
+    """What a file's meta says: "settings" is a table, the others are texts. CheckpointError for anything else."""
     default: Any = {} if name == "settings" else ""
     found = stored.meta.get(name, default)
     if not isinstance(found, type(default)):
@@ -335,7 +337,7 @@ def load_style(path: Path) -> OSASISStyle:
         raise CheckpointError(f"{Path(path).name}: its semantic code is {z.dtype} of shape {list(z.shape)}, not "
                               f"{[1, config.cond]}; it is damaged, write it again")
     return OSASISStyle(config, with_prefix(stored.tensors, "unet."), with_prefix(stored.tensors, "spn.") or None, z,
-                 _style_picture(path, stored), *(_style_fact(path, stored, name) for name in ("model", "settings")))
+                 _style_picture(path, stored), *(_fact(path, stored, name) for name in ("model", "settings")))
 
 
 def save_style(path: Path, style: OSASISStyle) -> Path:
@@ -346,6 +348,37 @@ def save_style(path: Path, style: OSASISStyle) -> Path:
                 if value is not None}
     return store.save(path, tensors, "osasis_style", {"unet": asdict(style.config)},
                       {"model": style.model, "settings": style.settings})
+
+
+# --- edits of semantic codes -----------------------------------------------------------------------------------------
+def load_attributes(path: Path) -> tuple[AttributeClassifier, str]:
+    """An attribute classifier, our own or the official ffhq256_autoenc_cls/last.ckpt, and the fingerprint of its DiffAE
+    ("": the file does not say)."""
+    stored = read_kind(path, "attributes")
+    tensors = _float(stored.tensors)
+    classifier = AttributeClassifier(tensors["weight"], tensors["bias"], tensors["conds_mean"][None],
+                                     tensors["conds_std"][None], tuple(stored.meta["names"]))
+    return classifier, _fact(path, stored, "model")
+
+
+def save_attributes(path: Path, classifier: AttributeClassifier, model: str, meta: dict[str, Any]) -> Path:
+    """Write a classifier in 32 bit. model: the fingerprint of its DiffAE. meta: what else is to be known of it."""
+    tensors = {"weight": classifier.weight, "bias": classifier.bias, "conds_mean": classifier.mean[0],
+               "conds_std": classifier.std[0]}
+    return store.save(path, tensors, "attributes", {}, meta | {"names": list(classifier.names), "model": model}, None)
+
+
+def load_direction(path: Path) -> SemanticDirection:
+    """Directions of semantic codes that were saved."""
+    stored = read_kind(path, "direction")
+    return SemanticDirection(stored.tensors["z"].float(), tuple(stored.meta["names"]),
+                             *(_fact(path, stored, name) for name in ("model", "settings")))
+
+
+def save_direction(path: Path, direction: SemanticDirection) -> Path:
+    """Write directions in 32 bit, with their names, settings and the fingerprint of their DiffAE."""
+    return store.save(path, {"z": direction.z}, "direction", {}, {
+        "names": list(direction.names), "model": direction.model, "settings": direction.settings}, None)
 
 
 # --- snapshots ---------------------------------------------------------------------------------------------------
@@ -421,7 +454,7 @@ def _described(kind: Kind, configs: Mapping[str, Any]) -> dict[str, Any]:
     return described
 
 
-_EXPECTED = ("Expected: a DiffAE, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO, VGG-16, "
+_EXPECTED = ("Expected: a DiffAE, attribute classifier, DDPM (P2), OSASIS style, StyleGAN2, MMFS, CLIP, DINO, VGG-16, "
              "AlexNet, Inception or ArcFace checkpoint")
 
 

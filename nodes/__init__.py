@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    edit,
     faces,
     host,
     loaders,
@@ -19,7 +20,7 @@ from . import (
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
-    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES]
+    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES]
 
 
 class AtelierExtension(ComfyExtension):

@@ -39,10 +39,12 @@ log = logging.getLogger(__name__)
 DEMO_NAME = "demo"
 DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_clip": "clip.safetensors",
               "stylegan2": "stylegan2.safetensors", "mmfs": "mmfs.safetensors",
+              "diffae_attributes": "attributes.safetensors",
               "dino": "diffae.safetensors"}  # a substitute: see loaders.LoadStructureNet
 FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style",
               "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino",
-              "alexnet": "alexnet", "arcface": "arcface", "inception": "inception", "art_inception": "art_inception"}
+              "alexnet": "alexnet", "arcface": "arcface", "inception": "inception", "art_inception": "art_inception",
+              "diffae_attributes": "attributes", "diffae_directions": "direction"}
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 NO_FOLDER = NO_FILE = "none"
 MOST_FOLDERS = 500  # offered as choices

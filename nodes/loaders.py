@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..models import loading
@@ -16,6 +16,7 @@ from . import host, images, inputs, sockets
 from .base import AtelierNode
 from .host import PatchedModule
 from .sockets import (
+    Attributes,
     CLIPModel,
     DDPMModel,
     DiffAEModel,
@@ -30,6 +31,7 @@ from .sockets import (
 
 ENCODER = "encoder of the DiffAE"
 NO_STYLE = "(no style saved yet)"
+NO_DIRECTION = "(no direction saved yet)"
 ACTIVATIONS = {"auto": None, "quick_gelu": True, "gelu": False}
 
 
@@ -42,8 +44,9 @@ def told(name: str, most: int, tooltip: str) -> io.Int.Input:
     return inputs.advanced(io.Int.Input(name, default=0, min=0, max=most, optional=True, tooltip=tooltip))
 
 
-def style_input(kind: str, tooltip: str) -> io.Combo.Input:
-    files = host.model_files(kind) or [NO_STYLE]
+def style_input(kind: str, tooltip: str, none: str = NO_STYLE) -> io.Combo.Input:
+    """A choice among saved files; none: what is shown if there is none."""
+    files = host.model_files(kind) or [none]
     return inputs.file_choice("file", files, files[0], tooltip)
 
 
@@ -315,10 +318,59 @@ class LoadMMFSStyle(StyleLoader):
         return io.NodeOutput(style, code, image_of(style.style_image, no_image))
 
 
+class LoadAttributes(ModelLoader):
+    KIND = "diffae_attributes"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLoadAttributes", display_name="Load Attribute Classifier", category="Atelier/loaders",
+            description="Loads a linear classifier of a DiffAE's semantic codes. It knows the direction of each of its "
+                        "attributes, such as smiling or glasses. Edit Attribute uses it.",
+            inputs=[model_input("diffae_attributes", "'demo' belongs to the demo DiffAE. Others: files in "
+                                                     "models/diffae_attributes, such as the official last.ckpt "
+                                                     "(ffhq256_autoenc_cls), or one of 'atelier train attributes'.")],
+            outputs=[
+                sockets.ATTRIBUTES.Output("classifier", display_name="classifier", tooltip="The classifier, for Edit "
+                                                                                           "Attribute."),
+                io.String.Output("attributes", display_name="attributes", tooltip="The names that it knows, a line "
+                                                                                  "each.")])
+
+    @classmethod
+    def execute(cls, model: str) -> io.NodeOutput:
+        classifier, fingerprint = loading.load_attributes(cls.path(model))
+        names = "\n".join(classifier.names)
+        return io.NodeOutput(Attributes(model, classifier, fingerprint), names, ui=ui.PreviewText(names))
+
+
+class LoadDirection(StyleLoader):
+    KIND = "diffae_directions"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLoadDirection", display_name="Load Direction", category="Atelier/loaders",
+            description="Loads directions of semantic codes that Save Direction has saved: what an edit does, to be "
+                        "applied to other pictures of the same DiffAE.",
+            inputs=[style_input("diffae_directions", "A file in models/diffae_directions, saved by Save Direction.",
+                                NO_DIRECTION)],
+            outputs=[
+                sockets.DIRECTION.Output("direction", display_name="direction", tooltip="The directions, for Apply "
+                                                                                        "Direction."),
+                io.String.Output("names", display_name="names", tooltip="What each direction is, a line each.")])
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        direction = loading.load_direction(host.model_path(cls.KIND, file))
+        names = "\n".join(direction.names)
+        return io.NodeOutput(direction, names, ui=ui.PreviewText(names))
+
+
 def image_of(picture: Tensor | None, otherwise: host.ExecutionBlocker) -> Tensor | host.ExecutionBlocker:
     """A picture uint8 (3, H, W) as IMAGE."""
     return otherwise if picture is None else images.to_image(to_unit(picture[None]))
 
 
 NODES = [LoadDiffAE, LoadDDPM, LoadCLIP, LoadPerceptual, LoadOSASISStyle,
-         LoadStyleGAN2, LoadMMFS, LoadStructureNet, LoadMMFSStyle]
+         LoadStyleGAN2, LoadMMFS, LoadStructureNet, LoadMMFSStyle, LoadAttributes,
+         LoadDirection]

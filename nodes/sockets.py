@@ -5,7 +5,7 @@ B is the batch, E the width of the semantic code, px the side of the model's pic
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..evaluate.public import PublicNetworks
+from ..models.attributes import AttributeClassifier
 from ..models.code_cache import CodeCache
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.features.clip import Clip
@@ -45,6 +46,8 @@ METRIC_NETWORKS = io.Custom("ATELIER_METRIC_NETWORKS")
 FACE_CROP = io.Custom("ATELIER_FACE_CROP")  # a models.faces.crops.FaceCrops
 FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # core's: {"frames": [[{"landmarks_xy": (478, 2)}, a face], a picture]}
 BOUNDING_BOX = io.Custom("BOUNDING_BOX")  # core's: {"x", "y", "width", "height"}, a list of them, or lists of them
+ATTRIBUTES = io.Custom("ATELIER_ATTRIBUTES")
+DIRECTION = io.Custom("ATELIER_DIRECTION")  # a models.edit.SemanticDirection
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -198,6 +201,14 @@ class WPlus:
 
 
 @dataclass(frozen=True)
+class Attributes:
+    """ATELIER_ATTRIBUTES: a classifier of semantic codes. name: the file. fingerprint: of its DiffAE ("" unknown)."""
+    name: str
+    classifier: AttributeClassifier
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class SemanticCode:
     """ATELIER_SEMANTIC_CODE: codes z (B, E), unbounded. fingerprint: of the DiffAE that made them ("" unknown)."""
     z: Tensor
@@ -214,6 +225,11 @@ class StructuralCode:
     steps: int
     config: UNetConfig
     fingerprint: str
+
+    def repeated(self, times: int) -> StructuralCode:
+        """The whole batch, several times."""
+        repeats = (times, 1, 1, 1)
+        return replace(self, x=self.x.repeat(repeats), picture=self.picture.repeat(repeats))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from oneshot_atelier.evaluate import registry, tables
 from oneshot_atelier.evaluate.evaluator import NETWORKS, Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.public import PUBLIC
 from oneshot_atelier.evaluate.registry import METRICS, legend, means, measure
+from oneshot_atelier.models.attributes import AttributeClassifier
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.tests import tiny
 
 PICTURE_METRICS = [name for name, metric in METRICS.items() if metric.scope == "picture"]
+WIDTH = tiny.DIFFAE.unet.embed
+ATTRIBUTE = AttributeClassifier(torch.ones(2, WIDTH), torch.zeros(2), torch.zeros(1, WIDTH), torch.ones(1, WIDTH),
+                                ("one", "two")), 1
 GROUPS = (registry.CONTENT_PRESERVATION, registry.STYLE_SIMILARITY, registry.PROMPT_AGREEMENT, registry.FACES)
 
 
@@ -27,7 +31,7 @@ def comparison(evaluator, prompts=None):
     photos, results, style = tiny.pictures(3), tiny.pictures(3, 1), tiny.pictures(1, 2)
     start = evaluator.embed(tiny.pictures(1, 3))
     whole = Comparison.of(evaluator, photos, results, style, start)
-    return Comparison(whole.photos, whole.results, whole.style_image, start, prompts)
+    return Comparison(whole.photos, whole.results, whole.style_image, start, prompts, attribute=ATTRIBUTE)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -92,7 +96,7 @@ def test_a_picture_metric_sees_the_networks_it_names_and_no_other(evaluator):
             other = Evaluator(**given)
             start = torch.ones(1, 24)
             made = [PictureFeatures(other, tiny.pictures(n, n)) for n in (3, 3, 1)]
-            assert measure(Comparison(*made, start, prompts), [name])[name].shape == (3,)
+            assert measure(Comparison(*made, start, prompts, attribute=ATTRIBUTE), [name])[name].shape == (3,)
 
 
 def test_unknown_names_are_refused(evaluator):

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 STRUCTURE_NORMS = ("mse", "frobenius")
+LEAST_CHANGE = 0.02  # of an edit's embedding, as a share of the embedding's length
 MIN_SINGULAR = 1e-6  # singular values below this share of the largest are noise
 
 
@@ -40,6 +41,16 @@ def clip_reconstruction_loss(result: Tensor, style_b: Tensor) -> Tensor:
 def pixel_loss(result: Tensor, style_b: Tensor) -> Tensor:
     """Mean absolute difference."""
     return (result - style_b).abs().mean((1, 2, 3))
+
+
+def text_edit_loss(unedited: Tensor, edited: Tensor, direction: Tensor) -> Tensor:
+    """1 - cos of the change unedited -> edited (B, D) and the direction of the texts (B, D) or (1, D) (C.8, Eq. 28-30).
+
+    A change shorter than LEAST_CHANGE counts as that long: at none at all, where the edit starts, cos has no gradient.
+    """
+    change = edited - unedited
+    length = change.norm(dim=1).clamp_min(1e-12).maximum(LEAST_CHANGE * unedited.norm(dim=1))
+    return 1 - (change * F.normalize(direction, dim=1)).sum(1) / length
 
 
 # --- MMFS -------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from . import store
 from .errors import CheckpointError, ForeignFileError, WrongKindError, short
 from .formats import (
     arcface,
+    attributes,
     diffae,
     dino,
     guided_diffusion,
@@ -29,14 +30,13 @@ from .safe_pickle import Global, OpaqueObject, TensorRef, is_plain_pickle, read_
 from .store import Stored
 
 log = logging.getLogger(__name__)
-_FORMATS = (osasis, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia, dino,
-            inception, arcface)
+_FORMATS = (osasis, attributes, diffae, guided_diffusion, open_clip, transformers_clip, vgg, mmfs, rosinality, nvidia,
+            dino, inception, arcface)
 _KNOWN_OTHERS: tuple[tuple[str, str], ...] = (
     ("g_running", "a StyleGAN1 checkpoint (rosinality)"),
     ("student", "DINO's full training checkpoint; pick dino_vitbase8_pretrain.pth, its backbone alone"),
     ("embeddings.patch_embeddings.projection.weight", "a ViT in Hugging Face's layout; pick model.safetensors of "
      "https://huggingface.co/timm/vit_base_patch8_224.dino"),
-    ("ema_classifier.weight", "DiffAE's attribute classifier (autoenc_cls); pick autoenc_latent/last.ckpt"),
     ("conds", "DiffAE's latent.pkl (codes of the training set); pick autoenc_latent/last.ckpt"),
     ("model.diffusion_model.input_blocks.0.0.weight", "a Stable Diffusion checkpoint"),
     ("lin0.model.1.weight", "the heads of LPIPS alone (vgg.pth of the lpips package), which the pack has already; pick "
