@@ -72,8 +72,9 @@ def text_edits(evaluator: Evaluator, photos: Photos, direction: Tensor, settings
                hooks: Hooks = Hooks()) -> Iterator[Edit]:
     """The photos' codes edited in the direction (1, D) of a text: each with its own change, and, of several photos,
     with the mean change of the others."""
-    subject = Subject(photos.z, z_statistics(evaluator.autoencoder())[1], photos.x, settings.t0, direction)
-    change = edit_by_text(evaluator.autoencoder(), evaluator.clip_network(), subject, settings.config, hooks).change[0].to(photos.z)
+    net, clip = evaluator.autoencoder(), evaluator.clip_network()
+    subject = Subject(photos.z, z_statistics(net)[1], photos.x, settings.t0, direction)
+    change = edit_by_text(net, clip, subject, settings.config, hooks).change[0].to(photos.z)
     for strength in settings.strengths:
         yield f"edited, strength {strength:g}", photos.z + strength * change
     if len(change) > 1:
