@@ -2,7 +2,8 @@
 
 A step takes source faces, decodes them with the style's w+ code, and compares: the structure with the face's
 (self-similarity), the change of the CLIP embedding with the reference's direction, and (pictures) the CLIP tokens with
-the space that the reference's tokens span, and if wanted the colours with the reference's. Encoder, mapping and CLIP mapping stay as they are.
+the space that the reference's tokens span, and if wanted the colours with the reference's. Encoder, mapping and CLIP
+mapping stay as they are.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The palette of a style (docs/mmfs.md E.6): which colours its pictures have and how much of each, whatever their place.
+"""The palette of a style (docs/mmfs.md E.6): which colours its pictures have, how much of each, whatever their place.
 
 This pack's own; the MMFS paper has no such loss.
 """
