@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models import rng
 from ..models.features.packages import package_module
 from ..train.losses import self_similarity
+from ..train.palette import slices
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -50,7 +51,7 @@ def structure_distance(keys: Tensor, keys_too: Tensor) -> Tensor:
 def sliced_distance(a: Tensor, b: Tensor, directions: int = 64) -> Tensor:
     """Sliced Wasserstein distance of two sets of C-vectors (B, C, N): mean distance of sorted projections."""
     d = F.normalize(rng.randn((a.shape[1],), 0, "slices", range(directions)).to(a), dim=1)
-    return ((d @ a).sort(2).values - (d @ b).sort(2).values).abs().mean((1, 2))
+    return (slices(a, d) - slices(b, d)).abs().mean((1, 2))
 
 
 def colour_distance(a: Tensor, b: Tensor, px: int = 64) -> Tensor:

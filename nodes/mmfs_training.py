@@ -29,8 +29,9 @@ DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FewShotConfig)}
 NODE_FIELDS = ("iterations", "batch", "lr", "seed")  # set in the fine-tune nodes, whatever a preset says
 
 
-def number(name: str, tooltip: str, most: float, step: float) -> io.Float.Input:
-    return io.Float.Input(name, default=DEFAULTS[name], min=0.0, max=most, step=step, tooltip=tooltip)
+def number(name: str, tooltip: str, most: float, step: float, optional: bool = False) -> io.Float.Input:
+    return io.Float.Input(name, default=DEFAULTS[name], min=0.0, max=most, step=step, tooltip=tooltip,
+                          optional=optional)
 
 
 def choice(name: str, options: tuple[str, ...], tooltip: str) -> io.Combo.Input:
@@ -76,7 +77,10 @@ class MMFSFineTuneOptions(AtelierNode):
                              tooltip="Gradient accumulation: rows at a time, 0 for all. Small values need little "
                                      "memory. The result is the same up to rounding."),
                 choice("precision", PRECISIONS, "Number format of the networks on a GPU. float32 is official, bfloat16 "
-                                                "is faster.")],
+                                                "is faster."),
+                number("palette_weight", "Weight of the palette loss, for pictures only: the result must have the "
+                                         "reference's colours. 0: off, as in the official program.", 1000.0, 1.0,
+                       optional=True)],
             outputs=[sockets.MMFS_TUNE_OPTIONS.Output("options", display_name="options",
                                                       tooltip="For the MMFS fine-tunes.")])
 

@@ -130,7 +130,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 # --- one step --------------------------------------------------------------------------------------------------------
 def test_the_losses_are_those_of_the_generated_pictures():
-    config = replace(CONFIG, mapper_dropout=False)
+    config = replace(CONFIG, mapper_dropout=False, palette_weight=3.0)
     t = trainer(config=config)
     values, pictures = fewshot.update(t, fewshot.start(t.nets.mmfs, config), 0)
     faces = t.source.faces(0)
@@ -141,7 +141,8 @@ def test_the_losses_are_those_of_the_generated_pictures():
             "structure": 0.5 * losses.structure_loss(t.nets.structure_net.keys(pictures), faces.keys),
             "clip": losses.clip_loss(faces.embeddings, F.normalize(embeddings, dim=1),
                                        faces.embeddings.mean(0, keepdim=True), t.features.embedding),
-            "projection": 100 * losses.projection_loss(t.features.projection, tokens)}
+            "projection": 100 * losses.projection_loss(t.features.projection, tokens),
+            "palette": 3 * t.features.palette.loss(pictures)}
     assert set(values) == {*expected, "loss"}
     assert all(float(values[name]) == pytest.approx(float(v), rel=1e-4) for name, v in expected.items())
     assert float(values["loss"]) == pytest.approx(sum(map(float, expected.values())), rel=1e-4)
@@ -152,7 +153,7 @@ def test_the_losses_are_those_of_the_generated_pictures():
 def test_the_gradient_is_that_of_the_sum_of_all_losses(monkeypatch, rows):
     """However many pictures the structure network sees at a time."""
     monkeypatch.setattr(fewshot, "STRUCTURE_ROWS", rows)
-    config = replace(CONFIG, mapper_dropout=False)
+    config = replace(CONFIG, mapper_dropout=False, palette_weight=3.0)
     t = trainer(config=config)
     run, faces = fewshot.start(t.nets.mmfs, config), t.source.faces(0)
     decoder = run.nets["decoder"]
@@ -161,7 +162,7 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses(monkeypatch, rows):
     embeddings, tokens = t.nets.clip.encode_with_tokens(t.nets.clip.preprocess(pictures, "mmfs"), config.token_block)
     loss = (0.5 * losses.structure_loss(t.nets.structure_net.keys(pictures), faces.keys)
             + losses.clip_loss(faces.embeddings, F.normalize(embeddings, dim=1), t.anchor(faces), t.features.embedding)
-            + 100 * losses.projection_loss(t.features.projection, tokens))
+            + 100 * losses.projection_loss(t.features.projection, tokens) + 3 * t.features.palette.loss(pictures))
     wanted = torch.autograd.grad(loss, list(decoder.parameters()))
     values, _ = fewshot.update(t, run, 0)
     largest = max(float(g.abs().max()) for g in wanted)
@@ -190,7 +191,7 @@ def test_micro_batches_change_memory_and_nothing_else(rows):
     t, runs = trainer(), []
     found = []
     for micro in (0, rows):
-        t.config = replace(CONFIG, mapper_dropout=False, micro_batch=micro)
+        t.config = replace(CONFIG, mapper_dropout=False, micro_batch=micro, palette_weight=3.0)
         t.mapper.train(False)
         runs.append(fewshot.start(t.nets.mmfs, t.config))
         found.append(fewshot.update(t, runs[-1], 0))

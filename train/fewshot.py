@@ -1,8 +1,9 @@
-"""Few-shot fine-tuning of MMFS (docs/mmfs.md B.6, B.7): the decoder learns a style from text or from pictures.
+"""Few-shot fine-tuning of MMFS (docs/mmfs.md B.6, B.7, E.6): the decoder learns a style from text or from pictures.
 
 A step takes source faces, decodes them with the style's w+ code, and compares: the structure with the face's
 (self-similarity), the change of the CLIP embedding with the reference's direction, and (pictures) the CLIP tokens with
-the space that the reference's tokens span. Encoder, mapping and CLIP mapping stay as they are.
+the space that the reference's tokens span, and if wanted the colours with the reference's. Encoder, mapping and CLIP
+mapping stay as they are.
 """
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from ..models.stylegan2 import Synthesis, random_noise
 from . import losses
 from .data import to_bytes
 from .loop import Checkpointing, Hooks, LoopConfig, Run, StepResult, ema_copy, finite, total, train
+from .palette import Palette
 from .session import Session, hash_of_network
 from .source_faces import FaceFeatures, FaceNetworks, KnownFaces, Samples, Source, check_photos
 
@@ -40,7 +42,8 @@ MIN_DEVIATION = 1.0  # of a reference's pixels, of 255
 class FewShotConfig:
     """Everything that decides what a fine-tune makes; the official program's values (B.9).
 
-    projection_weight counts for pictures only. token_block: whose tokens are projected. mapper_dropout: the w+ code
+    projection_weight counts for pictures only, and so does palette_weight, which the official program does not have
+    (E.6). token_block: whose tokens are projected. mapper_dropout: the w+ code
     varies with the mapping's dropout (official). anchor: the text that stands for photos. mean: where the photos' mean
     embedding is taken, of the "batch" (official; a batch below 4 takes "all") or of "all" faces. cached_content: 0
     takes the photos as they are, or new samples in every step (official); N prepares N faces once: samples, or the
@@ -65,6 +68,7 @@ class FewShotConfig:
     micro_batch: int = 0
     precision: str = "float32"
     seed: int = 0
+    palette_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, allowed in (("structure_norm", losses.STRUCTURE_NORMS), ("mean", MEANS), ("precision", PRECISIONS)):
@@ -106,11 +110,12 @@ class Reference:
 @dataclass(frozen=True)
 class ReferenceFeatures:
     """A reference as CLIP sees it: embedding (1, D) and w+ code (1, n, S); `anchor` (1, D), of the text that stands for
-    photos, or None for the photos' mean; `projection` (d, d) of the pictures, None for text."""
+    photos, or None for the photos' mean; `projection` (d, d) and palette of the pictures, None for text."""
     embedding: Tensor
     w_plus: Tensor
     anchor: Tensor | None = None
     projection: Tensor | None = None
+    palette: Palette | None = None
 
 
 @torch.no_grad()
@@ -120,10 +125,12 @@ def read_reference(net: MMFS, clip: Clip, reference: Reference, config: FewShotC
     if not reference.pictures:
         texts = F.normalize(clip.embed_text([reference.prompt, config.anchor]).float(), dim=1)
         return ReferenceFeatures(texts[:1], _w_plus(net, reference, texts[:1]), texts[1:])
-    seen = [clip.encode_with_tokens(clip.preprocess_file(picture), config.token_block) for picture in reference.bytes()]
+    pictures = reference.bytes()
+    seen = [clip.encode_with_tokens(clip.preprocess_file(picture), config.token_block) for picture in pictures]
     embeddings, tokens = (torch.cat(found).float() for found in zip(*seen))
     embedding = F.normalize(embeddings, dim=1).mean(0, keepdim=True)
-    return ReferenceFeatures(embedding, _w_plus(net, reference, embedding), None, losses.projector(tokens))
+    return ReferenceFeatures(embedding, _w_plus(net, reference, embedding), None, losses.projector(tokens),
+                             Palette.of(pictures, embedding.device))
 
 
 def _w_plus(net: MMFS, reference: Reference, embedding: Tensor) -> Tensor:
@@ -166,7 +173,8 @@ class Trainer:
         """Names of the losses that count, in the order of their numbers."""
         config = self.config
         weights = {"structure": config.structure_weight, "clip": config.clip_weight,
-                   "projection": config.projection_weight if self.features.projection is not None else 0.0}
+                   "projection": config.projection_weight if self.features.projection is not None else 0.0,
+                   "palette": config.palette_weight if self.features.palette is not None else 0.0}
         return tuple(name for name, weight in weights.items() if weight)
 
     def anchor(self, faces: FaceFeatures) -> Tensor:
@@ -245,6 +253,8 @@ def row_gradients(trainer: Trainer, decoder: Synthesis, *inputs: Tensor) -> tupl
             pictures = F.hardtanh(decoder(features, codes, noise))
         seen = pictures.detach().requires_grad_(True)
         parts = [structure_terms(trainer, faces, seen), clip_terms(trainer, faces, seen, anchor)]
+        if "palette" in trainer.terms:
+            parts.append(palette_terms(trainer, seen))
         gradient = total({str(k): g for k, (_, g) in enumerate(parts)})
         values = {name: value for part, _ in parts for name, value in part.items()}
         gradients = torch.autograd.grad(pictures, list(decoder.parameters()), gradient)
@@ -295,6 +305,16 @@ def clip_terms(trainer: Trainer, faces: FaceFeatures, pictures: Tensor, anchor: 
         terms["projection"] = config.projection_weight * share * projection
     gradient, = torch.autograd.grad(total(terms), pictures)
     return {name: value.detach() for name, value in terms.items()}, gradient
+
+
+def palette_terms(trainer: Trainer, pictures: Tensor) -> Terms:
+    """The palette loss of some rows, as their share of a batch, and its gradient by the pictures."""
+    config, palette = trainer.config, trainer.features.palette
+    if palette is None:
+        return {}, torch.zeros_like(pictures)
+    loss = config.palette_weight * len(pictures) / config.batch * palette.loss(pictures)
+    gradient, = torch.autograd.grad(loss, pictures)
+    return {"palette": loss.detach()}, gradient
 
 
 def finish(net: MMFS, run: Run, features: ReferenceFeatures, reference: Reference, settings: dict) -> MMFSStyle:
