@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..evaluate.faces import LEFT_CORNER, RIGHT_CORNER, enlarged
+from ..evaluate.faces import enlarged
 from ..models.faces.align import align, paste_back, side_of
 from ..models.faces.find import SURE, Face, FaceSettings, find_faces
+from ..models.faces.mesh import LEFT_CORNER, RIGHT_CORNER
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.rng import generator
 from ..train.data import find_pictures, read_whole, to_unit

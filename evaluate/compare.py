@@ -52,8 +52,7 @@ def compare(evaluator: Evaluator, name: str, batches: Mapping[str, Tensor], prep
     features = {batch: PictureFeatures(evaluator, pictures) for batch, pictures in seen.items()}
     value, each, notes = value_of(wanted, features)
     networks = [network_text(evaluator, network) for network in wanted.networks] or ["no network"]
-    given = ", ".join(f"{len(batches[batch])} {batch.replace('_', ' ')} of {x.shape[3]} x {x.shape[2]} px"
-                      for batch, x in seen.items())
+    given = ", ".join(described(batches[batch], batch) for batch in seen)
     return Measured(wanted, value, each, (*networks, f"{given} ({prepared})", *notes))
 
 
@@ -78,7 +77,7 @@ def check(wanted: Metric, batches: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def described(pictures: Tensor, batch: str) -> str:
-    return f"{len(pictures)} {batch} of {pictures.shape[3]} x {pictures.shape[2]} px"
+    return f"{len(pictures)} {batch.replace('_', ' ')} of {pictures.shape[3]} x {pictures.shape[2]} px"
 
 
 def value_of(wanted: Metric, features: Features) -> tuple[float, tuple[float, ...], list[str]]:

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.faces import find, mesh
+from ..models.faces.mesh import LEFT_CORNER, RIGHT_CORNER
 from ..models.faces.networks import FaceNetworks
 from ..train import labels
 
 READER_PX = 384  # smaller pictures are enlarged to this side: drawn faces are read better so
 ALIGNED_SQUARE = (0.504, 0.578, 0.943, 0.0)  # where a face lies in pictures aligned as FFHQ's (means of 40 portraits)
-LEFT_CORNER, RIGHT_CORNER = mesh.LEFT_CORNER, mesh.RIGHT_CORNER
 
 
 @dataclass(frozen=True)

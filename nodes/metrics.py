@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -29,6 +30,7 @@ PICKED = {"alexnet": ("lpips_alex", loading.load_lpips_alex), "arcface": ("arcfa
           "art_inception": ("art_inception", loading.load_art_inception)}  # folder -> name in PUBLIC, loader
 LOADERS = {"lpips_vgg": "Load Perceptual Distance", "dino": "Load Structure Network (DINO)",
            "public_clip": "Load CLIP (OpenCLIP)"}  # name in PUBLIC -> node
+File = TypeVar("File", bound=str | None)
 PIXEL_BYTES = 2048  # of the widest maps of a network, for a pixel of its pictures
 class Measure(AtelierNode):
     @classmethod
@@ -95,8 +97,7 @@ class LoadMetricNetworks(AtelierNode):
     @classmethod
     def validate_inputs(cls, alexnet: str | None, arcface: str | None, inception: str | None,
                         art_inception: str | None) -> bool | str:
-        chosen = {"alexnet": alexnet, "arcface": arcface, "inception": inception, "art_inception": art_inception}
-        for folder, file in chosen.items():
+        for folder, file in files_of(alexnet, arcface, inception, art_inception).items():
             if file != host.NO_FILE and (answer := host.valid_model(folder, file)) is not True:
                 return answer
         return True
@@ -104,16 +105,15 @@ class LoadMetricNetworks(AtelierNode):
     @classmethod
     def fingerprint_inputs(cls, alexnet: str, arcface: str, inception: str, art_inception: str,
                            **others: object) -> list[str]:
-        chosen = {"alexnet": alexnet, "arcface": arcface, "inception": inception, "art_inception": art_inception}
+        chosen = files_of(alexnet, arcface, inception, art_inception)
         return [file if file == host.NO_FILE else host.model_token(folder, file) for folder, file in chosen.items()]
 
     @classmethod
     def execute(cls, alexnet: str, arcface: str, inception: str, art_inception: str,
                 perceptual: PerceptualModel | None = None, structure_net: StructureNetModel | None = None,
                 clip: CLIPModel | None = None) -> io.NodeOutput:
-        chosen = {"alexnet": alexnet, "arcface": arcface, "inception": inception, "art_inception": art_inception}
         models: dict[str, LoadedModel] = {}
-        for folder, file in chosen.items():
+        for folder, file in files_of(alexnet, arcface, inception, art_inception).items():
             if file != host.NO_FILE:
                 name, load = PICKED[folder]
                 path = host.model_path(folder, file)
@@ -122,6 +122,11 @@ class LoadMetricNetworks(AtelierNode):
             if model is not None:
                 models[name] = LoadedModel(named(published(name, model), model.name), model.patched)
         return io.NodeOutput(MetricNetworks(models))
+
+
+def files_of(*files: File) -> dict[str, File]:
+    """{folder: file} of what is picked, in the order of PICKED."""
+    return dict(zip(PICKED, files, strict=True))
 
 
 def network_choice(folder: str, use: str) -> io.Combo.Input:

@@ -2,16 +2,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from ..models import rng
 from . import labels
 from .art_filters import FILTERS, drawn
-from .data import find_pictures, read_picture, to_bytes
+from .data import find_pictures, flat_names, read_picture
+from .plots import save_picture
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +25,7 @@ def render(photos: Path, out: Path, styles: Sequence[str] = (), px: int = 128, s
     if unknown := sorted(set(styles) - set(FILTERS)):
         raise ValueError(f"there is no filter {unknown[0][:40]!r}; there are {', '.join(FILTERS)}")
     paths = find_pictures(photos)
-    named = {drawing_name(path, photos): path for path in paths}
-    if len(named) < len(paths):
-        raise ValueError(f"two photos under {photos} have the same name but for their ending: rename one")
+    named = {f"{name}.jpg": path for name, path in flat_names(paths, photos).items()}
     shown, count = labels.of_pictures(paths), 0
     for style in styles:
         folder = out / f"npr_{style}"
@@ -46,14 +42,7 @@ def render(photos: Path, out: Path, styles: Sequence[str] = (), px: int = 128, s
     return count
 
 
-def drawing_name(path: Path, photos: Path) -> str:
-    return "_".join(path.relative_to(photos).with_suffix(".jpg").parts)
-
-
 def save(target: Path, photo: Path, style: str, px: int, seed: int) -> None:
-    """One drawing, written whole or not at all."""
+    """One drawing."""
     picture = drawn(read_picture(photo, px).float() / 255, style, rng.generator(seed, f"{style}/{target.name}"))
-    partial = target.with_name(f".{target.name}.part")
-    pixels = to_bytes(picture * 2 - 1).movedim(0, -1).numpy()
-    Image.fromarray(pixels).save(partial, "JPEG", quality=92)
-    os.replace(partial, target)
+    save_picture(picture * 2 - 1, target)

@@ -69,6 +69,15 @@ def is_picture(path: Path) -> bool:
         return False
 
 
+def flat_names(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """{name: path} of pictures under a folder: NAME, or FOLDER_NAME for one in a folder of its own. ValueError for two
+    of one name."""
+    named = {"_".join(path.relative_to(folder).with_suffix("").parts): path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(f"two photos under {folder} have the same name but for their ending: rename one")
+    return named
+
+
 def split(paths: Sequence[Path], holdout: int) -> tuple[list[Path], list[Path]]:
     """(training, held out): within each folder, every `holdout`-th picture in name order is held out; 0 for none."""
     trained, held_out, seen = [], [], {}

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,8 @@ from ..models.faces.crops import Chosen, FaceCrop, chosen, cut_out, remarks, squ
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks
 from . import labels
-from .data import find_pictures, read_whole
-from .plots import to_picture
+from .data import find_pictures, flat_names, read_whole
+from .plots import save_picture
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,7 @@ def align_folder(photos: Path, out: Path, nets: FaceNetworks, config: AlignConfi
     pictures of one name.
     """
     paths = find_pictures(photos)
-    named = {"_".join(path.relative_to(photos).with_suffix("").parts): path for path in paths}
-    if len(named) < len(paths):
-        raise ValueError(f"two photos under {photos} have the same name but for their ending: rename one")
+    named = flat_names(paths, photos)
     out.mkdir(parents=True, exist_ok=True)
     shown, table, written, left = labels.of_pictures(paths), {}, 0, 0
     for name, path in named.items():
@@ -48,7 +45,7 @@ def align_folder(photos: Path, out: Path, nets: FaceNetworks, config: AlignConfi
         written, left = written + len(crops), left + (not crops)
         for crop in crops:
             file = f"{name}_{crop.index}.png" if config.faces == "all" else f"{name}.png"
-            save(crop, out / file)
+            save_picture(crop.crop, out / file)
             table |= {file: shown[path]} if path in shown else {}
     if table:
         labels.write(out, table)
@@ -73,10 +70,3 @@ def faces_of(path: Path, nets: FaceNetworks, config: AlignConfig) -> list[FaceCr
         for remark in remarks(square, crop.size, config.size, path.name):
             log.info("%s: %s", path.name, remark)
     return crops
-
-
-def save(crop: FaceCrop, target: Path) -> None:
-    """One face, written whole or not at all."""
-    partial = target.with_name(f".{target.name}.part")
-    to_picture(crop.crop).save(partial, "PNG")
-    os.replace(partial, target)

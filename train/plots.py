@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,13 @@ Points = Sequence[tuple[float, float]]
 def to_picture(x: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> a PIL picture."""
     return Image.fromarray(rearrange(to_bytes(x), "c h w -> h w c").numpy())
+
+
+def save_picture(x: Tensor, target: Path) -> None:
+    """(3, H, W) in [-1, 1] as a file of the format that its ending says, written whole or not at all."""
+    partial = target.with_name(f".{target.name}.part")
+    to_picture(x).save(partial, Image.registered_extensions()[target.suffix], quality=92)  # a PNG has none
+    os.replace(partial, target)
 
 
 def grid(rows: Sequence[Tensor]) -> Image.Image:
