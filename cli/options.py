@@ -22,6 +22,21 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
+def weights_in(text: str) -> tuple[tuple[str, float], ...]:
+    """(name, number) pairs of "name=number,...". ValueError for what is no positive number."""
+    pairs = []
+    for part in names_in(text):
+        name, _, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = 0.0
+        if not name or not 0 < value < float("inf"):
+            raise ValueError(f"{part[:40]!r} is no weight; write NAME=NUMBER with a number above 0")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
 def given(options: argparse.Namespace, *names: str) -> dict:
     """Those of the options that were set."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}

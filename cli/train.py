@@ -17,7 +17,7 @@ from ..train.loop import Hooks
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs
-from .options import add_device, given, names_in
+from .options import add_device, changed, given, names_in, weights_in
 from .processes import processes
 from .stopping import Stopped, StopSignals
 from .terminal import ProgressBar
@@ -40,9 +40,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--photos", type=Path, required=True, help="folder of aligned face photos")
     p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
+    p.add_argument("--weights", default="", help="how often art classes come beside the others: vector_*=0.25,... "
+                   "(default: all as often)")
     p.add_argument("--holdout", type=int, default=10, help="every N-th picture is held out (0: none)")
     p.add_argument("--out", type=Path, required=True, help="safetensors file to write; the snapshot lies beside it")
     p.add_argument("--init", type=Path, help="weights of an earlier run to begin with (diffae, ddpm)")
+    p.add_argument("--augment", default="", help="how far the pictures of diffae, latent, ddpm and clip are changed: "
+                   "degrees=12,scale=0.2,shift=0.1,colour=0.5,flip=yes (default: each model's own)")
     p.add_argument("--size", type=int, default=128, choices=(64, 128))
     p.add_argument("--patch", type=int, help="side of the small CLIP's patches (clip; default: an eighth of --size)")
     for name, kind in (("steps", int), ("batch", int), ("lr", float), ("seed", int)):
@@ -66,7 +70,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
-    folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout)
+    folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout,
+                      weights_in(options.weights))
     train = train_mmfs.train if options.model in train_mmfs.STAGES else (
         train_attributes if options.model == ATTRIBUTES else train_diffusion)
     try:
@@ -85,8 +90,9 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
 def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
     augmentations = diffusion.CLIP_AUGMENTATIONS if options.model == "clip" else diffusion.PHOTO_AUGMENTATIONS
     config = replace(TRAINED[options.model], precision=options.precision, compile=options.compile,
-                     augmentations=augmentations, augmentation_labels=options.model in LABELLED,
-                     **given(options, "steps", "batch", "lr", "seed"))
+                     augmentations=changed(augmentations, options.augment),
+                     augmentation_labels=options.model in LABELLED, **given(options, "steps", "batch", "lr", "seed"))
+    config = changed(config, options.set)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.model == "latent":
         diffusion.latent(folders, config, recipe)

@@ -27,9 +27,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "DiffAE of attributes (default: the demo's)")
     p.add_argument("--stylegan2", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")
-    p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss; without it the demo encoder is used")
-    p.add_argument("--set", default="", help="further settings of the MMFS trainings: field=value,... (with ; for , "
-                   "where a value holds commas)")
+    p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss of mmfs-stage2; without it the encoder of "
+                   "--diffae is used")
+    p.add_argument("--diffae", type=Path, help="default: the demo DiffAE")
+    p.add_argument("--set", default="", help="further settings of the training: field=value,... (with ; for , where a "
+                   "value holds commas)")
 
 
 def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:
@@ -52,10 +54,10 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
 
 
 def load_structure_net(options: argparse.Namespace) -> Dino | EncoderKeys:
-    """The network of the structure loss: DINO from a file, or the demo DiffAE's encoder."""
+    """The network of the structure loss: DINO from a file, or a DiffAE's encoder."""
     if options.dino is not None:
         return loading.load_dino(options.dino)
-    return EncoderKeys(loading.load_diffae(loading.DEMO / "diffae.safetensors").encoder)
+    return EncoderKeys(loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").encoder)
 
 
 def load_clip(options: argparse.Namespace) -> Clip:

@@ -127,10 +127,10 @@ def test_what_is_stored_is_the_moving_average_and_the_discriminator_in_16_bit(at
 
 def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
     plain = contents(atelier("mmfs-stage2", out="plain"))
-    for i, further in enumerate((["--seed", "1"], ["--exclude", "a"], ["--lr", "0.01"],
+    for i, further in enumerate((["--seed", "1"], ["--exclude", "a"], ["--lr", "0.01"], ["--weights", "a*=0.01"],
                                  ["--set", "structure_weight=5,r1=1"], ["--set", "augment=colour,cutout;mixing=0"])):
         assert not tiny.same(contents(atelier("mmfs-stage2", *further, out=f"other{i}")), plain)
-    assert tiny.same(contents(atelier("mmfs-stage2", out="again")), plain)
+    assert tiny.same(contents(atelier("mmfs-stage2", "--weights", "a=1,c=5", out="again")), plain)  # there is no c
     config = store.peek(atelier("mmfs-stage2", "--set", "augment=colour,cutout;mixing=0", out="last")
                         .with_suffix(".snapshot")).config
     assert (config["augment"], config["mixing"], config["batch"], config["lr"]) == ("colour,cutout", 0.0, 4, 1e-3)
@@ -222,7 +222,8 @@ def test_a_snapshot_of_other_settings_networks_or_pictures_is_refused(atelier, i
     for further, said in ((["--lr", "1"], "lr was 0.001"),
                           (["--stylegan2", str(other)], "the discriminator was another"),
                           (["--photos", str(photos)], "source faces was another"),
-                          (["--exclude", "a"], "the artistic set was another")):
+                          (["--exclude", "a"], "the artistic set was another"),
+                          (["--weights", "a=0.5"], "art_weights was ''")):
         assert said in atelier("mmfs-stage2", *further, fails=True)
     assert before == {path: path.read_bytes() for path in before}
     assert not tiny.same(contents(atelier("mmfs-stage2", "--lr", "1", "--no-resume")), made)
@@ -334,6 +335,8 @@ def test_what_is_not_named_is_asked_for(inputs, tmp_path, caplog, name, option, 
     ("mmfs-stage2", ["--set", "r1=much"], "r1 takes numbers (float), not 'much'"),
     ("mmfs-stage2", ["--set", "augment=blur"], "there is no augmentation 'blur'; take some of colour"),
     ("mmfs-stage2", ["--exclude", "a,b"], "no picture"),
+    ("mmfs-stage2", ["--weights", "a=often"], "'a=often' is no weight; write NAME=NUMBER with a number above 0"),
+    ("mmfs-stage2", ["--weights", "a=0"], "'a=0' is no weight"),
     ("mmfs-stage1", ["--log-every", "0"], "log_every must be at least 1"),
     ("mmfs-stage1", ["--steps", "0"], "at least 1"),
     ("mmfs-stage1", ["--photos", "nowhere"], "no picture (png, jpg, webp, bmp) under nowhere"),

@@ -167,6 +167,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert tiny.same(snapshot(trained(state=state))[0], snapshot(whole)[0])
 
 
+def test_dropout_is_of_the_training_alone_and_resumes_exactly(tmp_path):
+    config = replace(CONFIG, dropout=0.5)
+    whole, plain, part = trained(config), trained(), trained(config, steps=3)
+    assert whole.loss_history["loss"] != plain.loss_history["loss"]
+    net, average = whole.net("net", UNet), whole.average("net", UNet)
+    x, t = torch.zeros(1, 3, *[tiny.DDPM.image_size] * 2), torch.tensor([5])
+    assert torch.equal(average(x, average.modulation(t)), average(x, average.modulation(t)))
+    assert not torch.equal(net.train()(x, net.modulation(t)), net(x, net.modulation(t)))
+    assert net.config.dropout == tiny.DDPM.dropout
+    resumed = pretraining.start(tiny.filled(UNet(tiny.DDPM), seed=9), config)
+    restore(resumed, *snapshot(part))
+    assert tiny.same(snapshot(trained(config, state=resumed))[0], snapshot(whole)[0])
+
+
 def test_training_lowers_the_loss():
     """On one picture at fixed noise and times, by the loop as it is."""
     config = replace(CONFIG, steps=25, lr=3e-3, ema_decay=0.0, augmentations=Augmentations(0, 0, 0, flip=False))

@@ -27,7 +27,8 @@ from .loop import Hooks, LoopConfig, Run, Step, ema_copy
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """How a diffusion model is trained. max_grad_norm: 0 for no clipping.
+    """How a diffusion model is trained. max_grad_norm: 0 for no clipping. dropout: share of a map's numbers that are
+    dropped while it learns; what is stored keeps the dropout of its own configuration.
 
     decay_from: share of the run after which the rate falls linearly to zero. augmentation_labels: the network is told
     how a picture was augmented while it learns, and of no augmentation in sampling, so that its samples have none
@@ -45,11 +46,12 @@ class PretrainingConfig:
     seed: int = 0
     precision: str = "float32"
     compile: bool = False
+    dropout: float = 0.0
     augmentations: Augmentations = Augmentations(0, 0, 0)
     augmentation_labels: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, at_least_1=("steps", "batch"), below_1=("beta2", "ema_decay"))
+        check_fields(self, at_least_1=("steps", "batch"), below_1=("beta2", "ema_decay", "dropout"))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision[:40]!r}; take one of {', '.join(PRECISIONS)}")
 
@@ -82,6 +84,9 @@ def label_embedding(width: int) -> nn.Linear:
 
 def start(net: nn.Module, config: PretrainingConfig, labels: nn.Module | None = None) -> Run:
     """A fresh run of AdamW over all of the net's parameters, with its moving average. labels: see `label_embedding`."""
+    for part in net.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = config.dropout or part.p
     nets = {"net": net.train()} | ({} if labels is None else {"labels": labels})
     parameters = [p for part in nets.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay,

@@ -35,7 +35,8 @@ MAX_NAME_LETTERS, MAX_NAME_BYTES = 80, 200  # of the 255 that a file's name may 
 RESERVED_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 FREE_FIELDS = ("iterations", "compile")  # may change when a training is resumed
 # settings later than version 0.2.0: how snapshots without them were made
-ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada_kimg": 500, "palette_weight": 0.0}
+ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada_kimg": 500, "palette_weight": 0.0,
+         "dropout": 0.0, "art_weights": ""}
 PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",

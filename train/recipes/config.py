@@ -1,8 +1,10 @@
 """What every recipe is given: folders of pictures, and where and how it runs."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -21,12 +23,14 @@ from ..stream import hash_of_files
 class Folders:
     """Where the pictures lie. art holds a folder for each class. exclude: art classes that no training sees.
 
-    holdout: every N-th picture of a folder is held out.
+    holdout: every N-th picture of a folder is held out. weights: (pattern, how often a class of art comes beside the
+    others, which come once), * stands for anything.
     """
     photos: Path
     art: Path | None = None
     exclude: tuple[str, ...] = ()
     holdout: int = 10
+    weights: tuple[tuple[str, float], ...] = ()
 
     def photo_paths(self) -> tuple[list[Path], list[Path]]:
         return split(find_pictures(self.photos), self.holdout)
@@ -37,13 +41,23 @@ class Folders:
         return split([p for p in find_pictures(self.art) if p.parent.name not in self.exclude], self.holdout)
 
     def groups(self, part: int, photo_share: float) -> list[tuple[list[Path], float]]:
-        """(pictures, share of a batch) of the photos and of each class of art: all classes weigh the same, however many
-        pictures and folders they have. part: 0 for those to train on, 1 for those held out."""
+        """(pictures, share of a batch) of the photos and of each class of art: a class weighs the same however many
+        pictures and folders it has. part: 0 for those to train on, 1 for those held out."""
         classes: dict[str, list[Path]] = {}
         for path in self.art_paths()[part]:
             classes.setdefault(path.parent.name, []).append(path)
-        share = (1 - photo_share) / max(1, len(classes))
-        return [(self.photo_paths()[part], photo_share), *((paths, share) for paths in classes.values())]
+        total = sum(map(self.weight_of, classes))
+        shares = ((paths, (1 - photo_share) * self.weight_of(name) / total) for name, paths in classes.items())
+        return [(self.photo_paths()[part], photo_share), *shares]
+
+    def weight_of(self, name: str) -> float:
+        """How often a class of art comes beside others."""
+        return next((weight for pattern, weight in self.weights if fnmatch(name, pattern)), 1.0)
+
+    def art_weights(self, paths: Sequence[Path]) -> tuple[float, ...]:
+        """How often each picture of art comes beside the others, so that its class weighs what it should."""
+        count = Counter(path.parent.name for path in paths)
+        return tuple(self.weight_of(path.parent.name) / count[path.parent.name] for path in paths)
 
 
 @dataclass(frozen=True)
@@ -67,12 +81,11 @@ class RecipeConfig:
                                       keep=self.keep)
         return RunConfig(self.device, checkpointing, self.log_every, self.minutes, self.distributed)
 
-    def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path]],
+    def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path] | str],
               measure: Callable[[], Mapping[str, float]] | None = None, kind: str = "training stage") -> TrainingStage:
         """Run the stage. networks_and_pictures: what decides the result; a snapshot made with others is refused. kind:
         of training, as snapshots name it."""
-        settings = {name: hash_of_network(x) if isinstance(x, nn.Module) else hash_of_files(x)
-                    for name, x in networks_and_pictures.items()}
+        settings = {name: identity_of(x) for name, x in networks_and_pictures.items()}
         self.out.parent.mkdir(parents=True, exist_ok=True)
         run_stage(stage, settings | {"training": kind}, self.run, self.stage_hooks(stage, measure))
         return stage
@@ -90,6 +103,13 @@ class RecipeConfig:
             report(progress)
             self.hooks.on_iteration(progress)
         return replace(self.hooks, on_iteration=on_iteration)
+
+
+def identity_of(part: nn.Module | Sequence[Path] | str) -> str:
+    """What stands in a snapshot for a network, for pictures, or for a text (itself)."""
+    if isinstance(part, str):
+        return part
+    return hash_of_network(part) if isinstance(part, nn.Module) else hash_of_files(part)
 
 
 def measured(run: Run, *names: str) -> dict[str, list[float]]:

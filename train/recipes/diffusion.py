@@ -82,7 +82,7 @@ def latent(folders: Folders, config: PretrainingConfig, recipe: RecipeConfig) ->
     dataset = image_dataset([(folders.photo_paths()[0], 1.0)], net.image_size, recipe.device)
     if net.latent_net is None:
         raise ValueError(f"{recipe.out.name} has no latent DDIM to train")
-    z, told = pretraining.encode_dataset(net, dataset, replace(PHOTO_AUGMENTATIONS, colour=0.0), LATENT_ROUNDS,
+    z, told = pretraining.encode_dataset(net, dataset, replace(config.augmentations, colour=0.0), LATENT_ROUNDS,
                                          config.seed)
     z = pretraining.set_statistics(net, z)
     labels = embedding_of(net.latent_net.config.width, config, recipe)

@@ -6,7 +6,6 @@ OUT.snapshot beside it, from which it resumes.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,14 +84,14 @@ def stage2(source: Path | None, folders: Folders, config: GANConfig, recipe: Rec
     clip = loading.mapper_clip(source) if source is not None else ""  # of a mapping that the model brings along
     discriminator.requires_grad_(True)
     px, shown, group_size = net.config.resolution, held_photos(folders, net, 16), discriminator.config.mbstd_group_size
-    paths = folders.art_paths()[0]
     with (photo_stream(folders, px, config, recipe, group_size) as photos,
-          image_stream(paths, px, config, recipe, group_size, "art") as art):
+          art_stream(folders, px, config, recipe, group_size) as art):
         structure_net = structure_net.to(recipe.device)
         stage = mmfs.stage2(net, discriminator, structure_net, photos, art, shown, config, recipe.distributed)
         recipe.train(stage, {"model": net, "discriminator": discriminator, "structure_network": structure_net,
-                             "faces": photos.paths, "art": paths},
-                     functools.partial(measure, stage, shown, paths) if measure else None)
+                             "faces": photos.paths, "art": art.paths,
+                             "art_weights": ",".join(f"{name}={weight:g}" for name, weight in folders.weights)},
+                     functools.partial(measure, stage, shown, art.paths) if measure else None)
         return finished(stage, discriminator, 2, recipe, clip)
 
 
@@ -121,15 +120,15 @@ def discriminated(loaded: tuple[Net, Discriminator | None], path: Path,
 
 def photo_stream(folders: Folders, px: int, config: GANConfig, recipe: RecipeConfig, group_size: int) -> ImageStream:
     """Photos of a step, all alike."""
-    return image_stream(folders.photo_paths()[0], px, config, recipe, group_size, "photos")
+    stream = StreamConfig(px, config.batch, config.seed, "photos", config.flip, at_once=recipe.device.type == "cuda")
+    return ImageStream(folders.photo_paths()[0], stream, recipe.distributed.rows(config.batch, group_size),
+                       recipe.device)
 
 
-def image_stream(paths: list[Path], px: int, config: GANConfig, recipe: RecipeConfig, group_size: int,
-                 name: str) -> ImageStream:
-    """Pictures of a step; of art, every class comes as often as any other."""
-    count = Counter(p.parent.name for p in paths)
-    weights = tuple(1 / count[p.parent.name] for p in paths) if name == "art" else None
-    stream = StreamConfig(px, config.batch, config.seed, name, config.flip, weights,
+def art_stream(folders: Folders, px: int, config: GANConfig, recipe: RecipeConfig, group_size: int) -> ImageStream:
+    """Drawings of a step, each class as often as the folders' weights say."""
+    paths = folders.art_paths()[0]
+    stream = StreamConfig(px, config.batch, config.seed, "art", config.flip, folders.art_weights(paths),
                           at_once=recipe.device.type == "cuda")
     return ImageStream(paths, stream, recipe.distributed.rows(config.batch, group_size), recipe.device)
 
