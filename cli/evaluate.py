@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..evaluate import mmfs, osasis
+from ..evaluate import intervals, mmfs, osasis
 from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
@@ -87,6 +87,7 @@ def add_osasis(p: argparse._ArgumentGroup) -> None:
     for name, kind, default in (("candidates", int, 30), ("twin-t0", float, 0.5), ("encode-steps", int, 100),
                                 ("decode-steps", int, 50), ("change-point", int, 32)):
         p.add_argument(f"--{name}", type=kind, default=default)
+    p.add_argument("--seeds", type=int, default=1, help="learn every style with so many seeds (%(default)s)")
     p.add_argument("--content", type=Path, help="folder that keeps generated content pictures: all styles, and later "
                    "runs with the same DiffAE, seed and settings, take them from there (default: none is kept)")
     p.add_argument("--content-gb", type=float, default=DEFAULT_GB, help="how large --content may become, in GB; what "
@@ -145,7 +146,7 @@ def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None,
         tables["OSASIS"] = results["mean"]
         sets = results["sets"]
         tables |= {"OSASIS, all results to all style pictures": sets} if sets else {}
-        notes += [f"OSASIS: {line}" for line in results["public"]]
+        notes += [f"OSASIS: {line}" for line in (*intervals.lines(results["gains"], osasis.OURS), *results["public"])]
     if osasis_job and mmfs_job:
         tables["OSASIS beside MMFS"] = beside(tables["OSASIS"], tables["MMFS, one-shot"])
     return tables, notes
@@ -156,7 +157,8 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
     settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
                                decode_steps=options.decode_steps, change_point=options.change_point,
                                content=options.content and ContentFolder.of(options.content, options.content_gb),
-                               groups=label_groups(photo_paths(options)))
+                               groups=label_groups(photo_paths(options)), seeds=options.seeds,
+                               parts=folder_parts(photo_paths(options)))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
     photos = read_photos(options, evaluator.autoencoder().image_size, device)
     return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
@@ -219,6 +221,14 @@ def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> T
 
 def photo_paths(options: argparse.Namespace) -> list[Path]:
     return find_pictures(options.photos)[:options.limit or None]
+
+
+def folder_parts(paths: list[Path]) -> dict[str, list[int]]:
+    """Which photos lie in which folder, if they lie in several."""
+    parts: dict[str, list[int]] = {}
+    for k, path in enumerate(paths):
+        parts.setdefault(path.parent.name, []).append(k)
+    return parts if len(parts) > 1 else {}
 
 
 def read_faces(options: argparse.Namespace, px: int, device: torch.device) -> Tensor | Samples:

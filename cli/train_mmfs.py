@@ -25,10 +25,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--source", type=Path, help="what a stage starts from: StyleGAN2 for mmfs-stage1 (and stylegan2, "
                    "none: from scratch), Stage I for mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping; the "
                    "DiffAE of attributes (default: the demo's)")
-    p.add_argument("--stylegan2", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from")
+    p.add_argument("--stylegan2", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from (default: "
+                   "that of --source, which may be of mmfs-stage2 itself: then it is trained on)")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")
-    p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss of mmfs-stage2; without it the encoder of "
-                   "--diffae is used")
+    p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss of mmfs-stage2; without "
+                   "it the encoder of --diffae is used")
     p.add_argument("--diffae", type=Path, help="default: the demo DiffAE")
     p.add_argument("--set", default="", help="further settings of the training: field=value,... (with ; for , where a "
                    "value holds commas)")
@@ -45,9 +46,8 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
         recipes.stage1(required(options.source, "--source", "the StyleGAN2 file"), folders, config, recipe)
     elif options.model == "mmfs-stage2":
         required(options.art, "--art", "the folder of drawings")
-        stylegan2_file = required(options.stylegan2, "--stylegan2", "the StyleGAN2 file")
         measure = art_distance_measure(load_clip(options).to(recipe.device))
-        recipes.stage2(options.source, folders, config, recipe, load_structure_net(options), stylegan2_file, measure)
+        recipes.stage2(options.source, folders, config, recipe, load_structure_net(options), options.stylegan2, measure)
     else:
         source = required(options.source, "--source", "the Stage II file")
         recipes.mapping(source, folders, config, recipe, load_clip(options))

@@ -26,8 +26,9 @@ from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
+from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .registry import grouped, means, preservation, style_similarity
+from .registry import grouped, means, measure, preservation, style_similarity
 from .report import reconstruction
 from .tables import Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
@@ -55,7 +56,8 @@ class Settings:
     """How the evaluation stylizes. steps as in the official test: 100 / 50; twin_t0: strength of the photo twin.
 
     content: where content pictures of the fine-tunes are kept, which all styles share. groups: rows of the photos that
-    are also reported by themselves, each under its name.
+    are also reported by themselves, each under its name. seeds: each style is learned with so many, from that of config
+    on, and every number is their mean. parts: rows of the photos on which variants are also compared.
     """
     config: OSASISConfig
     candidates: int = 30
@@ -68,6 +70,8 @@ class Settings:
     seed: int = 0
     content: ContentFolder | None = None
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seeds: int = 1
+    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,10 @@ class Variant:
     spn_used: bool = True
 
 
+OURS = "mixed codes, SPN"
+STRUCTURE = ("edge_agreement", "structure_distance")  # what the SPN is for (docs/osasis.md G)
 VARIANTS: dict[str, Variant] = {
-    "mixed codes, SPN": Variant(),
+    OURS: Variant(),
     "mixed codes, SPN left out": Variant(spn_used=False),
     "mixed codes, trained without SPN": Variant(spn=False, spn_used=False),
     "content code alone, SPN": Variant("content"),
@@ -126,12 +132,17 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
     return torch.cat(parts).float()
 
 
-def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
-                   hooks: Hooks = Hooks(), sets: Sets | None = None) -> tuple[Rows, list[Tensor]]:
-    """Rows of numbers for one style image (1, 3, px, px), and the rows of its picture sheet.
+@dataclass(frozen=True)
+class Measured:
+    """Of one style and seed: rows of numbers, the rows of a picture sheet, and STRUCTURE of every photo by variant."""
+    rows: Rows
+    sheet: list[Tensor]
+    structure: dict[str, dict[str, Tensor]]
 
-    sets: where photos, results and style image are added to those of other styles.
-    """
+
+def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
+                   hooks: Hooks = Hooks(), sets: Sets | None = None) -> Measured:
+    """One style image (1, 3, px, px). sets: where photos, results and style image are added to those of others."""
     config, nets = settings.config, models.frozen()
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
@@ -149,28 +160,45 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     sets = Sets(models.evaluator) if sets is None else sets
     sets.add_art(style)
 
+    structure: dict[str, dict[str, Tensor]] = {}
+
     def figures(name: str, results: PictureFeatures) -> Rows:
         if name not in sets.results or name != "photos":  # the photos are the same for every style
             sets.add(name, results)
         comparison = Comparison(seen, results, style, start)
         names = *style_similarity(models.evaluator), *preservation(models.evaluator)
+        if name in VARIANTS:
+            structure[name] = measure(comparison, STRUCTURE)
         return {name: means(comparison, names)} | group_rows(name, grouped(comparison, settings.groups))
     rows, pictures = figures("photos", seen), [torch.cat([style_image, photos[:SHOWN]])]
     for name, variant in VARIANTS.items():
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
         rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
-    return rows, pictures
+    return Measured(rows, pictures, structure)
+
+
+def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings: Settings, hooks: Hooks,
+                   sets: Sets) -> Measured:
+    """The mean over the seeds, with the sheet of the first."""
+    found = []
+    for k in range(settings.seeds):
+        config = replace(settings.config, seed=settings.config.seed + k)
+        found.append(evaluate_style(models, photos, style_image, replace(settings, config=config,
+                                                                         seed=settings.seed + k), hooks, sets))
+    structure = {name: {figure: torch.stack([one.structure[name][figure] for one in found]).float().mean(0).cpu()
+                        for figure in STRUCTURE} for name in VARIANTS}
+    return Measured(mean_rows({str(k): one.rows for k, one in enumerate(found)}), found[0].sheet, structure)
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks()) -> dict:
-    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "sets": rows, "public":
-    lines} for photos (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles.
-    "public": how the published measures were made.
+    """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "gains": `intervals.gains`
+    of OURS over the other variants, "sets": rows, "public": lines} for photos (B, 3, px, px) and style files. "sets":
+    FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
-    so far are written to OUT/results.json after each style, and logged.
+    so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
     """
     results, px = {}, models.diffae.image_size
     steps = settings.encode_steps, settings.decode_steps
@@ -180,17 +208,25 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    sets = Sets(models.evaluator)
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "sets": {}, "public": []}
+    sets, values = Sets(models.evaluator), {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
+    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "gains": {}, "sets": {},
+              "public": [], "seeds": settings.seeds}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
-        results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks, sets)
+        found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
+        results[name] = found.rows
+        for variant, figures in found.structure.items():
+            for figure, column in figures.items():
+                values[variant][figure].append(column)
         log.info("%s", table(split_groups(results[name])[0]))
         report["mean"] = mean_rows(results)
         report["gaps"], report["sets"], report["public"] = gaps(report["mean"]), sets.rows(report["mean"]), sets.notes()
+        report["gains"] = intervals.gains(values, OURS, settings.parts)
         write(report, out, "results")
+        write({name: {figure: [x.tolist() for x in columns] for figure, columns in rows.items()}
+               for name, rows in values.items()}, out, "structure")
         if out is not None:
-            grid(pictures).save(out / f"{name}.png")
+            grid(found.sheet).save(out / f"{name}.png")
     return report

@@ -1,5 +1,6 @@
 """`atelier train stylegan2 | mmfs-stage1 | mmfs-stage2 | mmfs-mapping`: files, logs, going on, and what is refused."""
 import dataclasses
+import functools
 import logging
 import shutil
 import sys
@@ -321,11 +322,24 @@ def test_a_grid_is_filled_row_by_row():
 @pytest.mark.parametrize("name, option, said", [
     ("mmfs-stage1", "--source", "name the StyleGAN2 file with --source"),
     ("mmfs-stage2", "--art", "name the folder of drawings with --art"),
-    ("mmfs-stage2", "--stylegan2", "name the StyleGAN2 file with --stylegan2"),
     ("mmfs-mapping", "--source", "name the Stage II file with --source")])
 def test_what_is_not_named_is_asked_for(inputs, tmp_path, caplog, name, option, said):
     assert main.main(left_out(arguments(name, inputs, tmp_path / "a.safetensors"), option)) == 1
     assert f"atelier train: {said}" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_stage_2_starts_from_both_files_one_of_them_or_from_its_own_result(atelier, inputs, tmp_path, caplog):
+    """Without a StyleGAN2 the discriminator is that of the source, which may be of Stage II: then it is trained on."""
+    def run(name, *without, source=None):
+        out = tmp_path / f"{name}.safetensors"
+        words = functools.reduce(left_out, without, arguments("mmfs-stage2", inputs, out))
+        return out, main.main([*words, *(("--source", str(source)) if source else ())])
+    first, status = run("first", "--stylegan2")
+    assert status == 0
+    second, status = run("second", "--stylegan2", "--source", source=first)
+    assert status == 0 and not tiny.same(contents(second), contents(first))
+    assert run("third", "--stylegan2", "--source")[1] == 1
+    assert "name the Stage I file with --source, or the StyleGAN2 file with --stylegan2" in caplog.text
 
 
 @pytest.mark.parametrize("name, further, said", [

@@ -1,19 +1,21 @@
 """The evaluation of OSASIS, what both methods are measured by, and the command line, on tiny random networks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from oneshot_atelier.cli import main
-from oneshot_atelier.evaluate import osasis, report, tables
+from oneshot_atelier.evaluate import intervals, osasis, report, tables
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
 from oneshot_atelier.models.diffae import mix_codes
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny, tiny_models
+from oneshot_atelier.train.data import read_picture, to_unit
 from oneshot_atelier.train.osasis import OSASISConfig
 
 CONFIG = OSASISConfig(iterations=1, batch=2, cached_content=2, forward_steps=4, reverse_steps=4, latent_steps=2,
@@ -54,11 +56,43 @@ def test_every_style_gets_every_variant_and_every_figure(models, tmp_path):
 def test_the_variants_are_really_different(models):
     photos = tiny.pictures(2)
     style = tiny.pictures(1, seed=7)
-    rows, pictures = osasis.evaluate_style(models, photos, style, SETTINGS)
+    measured = osasis.evaluate_style(models, photos, style, SETTINGS)
+    rows, pictures = measured.rows, measured.sheet
+    for name, figures in measured.structure.items():
+        assert {figure: float(column.mean()) for figure, column in figures.items()} == pytest.approx(
+            {figure: rows[name][figure] for figure in osasis.STRUCTURE})
     shown = dict(zip(osasis.VARIANTS, pictures[1:]))
     for a in shown:
         for b in shown:
             assert a == b or not torch.equal(shown[a][1:], shown[b][1:]), (a, b)
+
+
+def test_several_seeds_are_averaged_and_variants_compared_on_parts(models, tmp_path):
+    style, photos = save_pictures(tmp_path / "styles", 1, seed=5) / "00.png", tiny.pictures(3)
+    image = read_picture(style, tiny.PX)
+    settings = replace(SETTINGS, seeds=2, parts={"first": [0], "rest": [1, 2]})
+    report = osasis.evaluate(models, photos, [style], settings)
+    ones = [osasis.evaluate_style(models, photos, to_unit(image)[None], replace(
+        SETTINGS, seed=k, config=replace(CONFIG, seed=k))) for k in range(2)]
+    ours, other, figure = osasis.OURS, "codes swapped, SPN", "structure_distance"
+    assert report["mean"][other][figure] == pytest.approx(sum(one.rows[other][figure] for one in ones) / 2)
+    assert ones[0].rows[other][figure] != ones[1].rows[other][figure]
+    differences = sum(one.structure[other][figure] - one.structure[ours][figure] for one in ones) / 2  # lower is better
+    gain = report["gains"][other]
+    assert set(report["gains"]) == set(osasis.VARIANTS) - {ours} and set(gain) == {intervals.ALL, "first", "rest"}
+    assert gain["first"][figure] == pytest.approx((float(differences[0]),) * 3, abs=1e-6)
+    assert gain["rest"][figure][0] == pytest.approx(float(differences[1:].mean()), abs=1e-6)
+
+
+def test_an_interval_is_that_of_the_mean_for_further_styles_and_photos():
+    """Additive effects: the variance of the mean is s^2 / S + p^2 / P."""
+    generator = torch.Generator().manual_seed(0)
+    standard = [(v - v.mean()) / v.std() for v in (torch.randn(n, generator=generator) for n in (40, 60))]
+    differences = 0.5 + 0.3 * standard[0][:, None] + 0.2 * standard[1]
+    mean, low, high = intervals.interval(differences)
+    half = 1.96 * (0.3 ** 2 / 40 + 0.2 ** 2 / 60) ** 0.5
+    assert mean == pytest.approx(0.5) and (mean - low, high - mean) == pytest.approx((half, half), rel=0.08)
+    assert intervals.interval(torch.full((3, 4), 2.0)) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_the_codes_of_a_variant_are_what_its_name_says():

@@ -71,16 +71,10 @@ def stage1(source: Path, folders: Folders, config: GANConfig, recipe: RecipeConf
 
 
 def stage2(source: Path | None, folders: Folders, config: GANConfig, recipe: RecipeConfig,
-           structure_net: Dino | EncoderKeys, stylegan2_file: Path, measure: StageMeasure | None = None) -> MMFS:
-    """Stage II from the Stage I model `source`; with None from scratch (the paper's comparison, Fig. 6)."""
-    _, discriminator = discriminated(loading.load_stylegan2(stylegan2_file), stylegan2_file, recipe.device)
-    if source is not None:
-        net = loading.load_mmfs(source)[0].to(recipe.device)
-    else:
-        with rng.seeded(config.seed, "new layers"):
-            net = from_stylegan2(StyleGAN2(discriminator.config)).to(recipe.device)
-            discriminator = Discriminator(discriminator.config).to(recipe.device)
-    mmfs.check_sizes(net, discriminator)
+           structure_net: Dino | EncoderKeys, stylegan2_file: Path | None = None,
+           measure: StageMeasure | None = None) -> MMFS:
+    """Stage II, see `stage2_networks`."""
+    net, discriminator = stage2_networks(source, stylegan2_file, config, recipe.device)
     clip = loading.mapper_clip(source) if source is not None else ""  # of a mapping that the model brings along
     discriminator.requires_grad_(True)
     px, shown, group_size = net.config.resolution, held_photos(folders, net, 16), discriminator.config.mbstd_group_size
@@ -93,6 +87,25 @@ def stage2(source: Path | None, folders: Folders, config: GANConfig, recipe: Rec
                              "art_weights": ",".join(f"{name}={weight:g}" for name, weight in folders.weights)},
                      functools.partial(measure, stage, shown, art.paths) if measure else None)
         return finished(stage, discriminator, 2, recipe, clip)
+
+
+def stage2_networks(source: Path | None, stylegan2_file: Path | None, config: GANConfig,
+                    device: torch.device) -> tuple[MMFS, Discriminator]:
+    """The Stage I model `source` (or one of Stage II, to train on) with the discriminator of the StyleGAN2, or without
+    one its own. Without `source` both from scratch, of the StyleGAN2's size (the paper's comparison, Fig. 6)."""
+    if source is not None and stylegan2_file is None:
+        return discriminated(loading.load_mmfs(source), source, device)
+    if stylegan2_file is None:
+        raise ValueError("name the Stage I file with --source, or the StyleGAN2 file with --stylegan2")
+    _, discriminator = discriminated(loading.load_stylegan2(stylegan2_file), stylegan2_file, device)
+    if source is not None:
+        net = loading.load_mmfs(source)[0].to(device)
+    else:
+        with rng.seeded(config.seed, "new layers"):
+            net = from_stylegan2(StyleGAN2(discriminator.config)).to(device)
+            discriminator = Discriminator(discriminator.config).to(device)
+    mmfs.check_sizes(net, discriminator)
+    return net, discriminator
 
 
 def mapping(source: Path, folders: Folders, config: GANConfig, recipe: RecipeConfig, clip: Clip,
