@@ -9,7 +9,7 @@ import pytest
 
 from oneshot_atelier.tests.server import shipped
 from oneshot_atelier.tests.server.shipped import FOLDER, LOWERED, MAIN, NAMES
-from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
+from oneshot_atelier.tools.comfy import PACK_NAME, ROOT, ComfyServer
 from oneshot_atelier.tools.page import drive
 
 MOST_THUMBNAIL_BYTES = 60_000
@@ -46,6 +46,22 @@ def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
     printed = drive(server.url, "controls", *fixed, *changing, timeout=120)
     assert json.loads(printed.split("controls ", 1)[1].splitlines()[0]) == (
         dict.fromkeys(fixed, ["fixed", "increment"]) | dict.fromkeys(changing, ["randomize", "increment"]))
+
+
+def test_the_page_shows_the_nodes_in_chinese(server: ComfyServer) -> None:
+    """By the page's own vue-i18n, from what ComfyUI serves of locales/."""
+    served = json.loads(get(server, "/i18n"))
+    for language in ("en", "zh"):
+        for part in ("nodeDefs", "main"):
+            texts = json.loads((ROOT / "locales" / language / f"{part}.json").read_text(encoding="utf-8"))
+            assert (served[language][part] if part == "nodeDefs" else
+                    {name: served[language][name] for name in texts}) == texts
+    node, style = "AtelierMMFSStylize", served["zh"]["nodeDefs"]["AtelierMMFSStylize"]
+    printed = drive(server.url, "shown", "zh", node, timeout=120)
+    assert json.loads(printed.split("shown ", 1)[1].splitlines()[0])[node] == {
+        "title": style["display_name"], "category": "Atelier/MMFS", "description": style["description"],
+        "inputs": {name: texts["name"] for name, texts in style["inputs"].items()},
+        "outputs": [texts["name"] for texts in style["outputs"].values()]}
 
 
 def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> None:
