@@ -75,9 +75,11 @@ def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_workflow_says_what_it_does(name: str) -> None:
-    nodes = json.loads((FOLDER / f"{name}.json").read_text())["nodes"]
-    (note,) = [node for node in nodes if node["type"] == "Note"]
-    assert len(note["widgets_values"][0]) > 80
+    workflow = json.loads((FOLDER / f"{name}.json").read_text())
+    (note,) = [node for node in workflow["nodes"] if node["type"] == "Note"]
+    lines = note["widgets_values"][0].splitlines()
+    assert lines[0].startswith("What it does: ") and 4 <= len(lines) <= 6 and all(len(line) > 30 for line in lines)
+    assert [group["title"] for group in workflow["groups"] if len(group["title"].split()) < 3] == []  # what it does
 
 
 @pytest.mark.parametrize("name", NAMES)
