@@ -108,7 +108,7 @@ def test_help_pages_name_all_parts_of_their_nodes(infos, pages):
         parts = [field for field, *_ in inputs_of(info)] + list(info["output_name"])
         assert [part for part in parts if f"`{part}`" not in page] == [], (node, language)
         rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-        assert [row for row in rows if row in parts] == parts, f"{node}, {language}: the tables are not the node's inputs and outputs"
+        assert [row for row in rows if row in parts] == parts, f"{node}, {language}: the tables lack or repeat parts"
         assert info["display_name"] in page.splitlines()[0] and len(page) > 700 / (1 + (language == "zh")), node
 
 
