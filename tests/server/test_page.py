@@ -101,3 +101,6 @@ def test_every_node_has_a_help_page(server: ComfyServer) -> None:
     for node in ours:
         text = get(server, f"/extensions/{PACK_NAME}/docs/{node}.md").decode()
         assert text.startswith("#") and len(text) > 200, node
+    for page in (ROOT / "web" / "docs").glob("*/zh.md"):  # where the page looks first when it is in Chinese
+        text = get(server, f"/extensions/{PACK_NAME}/docs/{page.parent.name}/zh.md").decode()
+        assert text == page.read_text(encoding="utf-8")
