@@ -27,11 +27,10 @@ def words():
 def test_the_files_are_what_the_tool_makes(schemas):
     """`python3 tools/launch.py tools.locales` writes them; it lists what locales/zh.json lacks or has too much."""
     made = locales.files(schemas)
-    there = {path for folder in locales.LOCALES.iterdir() if folder.is_dir() for path in folder.iterdir()}
+    there = {*locales.LOCALES.glob("*/*"), *locales.PAGES.glob("*/*")}
     assert there == made.keys()
     for path, text in made.items():
-        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), path
-        assert path.read_text(encoding="utf-8") == text, path
+        assert path.read_text(encoding="utf-8").splitlines() == text.splitlines(), path
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -83,6 +82,21 @@ def test_signs_of_the_pages_message_syntax_are_quoted():
     assert locales.key("v1.5") == "v1_5"
 
 
+def test_tables_of_a_chinese_help_page_follow_the_english_one():
+    english = ("# A\n\n## Inputs\n\n| Input | Default | Range or type | Meaning |\n|---|---|---|---|\n"
+               "| `a` | 1 | 0 to 2, optional | Old. |\n| `file` | empty | file | New. |\n\n"
+               "## Outputs\n\n| Output | Type | Meaning |\n|---|---|---|\n| `out put` | IMAGE | It. |\n")
+    chinese = "# 甲\n\n## 输入\n\n| 输入 |\n| `gone` |\n\n| 另表 |\n\n## 输出\n\n| 输出 |\n\n## 说明\n\n手写\n"
+    node = {"inputs": {"a": {"name": "甲", "tooltip": "旧。"}, "file": {"name": "文件", "tooltip": "新。"}},
+            "outputs": {"0": {"name": "出", "tooltip": "它。"}}}
+    page = locales.help_page(chinese, english, node)
+    assert page == (
+        "# 甲\n\n## 输入\n\n| 输入 | 默认值 | 范围或类型 | 含义 |\n|---|---|---|---|\n"
+        "| `a` | 1 | 0 到 2，可选 | *甲*：旧。 |\n| `file` | 留空 | 文件 | *文件*：新。 |\n\n| 另表 |\n\n"
+        "## 输出\n\n| 输出 | 类型 | 含义 |\n|---|---|---|\n| `out put` | IMAGE | *出*：它。 |\n\n## 说明\n\n手写\n")
+    assert locales.help_page(page, english, node) == page
+
+
 # --- the Chinese ------------------------------------------------------------------------------------------------------
 def test_descriptions_and_tooltips_are_chinese(words):
     latin = [text for text, chinese in words["texts"].items() if not re.search(r"[\u4e00-\u9fff]", chinese)]
@@ -95,6 +109,12 @@ def test_numbers_of_a_text_stand_in_its_translation(words):
     for text, chinese in words["texts"].items():
         lost = set(re.findall(r"\d+(?:\.\d+)?", text)) - set(re.findall(r"\d+(?:\.\d+)?", chinese))
         assert not lost, f"{lost} of {text!r} are not in {chinese!r}"
+
+
+def test_help_pages_call_nodes_by_their_chinese_names(words):
+    for path in locales.PAGES.glob("*/zh.md"):
+        named = set(re.findall("「(.+?)」", path.read_text(encoding="utf-8")))
+        assert named <= set(words["nodes"].values()) | OF_COMFYUI, path
 
 
 def test_nodes_are_called_by_their_chinese_names(words):

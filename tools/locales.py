@@ -1,10 +1,11 @@
-"""Writes locales/en and locales/zh: what ComfyUI's page shows of every node, from the schemas and locales/zh.json.
+"""Writes locales/en and locales/zh: what ComfyUI's page shows of every node, from the schemas and locales/zh.json; and
+the tables of inputs and outputs in the Chinese help pages.
 
     python3 tools/launch.py tools.locales
 
 The English is the schemas' own. locales/zh.json is written by hand: {section: {English: Chinese}}, sections as in
 SECTIONS; a text that several nodes share stands there once. ComfyUI reads only the folders. Texts that are missing or
-left over are listed, and nothing is written.
+left over are listed, and nothing is written. The rest of a Chinese help page, web/docs/NODE/zh.md, is written by hand.
 """
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from typing import Any
 
 from .comfy import ROOT
 
-LOCALES = ROOT / "locales"
+LOCALES, PAGES = ROOT / "locales", ROOT / "web" / "docs"
 SECTIONS = ("categories", "nodes", "names", "options", "texts")  # texts: descriptions and tooltips
+CELLS = {"file": "文件", "folder": "文件夹", "text": "文本", "empty": "留空", "see below": "见下表"}  # of help pages
 Words = Mapping[str, Mapping[str, str]]  # {section: {English: translated}}
 Say = Callable[[str, str], str]  # (section, English) -> what the page shows
 
@@ -99,7 +101,7 @@ def read_words(language: str) -> Words:
 
 
 def files(schemas: list[Any]) -> dict[Path, str]:
-    """{file under locales/: its text} of both languages. Raises LocaleError."""
+    """{file: its text} of both languages' folders and the Chinese help pages. Raises LocaleError."""
     words = read_words("zh")
     wrong = differences(schemas, words)
     if wrong:
@@ -108,7 +110,52 @@ def files(schemas: list[Any]) -> dict[Path, str]:
     for language, say in (("en", in_english), ("zh", in_words(words))):
         found[LOCALES / language / "nodeDefs.json"] = written(node_defs(schemas, say))
         found[LOCALES / language / "main.json"] = written(main_texts(schemas, say))
+    nodes = node_defs(schemas, lambda section, text: words[section][text])
+    for path in sorted(PAGES.glob("*/zh.md")):
+        english = (PAGES / f"{path.parent.name}.md").read_text(encoding="utf-8")
+        found[path] = help_page(path.read_text(encoding="utf-8"), english, nodes[path.parent.name])
     return found
+
+
+# --- Chinese help pages -----------------------------------------------------------------------------------------------
+def help_page(page: str, english: str, node: Mapping[str, Any]) -> str:
+    """A Chinese help page whose tables have the rows of the English one, with the Chinese of `node` (of node_defs)."""
+    inputs = [f"| `{name}` | {cell(default)} | {cell(values)} | {meaning(node['inputs'][name])} |"
+              for name, default, values, _ in table(english, "## Inputs")]
+    outputs = [f"| `{name}` | {kind} | {meaning(part)} |"
+               for (name, kind, _), part in zip(table(english, "## Outputs"), node["outputs"].values(), strict=True)]
+    page = with_table(page, "## 输入", ["| 输入 | 默认值 | 范围或类型 | 含义 |", "|---|---|---|---|", *inputs])
+    return with_table(page, "## 输出", ["| 输出 | 类型 | 含义 |", "|---|---|---|", *outputs])
+
+
+def table(page: str, title: str) -> list[list[str]]:
+    """The cells of the first table after a title, without its head; the first cell, a name, without its quotes."""
+    _, _, *rows = found_table(page, title)[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
+    return [[name.strip("`"), *others] for name, *others in cells]
+
+
+def with_table(page: str, title: str, rows: list[str]) -> str:
+    """The page with other rows in the first table after a title."""
+    found = found_table(page, title)
+    return page[:found.start()] + "\n".join(rows) + "\n" + page[found.end():]
+
+
+def found_table(page: str, title: str) -> re.Match[str]:
+    found = re.compile(r"(?:^\|.*\n)+", re.MULTILINE).search(page, page.index(f"\n{title}\n"))
+    if found is None:
+        raise LocaleError(f"a help page has no table after {title}")
+    return found
+
+
+def meaning(part: Mapping[str, str]) -> str:
+    return f"*{part['name']}*：{part['tooltip']}"
+
+
+def cell(text: str) -> str:
+    """A default, a range or a type in Chinese."""
+    text = re.sub(r"^(\S+) to (.+)$", r"\1 到 \2", text)
+    return CELLS.get(text, text).replace(", optional", "，可选")
 
 
 def written(texts: Mapping[str, Any]) -> str:
