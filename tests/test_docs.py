@@ -8,8 +8,10 @@ import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ("osasis", "mmfs")
@@ -124,7 +126,7 @@ def test_every_function_that_a_document_names_is_there(name):
         assert not missing, f"{file}: {missing}"
 
 
-@pytest.mark.parametrize("path", [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
 def test_links_between_pages_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
@@ -165,6 +167,32 @@ def test_the_settings_in_the_documents_are_the_real_ones():
             for column, written in row.items():
                 changed = columns[column]
                 assert written == (cell(changed[field]) if field in changed else ""), f"{name}.{field}, {column}"
+
+
+# --- the README and the registry's page -------------------------------------------------------------------------------
+def test_messages_in_the_readme_are_those_of_the_code():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("## When something goes wrong"):readme.index("## From the command line")]
+    messages = re.findall(r"^\| `([^|]+)` \|", table, re.MULTILINE)
+    assert len(messages) > 4
+    said = {node.value for path in python_files("nodes", "models", "train") for node in ast.walk(ast.parse(
+        path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for message in messages:
+        for part in filter(str.strip, re.split(r"\.\.\.|`, `", message)):
+            assert any(part.strip("'/ ") in text for text in said), part
+
+
+def test_the_registry_finds_icon_banner_and_the_oldest_comfyui():
+    from oneshot_atelier.tests.server.test_older_host import VERSION
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    comfy, repository = project["tool"]["comfy"], project["project"]["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com") + "/main/"
+    for name, size in (("Icon", (400, 400)), ("Banner", (2100, 900))):  # at most 400 x 400, and 21:9
+        file = ROOT / comfy[name].removeprefix(raw)
+        assert file.stat().st_size <= 100_000
+        root = ElementTree.fromstring(file.read_text())
+        assert (int(root.get("width")), int(root.get("height"))) == size
+    assert comfy["requires-comfyui"] == f">={VERSION}"
 
 
 # --- no document but these --------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.server
 GOLDEN = Path(__file__).with_name("golden_nodes.json")
 FROM_FOLDERS = {"model", "file", "photos_folder", "art_folder", "alexnet", "arcface", "inception",
                 "art_inception"}  # combos whose choices are the user's files
+SECTIONS = {"en": ["When to use it", "Inputs", "Outputs", "In the paper", "Notes", "Common mistakes"],
+            "zh": ["何时使用", "输入", "输出", "论文中", "说明", "常见错误"]}  # of help pages
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +88,66 @@ def test_everything_is_explained(infos):
             assert len(tooltip or "") > 10, f"{name}: output {output} has no tooltip"
 
 
-def test_every_node_has_a_help_page_that_names_all_its_parts(infos, root):
-    pages = {page.stem: page.read_text() for page in (root / "web" / "docs").glob("*.md")}
-    assert pages.keys() == infos.keys()
-    for name, info in infos.items():
+@pytest.fixture(scope="module")
+def pages(root):
+    """{(node, language): help page}: web/docs/NODE.md is English, web/docs/NODE/zh.md Chinese."""
+    docs = root / "web" / "docs"
+    return {(page.stem, "en"): page.read_text(encoding="utf-8") for page in docs.glob("*.md")} | {
+        (page.parent.name, page.stem): page.read_text(encoding="utf-8") for page in docs.glob("*/*.md")}
+
+
+def test_every_node_has_a_help_page(infos, pages):
+    assert {node for node, language in pages if language == "en"} == infos.keys()
+    assert {language for _, language in pages} <= SECTIONS.keys()
+    assert {node for node, _ in pages} == infos.keys()
+
+
+def test_help_pages_name_all_parts_of_their_nodes(infos, pages):
+    for (node, language), page in pages.items():
+        info = infos[node]
         parts = [field for field, *_ in inputs_of(info)] + list(info["output_name"])
-        assert [part for part in parts if f"`{part}`" not in pages[name]] == [], name
-        assert info["display_name"] in pages[name].splitlines()[0] and len(pages[name]) > 700, name
+        assert [part for part in parts if f"`{part}`" not in page] == [], (node, language)
+        rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+        assert [row for row in rows if row in parts] == parts, f"{node}, {language}: the tables lack or repeat parts"
+        assert info["display_name"] in page.splitlines()[0] and len(page) > 700 / (1 + (language == "zh")), node
 
 
-def test_defaults_in_the_help_pages_are_the_real_ones(infos, root):
-    for name, info in infos.items():
-        page = (root / "web" / "docs" / f"{name}.md").read_text()
-        for field, _, options, _ in inputs_of(info):
+def test_help_pages_say_what_when_how_and_what_goes_wrong(pages):
+    for (node, language), page in pages.items():
+        found = re.findall(r"^## (.+)$", page, re.MULTILINE)
+        assert [title for title in found if title in SECTIONS[language]] == SECTIONS[language], (node, language)
+        for title, text in zip(found, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:]):
+            assert len(text.strip()) > 20, f"{node}, {language}: {title} says nothing"
+
+
+def test_help_pages_lead_to_the_papers_as_implemented(pages, root):
+    for (node, language), page in pages.items():
+        (cited,) = re.findall(r"^(?:As implemented: |实现见 )(`docs/.+`)[.。]$", page, re.MULTILINE)
+        for name, sections in re.findall(r"`docs/(\w+)\.md([^`]*)`", cited):
+            document = (root / "docs" / f"{name}.md").read_text()
+            for section in filter(None, (part.strip() for part in sections.split(","))):
+                assert re.search(rf"^#+ {section}\b", document, re.MULTILINE), f"{node}, {language}: {name} {section}"
+
+
+def test_pictures_in_help_pages_are_results_of_workflows_with_the_node(pages, root):
+    shown = {}
+    for (node, language), page in pages.items():
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", page):
+            name = re.fullmatch(r"/api/workflow_templates/oneshot-atelier/(\w+)\.jpg", target)[1]
+            assert (root / "workflows" / f"{name}.jpg").is_file() and f"`{name}`" in page, (node, language)
+            graph = json.loads((root / "workflows" / "api" / f"{name}.json").read_text())
+            assert node in {entry["class_type"] for entry in graph.values()}, (node, name)
+            shown.setdefault(node, set()).add(name)
+    assert len(shown) >= 20
+
+
+def test_defaults_in_the_help_pages_are_the_real_ones(infos, pages):
+    for (node, language), page in pages.items():
+        for field, _, options, _ in inputs_of(infos[node]):
             row = next(line for line in page.splitlines() if line.startswith(f"| `{field}` |"))
             default = options.get("default")
             if default not in (None, "") and field not in FROM_FOLDERS:
-                assert f"| {plain(default)} |" in row, f"{name}.{field}: {default} is not in {row}"
+                assert f"| {plain(default)} |" in row, f"{node}.{field}, {language}: {default} is not in {row}"
 
 
 def plain(value) -> str:

@@ -3,6 +3,7 @@
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
 //   page.mjs queued FOLDER UI.json ...               load each; what the page would queue goes into FOLDER, in API format
 //   page.mjs controls TYPE ...                  what each node's seed control is when it is added, and after loading it
+//   page.mjs shown LANGUAGE TYPE ...                 what the page shows of each node in that language
 //   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
 //   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
 // SET.json: { node type: { widget: value } }, set on the page before Run.
@@ -35,12 +36,16 @@ async function openPage (browser) {
   }
   const page = browser.pages()[0] ?? await browser.newPage()
   page.on('pageerror', error => console.log('page error:', error.message))
+  await openComfy(page)
+  return page
+}
+
+async function openComfy (page) {
   await page.goto(url, { waitUntil: 'domcontentloaded' })
   const known = Object.keys(await ask('/object_info')).length
   await page.waitForFunction(count => window.app?.graph && window.app.extensionManager &&
     Object.keys(window.LiteGraph?.registered_node_types ?? {}).length >= count, known, { timeout: START_MS })
   await settle(page)
-  return page
 }
 
 /** Waits until the graph's node count has not changed for a while: the page loads workflows in several ticks. */
@@ -230,6 +235,30 @@ async function controls (page, ...types) {
   console.log('controls', JSON.stringify(found))
 }
 
+/** Prints { type: { title, category, description, inputs: {id: label}, outputs: [label] } } in a language, such as 'zh'. */
+async function shown (page, language, ...types) {
+  const speak = locale => fetch(`${url}/settings/Comfy.Locale`, { method: 'POST', body: JSON.stringify(locale) })
+  await speak(language)
+  await openComfy(page)
+  // frontend 1.32 forgets packs' texts when it loads a language later (ComfyUI_frontend issue 6748, mended by 7214)
+  await page.evaluate(async ([language, texts]) => {
+    const exported = Object.values(await import(document.querySelector('script[type=module]').src))
+    exported.find(value => value?.global?.mergeLocaleMessage).global.mergeLocaleMessage(language, texts)
+  }, [language, (await ask('/i18n'))[language]])
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions'))
+  await settle(page)
+  const found = await page.evaluate(types => Object.fromEntries(types.map(type => {
+    const node = window.LiteGraph.createNode(type)
+    window.app.graph.add(node)
+    const { category, nodeData } = node.constructor
+    const labels = part => part.map(({ name, localized_name: label }) => [name, label])
+    return [type, { title: node.title, category, description: nodeData.description,
+      inputs: Object.fromEntries(labels(node.inputs)), outputs: labels(node.outputs).map(([, label]) => label) }]
+  })), types)
+  await speak('en')
+  console.log('shown', JSON.stringify(found))
+}
+
 /** Sets widgets of the shown graph by node type and name, as a user would. */
 async function setWidgets (page, file) {
   if (!file) return
@@ -267,7 +296,7 @@ async function template (page, pack, name, shot, values) {
   await screenshot(page, shot)
 }
 
-const commands = { convert, check, queued, controls, run, template }
+const commands = { convert, check, queued, controls, shown, run, template }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

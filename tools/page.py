@@ -3,6 +3,7 @@
     python3 tools/launch.py tools.page convert workflows/api/a.json workflows/a.json [shot.png]
     python3 tools/launch.py tools.page check workflows/*.json
     python3 tools/launch.py tools.page controls AtelierPhotoTwin ...
+    python3 tools/launch.py tools.page shown zh AtelierPhotoTwin ...
     python3 tools/launch.py tools.page run workflows/a.json [shot.png]
     python3 tools/launch.py tools.page template oneshot-atelier a [shot.png]
 """

@@ -9,7 +9,7 @@ import pytest
 
 from oneshot_atelier.tests.server import shipped
 from oneshot_atelier.tests.server.shipped import FOLDER, LOWERED, MAIN, NAMES
-from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
+from oneshot_atelier.tools.comfy import PACK_NAME, ROOT, ComfyServer
 from oneshot_atelier.tools.page import drive
 
 MOST_THUMBNAIL_BYTES = 60_000
@@ -48,6 +48,22 @@ def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
         dict.fromkeys(fixed, ["fixed", "increment"]) | dict.fromkeys(changing, ["randomize", "increment"]))
 
 
+def test_the_page_shows_the_nodes_in_chinese(server: ComfyServer) -> None:
+    """By the page's own vue-i18n, from what ComfyUI serves of locales/."""
+    served = json.loads(get(server, "/i18n"))
+    for language in ("en", "zh"):
+        for part in ("nodeDefs", "main"):
+            texts = json.loads((ROOT / "locales" / language / f"{part}.json").read_text(encoding="utf-8"))
+            assert (served[language][part] if part == "nodeDefs" else
+                    {name: served[language][name] for name in texts}) == texts
+    node, style = "AtelierMMFSStylize", served["zh"]["nodeDefs"]["AtelierMMFSStylize"]
+    printed = drive(server.url, "shown", "zh", node, timeout=120)
+    assert json.loads(printed.split("shown ", 1)[1].splitlines()[0])[node] == {
+        "title": style["display_name"], "category": "Atelier/MMFS", "description": style["description"],
+        "inputs": {name: texts["name"] for name, texts in style["inputs"].items()},
+        "outputs": [texts["name"] for texts in style["outputs"].values()]}
+
+
 def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> None:
     assert sorted(json.loads(get(server, "/api/workflow_templates"))[PACK_NAME]) == NAMES
     for name in NAMES:
@@ -59,9 +75,11 @@ def test_templates_list_every_workflow_with_its_picture(server: ComfyServer) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_workflow_says_what_it_does(name: str) -> None:
-    nodes = json.loads((FOLDER / f"{name}.json").read_text())["nodes"]
-    (note,) = [node for node in nodes if node["type"] == "Note"]
-    assert len(note["widgets_values"][0]) > 80
+    workflow = json.loads((FOLDER / f"{name}.json").read_text())
+    (note,) = [node for node in workflow["nodes"] if node["type"] == "Note"]
+    lines = note["widgets_values"][0].splitlines()
+    assert lines[0].startswith("What it does: ") and 4 <= len(lines) <= 6 and all(len(line) > 30 for line in lines)
+    assert [group["title"] for group in workflow["groups"] if len(group["title"].split()) < 3] == []  # what it does
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,3 +101,6 @@ def test_every_node_has_a_help_page(server: ComfyServer) -> None:
     for node in ours:
         text = get(server, f"/extensions/{PACK_NAME}/docs/{node}.md").decode()
         assert text.startswith("#") and len(text) > 200, node
+    for page in (ROOT / "web" / "docs").glob("*/zh.md"):  # where the page looks first when it is in Chinese
+        text = get(server, f"/extensions/{PACK_NAME}/docs/{page.parent.name}/zh.md").decode()
+        assert text == page.read_text(encoding="utf-8")
