@@ -193,8 +193,7 @@ def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluat
 def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, perceptual: LpipsVGG | EncoderDistance,
                 dino: Dino | None) -> PublicNetworks:
     """The networks of the measures of papers that the user gave files of."""
-    paths = {name: getattr(options, network.option[2:].replace("-", "_")) for name, network in PUBLIC.items()}
-    files = {name: f"{path.name}, sha256 {store.sha256(path)[:8]}" for name, path in paths.items() if path}
+    files = public_files(options, *PUBLIC)
 
     def loaded(load: Callable[[Path], Net], path: Path | None) -> Net | None:
         return load(path).to(device) if path else None
@@ -203,6 +202,12 @@ def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, p
         loaded(loading.load_arcface, options.arcface), dino, clip if options.clip else None,
         loaded(loading.load_inception, options.inception), loaded(loading.load_art_inception, options.art_inception),
         files, options.fid_resize)
+
+
+def public_files(options: argparse.Namespace, *names: str) -> dict[str, str]:
+    """{name in PUBLIC: the file that the user gave, as reports name it} of these names."""
+    paths = {name: getattr(options, PUBLIC[name].option[2:].replace("-", "_")) for name in names}
+    return {name: f"{path.name}, sha256 {store.sha256(path)[:8]}" for name, path in paths.items() if path}
 
 
 def networks_of(options: argparse.Namespace) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    density,
     edit,
     faces,
     host,
@@ -20,7 +21,8 @@ from . import (
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
-    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES]
+    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
+    *density.NODES]
 
 
 class AtelierExtension(ComfyExtension):

@@ -102,6 +102,51 @@ def chart(curves: Mapping[str, Points], across: str, upwards: str = "", dots: bo
     return sheet
 
 
+def histogram(values: Sequence[float], across: str, marks: Mapping[str, tuple[float, float]] = {},
+              bins: int = 40) -> Image.Image:
+    """How often values (0 or more) fall into equal parts of 0 to the largest. marks: {label: (from, to)}, ranges whose
+    values stand out in a colour. ValueError without a finite value."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        raise ValueError("there is nothing to draw: no value is finite")
+    sheet = Image.new("RGB", (640, 360), "white")
+    pen = ImageDraw.Draw(sheet)
+    left, top, right, bottom = 44, 26, sheet.width - 24, sheet.height - 36
+    x_ticks = ticks(max(values))
+    counts = binned(values, list(marks.values()), x_ticks[-1] / bins, bins)
+    y_ticks = ticks(max(map(sum, counts)))
+    width, scale = (right - left) / bins, (bottom - top) / y_ticks[-1]
+    for y in y_ticks:
+        pen.line((left, bottom - y * scale, right, bottom - y * scale), fill=(225, 225, 225))
+        pen.text((left - 8, bottom - y * scale), f"{y:g}", fill="black", anchor="rm")
+    for x in x_ticks:
+        pen.text((left + (right - left) * x / x_ticks[-1], bottom + 6), f"{x:g}", fill="black", anchor="ma")
+    for number, bar in enumerate(counts):
+        _bar(pen, (left + number * width + 1, left + (number + 1) * width - 1), bottom, [scale * n for n in bar])
+    pen.text(((left + right) / 2, sheet.height - 4), f"{across}, {len(values)} pictures", fill="black", anchor="ms")
+    for number, label in enumerate(marks):
+        pen.text((right - 8, 4 + 16 * number), label, fill=COLOURS[number], anchor="ra")
+    return sheet
+
+
+def binned(values: Sequence[float], ranges: Sequence[tuple[float, float]], width: float, bins: int) -> list[list[int]]:
+    """How many values each bin has of each range (of the first that holds it), and of none."""
+    counts = [[0] * (len(ranges) + 1) for _ in range(bins)]
+    for value in values:
+        kind = next((i for i, (low, high) in enumerate(ranges) if low <= value <= high), len(ranges))
+        counts[min(bins - 1, int(value / width))][kind] += 1
+    return counts
+
+
+def _bar(pen: Any, sides: tuple[float, float], floor: float, heights: Sequence[float]) -> None:
+    """Parts above each other, the last one grey."""
+    for kind, height in enumerate(heights):
+        if height:
+            pen.rectangle((sides[0], floor - height, sides[1], floor),
+                          fill=COLOURS[kind if kind < len(heights) - 1 else -1])
+            floor -= height
+
+
 def _curve(pen: Any, line: Points, colour: tuple[int, int, int], dots: bool) -> None:
     if len(line) > 1:
         pen.line(line, fill=colour, width=2)
