@@ -17,12 +17,13 @@ from . import (
     osasis_training,
     photo_twin,
     stylegan2,
+    sweep,
 )
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
     *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
-    *density.NODES]
+    *density.NODES, *sweep.NODES]
 
 
 class AtelierExtension(ComfyExtension):

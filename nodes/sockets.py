@@ -48,6 +48,8 @@ FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # core's: {"frames": [[{"landmarks
 BOUNDING_BOX = io.Custom("BOUNDING_BOX")  # core's: {"x", "y", "width", "height"}, a list of them, or lists of them
 ATTRIBUTES = io.Custom("ATELIER_ATTRIBUTES")
 DIRECTION = io.Custom("ATELIER_DIRECTION")  # a models.edit.SemanticDirection
+SWEPT = io.Custom("FLOAT,INT,BOOLEAN,STRING,COMBO")  # one of these: fits any of their inputs
+SWEEP = io.Custom("ATELIER_SWEEP")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -295,6 +297,14 @@ class LoadedStyle:
 class TuneOptions:
     """ATELIER_OSASIS_TUNE_OPTIONS, ATELIER_MMFS_TUNE_OPTIONS: fields of OSASISConfig or FewShotConfig by name."""
     fields: dict
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """ATELIER_SWEEP: what was run with which values. columns, rows: labels of one value each; rows () for one axis. The
+    values follow each other row by row."""
+    columns: tuple[str, ...]
+    rows: tuple[str, ...] = ()
 
 
 def batch_of(z: Tensor, count: int, what: str) -> Tensor:

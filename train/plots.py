@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .data import to_bytes
@@ -41,6 +41,38 @@ def grid(rows: Sequence[Tensor]) -> Image.Image:
 def picture_grid(pictures: Tensor, columns: int = 4) -> Image.Image:
     """Pictures (N, 3, H, W) in [-1, 1], row by row."""
     return grid(pictures.split(columns))
+
+
+def labelled_grid(cells: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str] = (),
+                  gap: int = 4) -> Image.Image:
+    """Rows of pictures (3, H, W) in [-1, 1], all of one size, under the columns' labels and beside the rows'. Labels
+    too long for their column end in "..". ValueError where numbers of pictures and labels differ."""
+    if any(len(row) != len(columns) for row in cells) or len(rows) not in (0, len(cells)):
+        raise ValueError(f"{[len(row) for row in cells]} pictures do not fit {len(columns)} columns and {len(rows)} "
+                         "labels of rows")
+    height, width = cells[0][0].shape[-2:]
+    font = ImageFont.load_default(size=max(11, min(28, width // 14)))
+    head = font.size + 3 * gap
+    left = gap + max((math.ceil(font.getlength(label)) + 2 * gap for label in rows), default=0)
+    sheet = Image.new("RGB", (left + (width + gap) * len(columns), head + (height + gap) * len(cells)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, label in enumerate(columns):
+        pen.text((left + column * (width + gap) + width / 2, head / 2), shortened(label, font, width), "black", font,
+                 anchor="mm")
+    for line, row in enumerate(cells):
+        top = head + line * (height + gap)
+        if rows:
+            pen.text((2 * gap, top + height / 2), rows[line], "black", font, anchor="lm")
+        for column, cell in enumerate(row):
+            sheet.paste(to_picture(cell), (left + column * (width + gap), top))
+    return sheet
+
+
+def shortened(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A label, or as much of it as fits into this width, with ".."."""
+    if font.getlength(label) <= width:
+        return label
+    return next((f"{label[:n]}.." for n in range(len(label), 0, -1) if font.getlength(f"{label[:n]}..") <= width), "")
 
 
 def loss_curve(values: Sequence[float], width: int = 512, height: int = 256) -> Image.Image:

@@ -30,6 +30,11 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
     "osasis_random_faces": {"atelier/random_face": (2, PX)},
     "osasis_reconstruct": {"atelier/reconstructed": (4, PX)},
     "osasis_stylize": {"atelier/stylized": (4, PX), "atelier/stylized_photos": (4, INPUT)},
+    "osasis_sweeps": {"atelier/sweep_t0": (1, (400, 287)), "atelier/sweep_spn": (1, (532, 287)),
+                      "atelier/sweep_codes": (1, (897, 294))},
+    "osasis_twins": {"atelier/twins": (1, (268, 155)), "atelier/twins_results": (1, (268, 287))},
+    "osasis_text_edit": {f"atelier/text_edit{part}": (1, (400, 551)) for part in ("", "_stylized")},
+    "mmfs_sweeps": {"atelier/sweep_strength": (1, (400, 287)), "atelier/sweep_projection": (1, (268, 287))},
     "mmfs_photo": {"atelier/mmfs_photo_faces": (5, PX), "atelier/mmfs_photo": (1, (640, 400))},
     "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
         f"atelier/mmfs_{what}": (3, PX) for what in ("a", "b", "between", "texture")},
