@@ -57,14 +57,18 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
     add_device(p)
-    p.add_argument("--diffae", type=Path, help="default: the demo model, as for all networks that have one")
-    p.add_argument("--clip", type=Path)
-    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
-    p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
+    add_networks(p)
     add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))
     add_osasis(p.add_argument_group("OSASIS"))
     add_mmfs(p.add_argument_group("MMFS"))
     p.set_defaults(run=run)
+
+
+def add_networks(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--diffae", type=Path, help="default: the demo model, as for all networks that have one")
+    p.add_argument("--clip", type=Path)
+    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
+    p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
 
 
 def add_public(p: argparse._ArgumentGroup) -> None:

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     density,
     edit,
+    evaluation_table,
     faces,
     host,
     loaders,
@@ -23,7 +24,7 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
     *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
-    *density.NODES, *sweep.NODES]
+    *density.NODES, *sweep.NODES, *evaluation_table.NODES]
 
 
 class AtelierExtension(ComfyExtension):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .data import to_bytes
 
 COLOURS = ((31, 95, 191), (191, 63, 31), (40, 140, 70), (120, 80, 160), (90, 90, 90))
 Points = Sequence[tuple[float, float]]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_picture(x: Tensor) -> Image.Image:
@@ -51,8 +52,8 @@ def labelled_grid(cells: Sequence[Sequence[Tensor]], columns: Sequence[str], row
         raise ValueError(f"{[len(row) for row in cells]} pictures do not fit {len(columns)} columns and {len(rows)} "
                          "labels of rows")
     height, width = cells[0][0].shape[-2:]
-    font = ImageFont.load_default(size=max(11, min(28, width // 14)))
-    head = font.size + 3 * gap
+    size = max(11, min(28, width // 14))
+    font, head = ImageFont.load_default(size), size + 3 * gap
     left = gap + max((math.ceil(font.getlength(label)) + 2 * gap for label in rows), default=0)
     sheet = Image.new("RGB", (left + (width + gap) * len(columns), head + (height + gap) * len(cells)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -68,7 +69,36 @@ def labelled_grid(cells: Sequence[Sequence[Tensor]], columns: Sequence[str], row
     return sheet
 
 
-def shortened(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def text_table(blocks: Sequence[tuple[str, Sequence[Sequence[str]]]],
+               faded: Callable[[str], bool] = lambda name: False) -> Image.Image:
+    """Tables below each other: (title, lines of cells), a head first; columns are as wide as in the widest. faded: of
+    which first cells the line is grey."""
+    size, gap = 13, 8
+    font = ImageFont.load_default(size)
+    every = [line for _, lines in blocks for line in lines]
+    widths = [max(math.ceil(font.getlength(line[k])) for line in every) + 2 * gap for k in range(len(every[0]))]
+    pitch = size + gap
+    titles = [math.ceil(font.getlength(title)) for title, _ in blocks]
+    width = 2 * gap + max(sum(widths), *titles)
+    sheet = Image.new("RGB", (width, gap + pitch * (len(every) + 2 * len(blocks))), "white")
+    pen, top = ImageDraw.Draw(sheet), gap
+    for title, lines in blocks:
+        pen.text((gap, top), title, "black", font)
+        top += pitch
+        for number, line in enumerate(lines):
+            left, colour = gap, (130, 130, 130) if number and faded(line[0]) else (0, 0, 0)
+            for k, (cell, column) in enumerate(zip(line, widths, strict=True)):
+                at, anchor = ((left, "la") if k == 0 else (left + column - gap, "ra"))
+                pen.text((at, top), cell, colour, font, anchor=anchor)
+                left += column
+            top += pitch
+            if number == 0:
+                pen.line((gap, top - gap // 2, sheet.width - gap, top - gap // 2), fill=(200, 200, 200))
+        top += pitch
+    return sheet
+
+
+def shortened(label: str, font: Font, width: int) -> str:
     """A label, or as much of it as fits into this width, with ".."."""
     if font.getlength(label) <= width:
         return label
