@@ -19,7 +19,7 @@ from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
-from ..evaluate.tables import Rows, beside, first_of_each, gap_lines, split_groups, table
+from ..evaluate.tables import ResultFolder, Rows, beside, first_of_each, gap_lines, split_groups, table
 from ..models import loading
 from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
@@ -31,7 +31,7 @@ from ..models.features.inception import RESIZES
 from ..models.features.lpips import LpipsVGG
 from ..models.mmfs import clip_fingerprint, clip_warning
 from ..train.content_files import DEFAULT_GB, ContentFolder
-from ..train.data import find_pictures, read_pictures, split, to_unit
+from ..train.data import find_pictures, read_named, read_pictures, split, to_unit
 from ..train.fewshot import FewShotConfig
 from ..train.loop import Hooks
 from ..train.osasis import OSASISConfig
@@ -56,6 +56,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
+    p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
+                   "`atelier table` takes as --results")
     add_device(p)
     add_networks(p)
     add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))
@@ -163,7 +165,8 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
                                groups=label_groups(photo_paths(options)))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
     photos = read_photos(options, evaluator.autoencoder().image_size, device)
-    return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
+    return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings,
+                   folder=result_folder(options, "OSASIS"))
 
 
 def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
@@ -180,7 +183,7 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
     photos, art = read_photos(options, px, device), art_paths(options)
     mmfs.check_art(photos, art)
     tasks = mmfs.read_tasks(models, photos, styles, names_in(options.prompts), config)
-    return partial(mmfs.evaluate, models, photos, tasks, art, settings)
+    return partial(mmfs.evaluate, models, photos, tasks, art, settings, folder=result_folder(options, "MMFS"))
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -224,6 +227,17 @@ def networks_of(options: argparse.Namespace) -> dict[str, object]:
 
 def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> Tensor:
     return to_unit(read_pictures(photo_paths(options), px)).to(device)
+
+
+def result_folder(options: argparse.Namespace, method: str) -> ResultFolder | None:
+    """Where the results go as pictures, if the user wants them. ValueError for two photos of one name."""
+    if options.pictures is None:
+        return None
+    names = [path.stem for path, _ in read_named(photo_paths(options), 8)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two photos under {options.photos} have the same name but for their folder or ending: rename "
+                         "one, or leave out --pictures")
+    return ResultFolder(options.pictures, names, method)
 
 
 def photo_paths(options: argparse.Namespace) -> list[Path]:

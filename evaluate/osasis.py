@@ -29,7 +29,7 @@ from ..train.plots import grid
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import grouped, means, preservation, style_similarity
 from .report import reconstruction
-from .tables import Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .tables import ResultFolder, Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -164,13 +164,13 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
-             hooks: Hooks = Hooks()) -> dict:
+             hooks: Hooks = Hooks(), folder: ResultFolder | None = None) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "sets": rows, "public":
     lines} for photos (B, 3, px, px) and style files. "sets": FID, KID and ArtFID of the results of all styles.
     "public": how the published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
-    so far are written to OUT/results.json after each style, and logged.
+    so far are written to OUT/results.json after each style, and logged. folder: gets every result as a picture.
     """
     results, px = {}, models.diffae.image_size
     steps = settings.encode_steps, settings.decode_steps
@@ -180,11 +180,12 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    sets = Sets(models.evaluator)
+    sets = Sets(models.evaluator, folder)
     report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "sets": {}, "public": []}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
+        sets.begin(path)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
         results[name], pictures = evaluate_style(models, photos, style_image, settings, hooks, sets)
         log.info("%s", table(split_groups(results[name])[0]))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from oneshot_atelier.cli import main
-from oneshot_atelier.evaluate import osasis, report, tables
+from oneshot_atelier.evaluate import osasis, papers, report, tables
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
 from oneshot_atelier.models.diffae import mix_codes
@@ -201,7 +201,8 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
     status = main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
                        f"--out={tmp_path / 'out'}", *models, "--device=cpu", "--candidates=2", "--encode-steps=4",
-                       "--decode-steps=4", f"--set={TINY}", f"--content={tmp_path / 'content'}", "--content-gb=0.5"])
+                       "--decode-steps=4", f"--set={TINY}", f"--content={tmp_path / 'content'}", "--content-gb=0.5",
+                       f"--pictures={tmp_path / 'made'}"])
     content = [record.message for record in caplog.records if record.message.startswith("content: ")]
     assert "content: 0 of 2" in content[0] and f"GB of at most 0.5 GB in {tmp_path / 'content'}" in content[0]
     assert "content: 2 of 2 pictures from disk" in content[2], "the fine-tune without SPN takes that of the one with it"
@@ -210,6 +211,15 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     assert status == 0 and "| mixed codes, SPN |" in out and "reconstruction" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["styles"]) == ["oil_00"] and (tmp_path / "out" / "oil_00.png").exists()
+    made = {path.relative_to(tmp_path / "made").as_posix() for path in (tmp_path / "made").rglob("*.png")}
+    assert made == {f"{tables.file_name(f'OSASIS {row}')}/oil/00/{name}.png"
+                    for row in osasis.VARIANTS for name in ("00", "01")}
+    folders = papers.Folders(tmp_path / "made", photos, styles)
+    assert len(papers.cells_of(folders)) == len(osasis.VARIANTS), "what `atelier table` takes"
+    (photos / "00.webp").write_bytes((photos / "00.png").read_bytes())
+    assert main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}", *models,
+                      "--device=cpu", f"--set={TINY}", f"--pictures={tmp_path / 'made'}"]) == 1
+    assert "have the same name but for their folder or ending" in caplog.text
 
 
 @pytest.mark.parametrize("arguments, said", [
