@@ -34,6 +34,7 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
                       "atelier/sweep_codes": (1, (897, 294))},
     "osasis_twins": {"atelier/twins": (1, (268, 155)), "atelier/twins_results": (1, (268, 287))},
     "osasis_text_edit": {f"atelier/text_edit{part}": (1, (400, 551)) for part in ("", "_stylized")},
+    "osasis_attribute_edit": {"atelier/attribute_edit": (1, (532, 551))},
     "mmfs_sweeps": {"atelier/sweep_strength": (1, (400, 287)), "atelier/sweep_projection": (1, (268, 287))},
     "mmfs_photo": {"atelier/mmfs_photo_faces": (5, PX), "atelier/mmfs_photo": (1, (640, 400))},
     "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
@@ -121,8 +122,15 @@ def test_the_saved_style_is_on_disk_and_holds_its_settings(server: ComfyServer, 
     assert demo[0].outputs[node]["text"] == [str(path)]
 
 
+CLASSIFIER = loading.DEMO / "attributes.safetensors"
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != MAIN])
 def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Client, demo: object) -> None:
+    if name == "osasis_attribute_edit" and not CLASSIFIER.is_file():  # until the demo's classifier is in the pack
+        with pytest.raises(PromptRejected, match="the demo model .*attributes.safetensors is missing .*pick it"):
+            with_inputs.run(shipped.shipped(name), timeout=60)
+        return
     check_runs(name, with_inputs, *run_twice(with_inputs, reduced(shipped.shipped(name))))
 
 
