@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    blend,
     density,
     edit,
     evaluation_table,
@@ -24,7 +25,8 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
     *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
-    *density.NODES, *sweep.NODES, *evaluation_table.NODES]
+    *density.NODES, *sweep.NODES, *evaluation_table.NODES,
+    *blend.NODES]
 
 
 class AtelierExtension(ComfyExtension):

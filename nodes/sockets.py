@@ -237,12 +237,14 @@ class StructuralCode:
 @dataclass(frozen=True)
 class MixedCodes:
     """ATELIER_MIXED_CODES: content and style codes. Levels of at least `change_point` px take the style's (`swap`: the
-    content's); `levels` overrides single levels by (side in px or "middle", weight of the style 0..1)."""
+    content's); `levels` overrides single levels by (side in px or "middle", weight of the style 0..1). strength: of the
+    style's code at all levels; 0 is the content's alone."""
     content: SemanticCode
     style: SemanticCode
     change_point: int
     swap: bool
     levels: tuple[tuple[int | str, float], ...] = ()
+    strength: float = 1.0
 
     def weights(self, config: UNetConfig) -> tuple[float, ...]:
         """The style's weight at every level, finest first, and in the middle. ValueError for an unknown level."""
@@ -253,7 +255,7 @@ class MixedCodes:
                 raise ValueError(f"levels names {level}, which this model does not have; its levels are "
                                  f"{', '.join(map(str, places))}")
             weights[places[level]] = weight
-        return tuple(weights)
+        return tuple(self.strength * weight for weight in weights)
 
     def codes(self, structure: StructuralCode) -> tuple[Tensor, ...]:
         """z for every level and the middle, each (B, E), B that of the structure."""
