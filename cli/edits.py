@@ -13,7 +13,7 @@ from ..evaluate.tables import table
 from ..models import loading
 from ..train.loop import Hooks
 from ..train.text_edit import TextEditConfig
-from .evaluate import load_evaluator, read_photos
+from .evaluate import add_networks, add_public, load_evaluator, read_photos
 from .options import add_device, changed, names_in
 from .stopping import StopSignals
 from .terminal import ProgressBar, show
@@ -32,8 +32,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--set", default="", help="settings of the edits by text: field=value,...")
     p.add_argument("--out", type=Path, help="folder for picture sheets and edits.json")
     add_device(p)
-    for name in ("diffae", "clip", "lpips", "dino"):
-        p.add_argument(f"--{name}", type=Path, help="as in evaluate")
+    add_networks(p)
+    add_public(p.add_argument_group("measures of papers, as in evaluate"))
     p.set_defaults(run=run)
 
 

@@ -19,7 +19,7 @@ from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
-from ..evaluate.tables import Rows, beside, first_of_each, gap_lines, split_groups, table
+from ..evaluate.tables import ResultFolder, Rows, beside, first_of_each, gap_lines, split_groups, table
 from ..models import loading
 from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
@@ -31,7 +31,7 @@ from ..models.features.inception import RESIZES
 from ..models.features.lpips import LpipsVGG
 from ..models.mmfs import clip_fingerprint, clip_warning
 from ..train.content_files import DEFAULT_GB, ContentFolder
-from ..train.data import find_pictures, read_pictures, split, to_unit
+from ..train.data import find_pictures, read_named, read_pictures, split, to_unit
 from ..train.fewshot import FewShotConfig
 from ..train.loop import Hooks
 from ..train.osasis import OSASISConfig
@@ -56,15 +56,21 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
+    p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
+                   "`atelier table` takes as --results")
     add_device(p)
-    p.add_argument("--diffae", type=Path, help="default: the demo model, as for all networks that have one")
-    p.add_argument("--clip", type=Path)
-    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
-    p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
+    add_networks(p)
     add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))
     add_osasis(p.add_argument_group("OSASIS"))
     add_mmfs(p.add_argument_group("MMFS"))
     p.set_defaults(run=run)
+
+
+def add_networks(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--diffae", type=Path, help="default: the demo model, as for all networks that have one")
+    p.add_argument("--clip", type=Path)
+    p.add_argument("--lpips", type=Path, help="VGG-16 file; without it the DiffAE encoder's features are used")
+    p.add_argument("--dino", type=Path, help="DINO ViT for the structure; without it the DiffAE encoder is used")
 
 
 def add_public(p: argparse._ArgumentGroup) -> None:
@@ -161,7 +167,8 @@ def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Pa
                                parts=folder_parts(photo_paths(options)))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
     photos = read_photos(options, evaluator.autoencoder().image_size, device)
-    return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings)
+    return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings,
+                   folder=result_folder(options, "OSASIS"))
 
 
 def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
@@ -178,7 +185,7 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
     photos, art = read_photos(options, px, device), art_paths(options)
     mmfs.check_art(photos, art)
     tasks = mmfs.read_tasks(models, photos, styles, names_in(options.prompts), config)
-    return partial(mmfs.evaluate, models, photos, tasks, art, settings)
+    return partial(mmfs.evaluate, models, photos, tasks, art, settings, folder=result_folder(options, "MMFS"))
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -195,8 +202,7 @@ def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluat
 def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, perceptual: LpipsVGG | EncoderDistance,
                 dino: Dino | None) -> PublicNetworks:
     """The networks of the measures of papers that the user gave files of."""
-    paths = {name: getattr(options, network.option[2:].replace("-", "_")) for name, network in PUBLIC.items()}
-    files = {name: f"{path.name}, sha256 {store.sha256(path)[:8]}" for name, path in paths.items() if path}
+    files = public_files(options, *PUBLIC)
 
     def loaded(load: Callable[[Path], Net], path: Path | None) -> Net | None:
         return load(path).to(device) if path else None
@@ -205,6 +211,12 @@ def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, p
         loaded(loading.load_arcface, options.arcface), dino, clip if options.clip else None,
         loaded(loading.load_inception, options.inception), loaded(loading.load_art_inception, options.art_inception),
         files, options.fid_resize)
+
+
+def public_files(options: argparse.Namespace, *names: str) -> dict[str, str]:
+    """{name in PUBLIC: the file that the user gave, as reports name it} of these names."""
+    paths = {name: getattr(options, PUBLIC[name].option[2:].replace("-", "_")) for name in names}
+    return {name: f"{path.name}, sha256 {store.sha256(path)[:8]}" for name, path in paths.items() if path}
 
 
 def networks_of(options: argparse.Namespace) -> dict[str, object]:
@@ -217,6 +229,17 @@ def networks_of(options: argparse.Namespace) -> dict[str, object]:
 
 def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> Tensor:
     return to_unit(read_pictures(photo_paths(options), px)).to(device)
+
+
+def result_folder(options: argparse.Namespace, method: str) -> ResultFolder | None:
+    """Where the results go as pictures, if the user wants them. ValueError for two photos of one name."""
+    if options.pictures is None:
+        return None
+    names = [path.stem for path, _ in read_named(photo_paths(options), 8)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two photos under {options.photos} have the same name but for their folder or ending: rename "
+                         "one, or leave out --pictures")
+    return ResultFolder(options.pictures, names, method)
 
 
 def photo_paths(options: argparse.Namespace) -> list[Path]:

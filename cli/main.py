@@ -1,5 +1,5 @@
-"""The `atelier` command: convert checkpoints, align faces, train models, draw photos, report on a DiffAE, evaluate
-stylization."""
+"""The `atelier` command: convert checkpoints, align faces, train models, draw photos, report on a DiffAE, rank
+photos, evaluate stylization."""
 from __future__ import annotations
 
 import argparse
@@ -18,6 +18,8 @@ COMMANDS = {  # name: what it does
     "render-art": "make drawings of photos with filters",
     "report": "measure an autoencoder: reconstruction, what z holds, random pictures",
     "evaluate": "fine-tune styles and measure the stylized photos, OSASIS beside MMFS",
+    "table": "measure results of any programs, in the tables of both papers",
+    "rank": "sort photos by how well a DiffAE knows their like: rare ones first",
     "edits": "measure edits of faces by text and by attribute",
     "selfcheck": "try what an adversary or a clumsy user would: files, pictures, settings, trainings",
 }

@@ -56,12 +56,12 @@ class Evaluator:
 
     @property
     def device(self) -> torch.device:
-        """Of CLIP; without it, of the public networks or the face networks."""
+        """Of CLIP; without it, of the public networks, the autoencoder or the face networks."""
         if self.clip is not None:
             return self.clip.mean.device
-        weights = (weight for net in self.public.networks() for weight in net.parameters())
+        nets = [*self.public.networks(), *([] if self.diffae is None else [self.diffae])]
         other = torch.device("cpu") if self.faces is None else self.faces.device
-        return next((weight.device for weight in weights), other)
+        return next((weight.device for net in nets for weight in net.parameters()), other)
 
     def sized(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) at the side that they are compared at."""

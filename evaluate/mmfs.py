@@ -44,7 +44,20 @@ from .registry import (
     style_similarity,
     there,
 )
-from .tables import HALVES, Rows, Sets, file_name, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .tables import (
+    HALVES,
+    ResultFolder,
+    Rows,
+    Sets,
+    file_name,
+    gaps,
+    group_rows,
+    mean_rows,
+    name_of,
+    split_groups,
+    table,
+    write,
+)
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -209,11 +222,13 @@ def art_distance_measure(clip: Clip) -> StageMeasure:
 # --- styles that are learned (Figures 7 and 8) ------------------------------------------------------------------------
 @dataclass(frozen=True)
 class StyleTask:
-    """One style to learn, how its results are measured, and the picture (1, 3, H, W) that begins its rows, if any."""
+    """One style to learn, how its results are measured, and the picture (1, 3, H, W) that begins its rows, if any, with
+    its file."""
     name: str
     reference: Reference
     measure: Measure
     shown: Tensor | None = None
+    path: Path = Path("style")
 
 
 def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> list[StyleTask]:
@@ -231,7 +246,7 @@ def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> lis
         picture = read_picture(path, models.net.config.resolution)
         style_image = to_unit(picture)[None].to(photos.device)
         measure = measure_of(PictureFeatures(evaluator, style_image))
-        tasks.append(StyleTask(name_of(path), Reference(pictures=[picture]), measure, style_image))
+        tasks.append(StyleTask(name_of(path), Reference(pictures=[picture]), measure, style_image, path))
     return tasks
 
 
@@ -315,13 +330,15 @@ def read_tasks(models: Models, photos: Tensor, styles: Sequence[Path], prompts: 
 
 
 def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleTask]], art: Sequence[Path],
-             settings: Settings, out: Path | None = None, hooks: Hooks = Hooks()) -> dict:
+             settings: Settings, out: Path | None = None, hooks: Hooks = Hooks(),
+             folder: ResultFolder | None = None) -> dict:
     """{"settings", "random": rows, "one_shot": {file: rows}, "one_shot_mean", "one_shot_sets": FID, KID and ArtFID of
     all styles together, "zero_shot": {prompt: rows}, ..., "gaps": {"random": `tables.gaps`, ...}, "public": how the
     published measures were made}.
 
     photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
     Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
+    folder: gets every result of a style picture as a picture.
     """
     report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art), "gaps": {}}
 
@@ -338,9 +355,10 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
     report["gaps"]["random"] = gaps(report["random"])
     publish("random", report["random"], sheet)
     for kind, todo in tasks.items():
-        report[kind], sets = {}, Sets(models.evaluator)
+        report[kind], sets = {}, Sets(models.evaluator, folder)
         for task in todo:
             log.info("== %s: %s", kind, task.name)
+            sets.begin(task.path)
             report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks, sets)
             report[f"{kind}_mean"] = mean_rows(report[kind])
             report[f"{kind}_sets"] = sets.rows(report[f"{kind}_mean"])

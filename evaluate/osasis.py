@@ -30,7 +30,7 @@ from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import grouped, means, measure, preservation, style_similarity
 from .report import reconstruction
-from .tables import Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .tables import ResultFolder, Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -183,6 +183,7 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
     """The mean over the seeds, with the sheet of the first."""
     found = []
     for k in range(settings.seeds):
+        sets.begin(sets.style, f"seed_{settings.seed + k}" if settings.seeds > 1 else "")
         config = replace(settings.config, seed=settings.config.seed + k)
         found.append(evaluate_style(models, photos, style_image, replace(settings, config=config,
                                                                          seed=settings.seed + k), hooks, sets))
@@ -192,13 +193,14 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
-             hooks: Hooks = Hooks()) -> dict:
+             hooks: Hooks = Hooks(), folder: ResultFolder | None = None) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "gains": `intervals.gains`
     of OURS over the other variants, "sets": rows, "public": lines} for photos (B, 3, px, px) and style files. "sets":
     FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
     so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
+    folder: gets every result as a picture.
     """
     results, px = {}, models.diffae.image_size
     steps = settings.encode_steps, settings.decode_steps
@@ -208,12 +210,14 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
         rebuilt = reconstruction(frozen, photos, chains)
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    sets, values = Sets(models.evaluator), {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
+    sets = Sets(models.evaluator, folder)
+    values = {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
     report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "gains": {}, "sets": {},
               "public": [], "seeds": settings.seeds}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
+        sets.begin(path)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
         found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
         results[name] = found.rows

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.features.encoder import EncoderDistance
 from . import faces, metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures, given
 from .public import PublicNetworks
@@ -73,6 +74,12 @@ def psnr(comparison: Comparison) -> Tensor:
 
 def ssim(comparison: Comparison) -> Tensor:
     return metrics.ssim(comparison.results.sized, comparison.photos.sized)
+
+
+def encoder_distance(comparison: Comparison) -> Tensor:
+    distance = EncoderDistance(comparison.evaluator.autoencoder().encoder)
+    pairs = zip(comparison.photos.sized.split(64), comparison.results.sized.split(64), strict=True)
+    return torch.cat([distance(a, b) for a, b in pairs])
 
 
 # --- faces ------------------------------------------------------------------------------------------------------------
@@ -234,6 +241,9 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("attribute_probability", "attribute", "probability", "higher", ("diffae",),
            "How probable the attribute is to a linear classifier of the result's z.", attribute_probability,
            needs=("attribute",), sees=("results",)),
+    Metric("encoder_distance", "encoder distance", "perceptual distance", "lower", ("diffae",),
+           "Distance of the maps of the autoencoder's encoder of photo and result. It replaces LPIPS where there is no "
+           "file of it.", encoder_distance),
     Metric("psnr", "PSNR", "dB", "higher", (), "Peak signal-to-noise ratio of photo and result.", psnr),
     Metric("ssim", "SSIM", "index", "higher", (), "Structural similarity of photo and result.", ssim),
     Metric("face_read", "face read", "share of results", "higher", ("faces",),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models import rng
 from ..models.diffae import DiffAE
+from ..models.diffusion import StepHook
 from ..train.plots import grid, picture_grid
 from .metrics import psnr, ssim
 
@@ -19,10 +20,11 @@ CHAINS = {"half 50/20": (50, 20, 0.5), "half 100/50": (100, 50, 0.5), "full 50/5
 THUMBNAIL_PX = 16
 
 
-def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float, solver: str = "ddim") -> Tensor:
+def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float, solver: str = "ddim",
+          hook: StepHook | None = None) -> Tensor:
     """Encode and decode again with the given steps of the whole schedule, to strength t0."""
     z = net.encode(x)
-    return net.decode(net.structural_code(x, z, forward, t0, solver=solver), z, reverse, t0, solver=solver)
+    return net.decode(net.structural_code(x, z, forward, t0, hook, solver), z, reverse, t0, hook, solver)
 
 
 @torch.no_grad()

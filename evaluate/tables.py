@@ -4,8 +4,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from ..train.plots import save_picture
 from .evaluator import Evaluator, PictureFeatures
 from .registry import FeatureSet, gather, metric, public_distances, public_notes, there
 
@@ -59,20 +63,42 @@ def gap_lines(rows: Rows) -> list[str]:
             for variant, worst in gaps(rows).items() for name, (group, gap) in worst.items()]
 
 
+@dataclass(frozen=True)
+class ResultFolder:
+    """Where results are written as pictures, in the layout of `papers`: PATH/METHOD, ROW/STYLE/PICTURE/NAME.png, with
+    several seeds PATH/METHOD, ROW/STYLE/PICTURE/SEED/NAME.png. names: of the photos."""
+    path: Path
+    names: Sequence[str]
+    method: str = ""
+
+    def save(self, row: str, style: Path, pictures: Tensor, seed: str = "") -> None:
+        """Pictures (B, 3, H, W) in [-1, 1], of a row of the table and a style picture. seed: a folder's name."""
+        folder = self.path / file_name(f"{self.method} {row}") / style.parent.name / style.stem / seed
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in zip(self.names, pictures, strict=True):
+            save_picture(picture, folder / f"{name}.png")
+
+
 class Sets:
     """The results of each row, of all styles together, and all style pictures: what FID, KID and ArtFID compare.
 
-    Only features are kept, and only of the networks that the user has.
+    Only features are kept, and only of the networks that the user has. folder: where the results are written, too.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, folder: ResultFolder | None = None) -> None:
+        self.evaluator, self.folder, self.style, self.seed = evaluator, folder, Path("style"), ""
         self.results: dict[str, FeatureSet] = {}
         self.art: FeatureSet | None = None
         self.counts: dict[str, int] = {}
 
+    def begin(self, style: Path, seed: str = "") -> None:
+        """What is added from now on is of this style picture, and of this seed where there are several."""
+        self.style, self.seed = style, seed
+
     def add(self, row: str, results: PictureFeatures) -> None:
         """More results of this row of the table."""
+        if self.folder is not None and row != "photos":
+            self.folder.save(row, self.style, results.pictures, self.seed)
         found = gather(results)
         self.results[row] = self.results[row] + found if row in self.results else found
         self.counts[row] = self.counts.get(row, 0) + len(results.pictures)

@@ -12,6 +12,7 @@ from . import ops
 from . import spn as spn_module
 from .hashing import hash_of
 from .mmfs import MMFS, MMFSConfig
+from .osasis import SamplingSettings
 from .spn import SPN
 from .stylegan2 import Synthesis
 from .unet import UNet, UNetConfig
@@ -132,3 +133,45 @@ def styled(net: MMFS, style: MMFSStyle, strength: float = 1.0) -> MMFS:
         for name, base in decoder.state_dict().items():
             base.lerp_(style.decoder[name].to(base), strength)
     return with_decoder(net, decoder)
+
+
+def at_strength(style: OSASISStyle, base: Mapping[str, Tensor], strength: float) -> OSASISStyle:
+    """A style whose network lies between the DiffAE's UNet (strength 0, bit for bit) and the style's (1), or beyond (to
+    1.5), and whose SPN weighs as much more or less. base: state dict of that UNet.
+
+    ValueError for a strength out of range. The codes' part is `MixedCodes.strength`.
+    """
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ValueError(f"strength is {strength:g}; take 0 (the reconstruction) to {MAX_STRENGTH}, 1 is the style")
+    unet = {name: torch.lerp(weight.float(), style.unet[name].to(weight.device, torch.float32), strength)
+            for name, weight in base.items()}
+    weight = SamplingSettings.of(style.settings).spn_weight
+    return replace(style, unet=unet, settings=style.settings | {"spn_weight": weight * strength, "strength": strength})
+
+
+def blended(one: OSASISStyle, other: OSASISStyle, share: float) -> OSASISStyle:
+    """A style between two of one DiffAE: `share` 0 is the one, 1 the other. Weights and codes are interpolated; an SPN
+    that only one of them has counts by its share. What else a style says is that of the larger share.
+
+    ValueError for styles of different DiffAEs, for SPNs of different forms, and for a style without its code.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share is {share:g}; take 0 (the first style) to 1 (the second)")
+    check_osasis_style(other, one.config, one.model or other.model)
+    main = one if share < 0.5 else other
+    weights = [SamplingSettings.of(style.settings).spn_weight * bool(style.spn) for style in (one, other)]
+    spn = one.spn or other.spn
+    if one.spn and other.spn:
+        if {k: v.shape for k, v in one.spn.items()} != {k: v.shape for k, v in other.spn.items()}:
+            raise ValueError("the two styles' SPNs have different forms (timed and untimed), so they cannot be "
+                             "blended; fine-tune both with the same spn")
+        spn = interpolated(one.spn, other.spn, share)
+    return replace(main, unet=interpolated(one.unet, other.unet, share), spn=spn,
+                   z_style=torch.lerp(one.semantic_code().float(), other.semantic_code().float(), share),
+                   settings=main.settings | {"spn_weight": (1 - share) * weights[0] + share * weights[1],
+                                             "blend": share})
+
+
+def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """State dicts of one network, in float32."""
+    return {name: torch.lerp(weight.float(), other[name].float(), share) for name, weight in one.items()}

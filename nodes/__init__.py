@@ -4,7 +4,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    blend,
+    density,
     edit,
+    evaluation_table,
     faces,
     host,
     loaders,
@@ -16,11 +19,14 @@ from . import (
     osasis_training,
     photo_twin,
     stylegan2,
+    sweep,
 )
 
 NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
-    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES]
+    *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
+    *density.NODES, *sweep.NODES, *evaluation_table.NODES,
+    *blend.NODES]
 
 
 class AtelierExtension(ComfyExtension):

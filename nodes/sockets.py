@@ -48,6 +48,8 @@ FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # core's: {"frames": [[{"landmarks
 BOUNDING_BOX = io.Custom("BOUNDING_BOX")  # core's: {"x", "y", "width", "height"}, a list of them, or lists of them
 ATTRIBUTES = io.Custom("ATELIER_ATTRIBUTES")
 DIRECTION = io.Custom("ATELIER_DIRECTION")  # a models.edit.SemanticDirection
+SWEPT = io.Custom("FLOAT,INT,BOOLEAN,STRING,COMBO")  # one of these: fits any of their inputs
+SWEEP = io.Custom("ATELIER_SWEEP")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}
 
 
@@ -235,12 +237,14 @@ class StructuralCode:
 @dataclass(frozen=True)
 class MixedCodes:
     """ATELIER_MIXED_CODES: content and style codes. Levels of at least `change_point` px take the style's (`swap`: the
-    content's); `levels` overrides single levels by (side in px or "middle", weight of the style 0..1)."""
+    content's); `levels` overrides single levels by (side in px or "middle", weight of the style 0..1). strength: of the
+    style's code at all levels; 0 is the content's alone."""
     content: SemanticCode
     style: SemanticCode
     change_point: int
     swap: bool
     levels: tuple[tuple[int | str, float], ...] = ()
+    strength: float = 1.0
 
     def weights(self, config: UNetConfig) -> tuple[float, ...]:
         """The style's weight at every level, finest first, and in the middle. ValueError for an unknown level."""
@@ -251,7 +255,7 @@ class MixedCodes:
                 raise ValueError(f"levels names {level}, which this model does not have; its levels are "
                                  f"{', '.join(map(str, places))}")
             weights[places[level]] = weight
-        return tuple(weights)
+        return tuple(self.strength * weight for weight in weights)
 
     def codes(self, structure: StructuralCode) -> tuple[Tensor, ...]:
         """z for every level and the middle, each (B, E), B that of the structure."""
@@ -295,6 +299,14 @@ class LoadedStyle:
 class TuneOptions:
     """ATELIER_OSASIS_TUNE_OPTIONS, ATELIER_MMFS_TUNE_OPTIONS: fields of OSASISConfig or FewShotConfig by name."""
     fields: dict
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """ATELIER_SWEEP: what was run with which values. columns, rows: labels of one value each; rows () for one axis. The
+    values follow each other row by row."""
+    columns: tuple[str, ...]
+    rows: tuple[str, ...] = ()
 
 
 def batch_of(z: Tensor, count: int, what: str) -> Tensor:

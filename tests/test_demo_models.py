@@ -50,6 +50,7 @@ def test_every_command_is_one_that_atelier_takes(data, tmp_path, capsys):
     assert len(commands) == len(JOBS) and not (tmp_path / "out").exists()
     options = {words[1] if words[0] == "train" else words[-1]: parser(words[0]).parse_args(words) for words in commands}
     assert options["diffae"].steps == 48 and options["diffae"].photos == data / "faces"
+    assert options["attributes"].source == options["diffae"].out and options["attributes"].steps is None
     assert options["ddpm"].device == "cpu" and "augment=colour,translation,cutout" in options["mmfs-stage2"].set
     unseen = options["diffae"].exclude.split(",")
     assert unseen == options["mmfs-stage2"].exclude.split(",") and options["clip"].exclude == ""

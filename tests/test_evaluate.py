@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from oneshot_atelier.cli import main
-from oneshot_atelier.evaluate import intervals, osasis, report, tables
+from oneshot_atelier.evaluate import intervals, osasis, papers, report, tables
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
 from oneshot_atelier.models.diffae import mix_codes
@@ -71,7 +71,11 @@ def test_several_seeds_are_averaged_and_variants_compared_on_parts(models, tmp_p
     style, photos = save_pictures(tmp_path / "styles", 1, seed=5) / "00.png", tiny.pictures(3)
     image = read_picture(style, tiny.PX)
     settings = replace(SETTINGS, seeds=2, parts={"first": [0], "rest": [1, 2]})
-    report = osasis.evaluate(models, photos, [style], settings)
+    folder = tables.ResultFolder(tmp_path / "made", ("a", "b", "c"), "OSASIS")
+    report = osasis.evaluate(models, photos, [style], settings, folder=folder)
+    made = [tmp_path / "made" / tables.file_name(f"OSASIS {osasis.OURS}") / "styles" / "00" / f"seed_{k}" / "a.png"
+            for k in range(2)]
+    assert made[0].read_bytes() != made[1].read_bytes(), "no seed's results replace another's"
     ones = [osasis.evaluate_style(models, photos, to_unit(image)[None], replace(
         SETTINGS, seed=k, config=replace(CONFIG, seed=k))) for k in range(2)]
     ours, other, figure = osasis.OURS, "codes swapped, SPN", "structure_distance"
@@ -235,7 +239,8 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     models = [f"--{name}={files / name}.safetensors" for name in ("diffae", "ddpm", "clip")]
     status = main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}",
                        f"--out={tmp_path / 'out'}", *models, "--device=cpu", "--candidates=2", "--encode-steps=4",
-                       "--decode-steps=4", f"--set={TINY}", f"--content={tmp_path / 'content'}", "--content-gb=0.5"])
+                       "--decode-steps=4", f"--set={TINY}", f"--content={tmp_path / 'content'}", "--content-gb=0.5",
+                       f"--pictures={tmp_path / 'made'}"])
     content = [record.message for record in caplog.records if record.message.startswith("content: ")]
     assert "content: 0 of 2" in content[0] and f"GB of at most 0.5 GB in {tmp_path / 'content'}" in content[0]
     assert "content: 2 of 2 pictures from disk" in content[2], "the fine-tune without SPN takes that of the one with it"
@@ -244,6 +249,15 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     assert status == 0 and "| mixed codes, SPN |" in out and "reconstruction" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["styles"]) == ["oil_00"] and (tmp_path / "out" / "oil_00.png").exists()
+    made = {path.relative_to(tmp_path / "made").as_posix() for path in (tmp_path / "made").rglob("*.png")}
+    assert made == {f"{tables.file_name(f'OSASIS {row}')}/oil/00/{name}.png"
+                    for row in osasis.VARIANTS for name in ("00", "01")}
+    folders = papers.Folders(tmp_path / "made", photos, styles)
+    assert len(papers.cells_of(folders)) == len(osasis.VARIANTS), "what `atelier table` takes"
+    (photos / "00.webp").write_bytes((photos / "00.png").read_bytes())
+    assert main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}", *models,
+                      "--device=cpu", f"--set={TINY}", f"--pictures={tmp_path / 'made'}"]) == 1
+    assert "have the same name but for their folder or ending" in caplog.text
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -12,7 +12,7 @@ from oneshot_atelier.cli import main
 from oneshot_atelier.evaluate import mmfs as E
 from oneshot_atelier.evaluate.evaluator import Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import METRICS, PUBLIC_NAMES
-from oneshot_atelier.evaluate.tables import HALVES
+from oneshot_atelier.evaluate.tables import HALVES, ResultFolder, file_name
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.features.encoder import EncoderDistance, EncoderKeys
 from oneshot_atelier.models.loading import load_clip, load_diffae, save_mmfs
@@ -143,7 +143,10 @@ def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
     caplog.set_level("INFO")
     out = tmp_path / "out"
     tasks = E.read_tasks(models, photos, styles, ["drawing", "face drawing"], CONFIG)
-    report = E.evaluate(models, photos, tasks, styles * 2, SETTINGS, out)
+    made = ResultFolder(tmp_path / "made", [str(i) for i in range(len(photos))], "MMFS")
+    report = E.evaluate(models, photos, tasks, styles * 2, SETTINGS, out, folder=made)
+    assert {path.relative_to(tmp_path / "made").parent.as_posix() for path in (tmp_path / "made").rglob("*.png")} == {
+        f"{file_name(f'MMFS {row}')}/styles/{style}" for row in (E.BEFORE, *FINE_TUNED) for style in ("00", "01")}
     assert json.loads((out / "mmfs.json").read_text()) == json.loads(json.dumps(report))
     assert {p.name for p in out.glob("*.png")} == {
         "mmfs_random.png", "mmfs_styles_00.png", "mmfs_styles_01.png", "mmfs_drawing.png", "mmfs_face_drawing.png"}
@@ -160,7 +163,8 @@ def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
     assert torch.isfinite(torch.tensor(figures)).all()
     seen = {f for rows in tables for values in rows.values() for f in values}
     # no faces here to be shifted; an attribute's probability is a measure of edits
-    assert seen == set(METRICS) - {"psnr", "ssim", "landmark_shift", "attribute_probability", *PUBLIC_NAMES}
+    assert seen == set(METRICS) - {"psnr", "ssim", "landmark_shift", "attribute_probability", "encoder_distance",
+                                   *PUBLIC_NAMES}
     assert all(rows["photos"]["face_read"] == 0 for rows in tables)
     assert sum(text.startswith("fine-tuned, projection_weight") for text in caplog.messages) == 4
     assert sum(text.startswith("fine-tuned: loss") for text in caplog.messages) == 2

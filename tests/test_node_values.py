@@ -80,12 +80,13 @@ def test_comfyui_runs_a_locked_copy_of_the_node(nodes, node):
             execute(**{field["id"]: field["min"] - 1})
 
 
-def test_trainings_join_lists_of_pictures_and_no_other_node_takes_lists(nodes):
+def test_trainings_rankings_and_grids_join_lists_of_pictures_and_no_other_node_takes_lists(nodes):
     found = {name: getattr(nodes, name.removeprefix("Atelier")) for name in GOLDEN}
     assert {name: node.JOINED for name, node in found.items() if node.INPUT_IS_LIST} == {
         "AtelierOSASISFineTune": ("contents",), "AtelierMMFSFineTune": ("references", "photos"),
         "AtelierMMFSFineTuneText": ("photos",), "AtelierMMFSTrainStage1": ("photos",),
-        "AtelierMMFSTrainStage2": ("photos", "art"), "AtelierMMFSTrainMapping": ("photos",)}
+        "AtelierMMFSTrainStage2": ("photos", "art"), "AtelierMMFSTrainMapping": ("photos",),
+        "AtelierRankByDensity": ("image",), "AtelierSweepGrid": ("images",)}
     for name, node in found.items():
         pictures = {field["id"] for field in GOLDEN[name]["inputs"] if field["type"] == "IMAGE"}
         assert set(node.JOINED) <= pictures and bool(node.JOINED) == node.INPUT_IS_LIST

@@ -16,8 +16,8 @@ from oneshot_atelier.tests import in_comfy
 
 pytestmark = pytest.mark.server
 GOLDEN = Path(__file__).with_name("golden_nodes.json")
-FROM_FOLDERS = {"model", "file", "photos_folder", "art_folder", "alexnet", "arcface", "inception",
-                "art_inception"}  # combos whose choices are the user's files
+FROM_FOLDERS = {"model", "file", "photos_folder", "art_folder", "results_folder", "styles_folder", "alexnet", "arcface",
+                "inception", "art_inception"}  # combos whose choices are the user's files
 SECTIONS = {"en": ["When to use it", "Inputs", "Outputs", "In the paper", "Notes", "Common mistakes"],
             "zh": ["何时使用", "输入", "输出", "论文中", "说明", "常见错误"]}  # of help pages
 

@@ -62,6 +62,8 @@ TRAININGS = (
     Job("diffae", "train diffae --photos {data}/faces --art {out}/art --exclude {held_out} "
         "--out {out}/diffae.safetensors", 0.9, 48_000, ART),
     Job("latent", "train latent --photos {data}/faces --out {out}/diffae.safetensors", 0.1, 12_000, ("diffae",)),
+    Job("attributes", "train attributes --photos {data}/faces --source {out}/diffae.safetensors "
+        "--out {out}/attributes.safetensors", 0.01, 0, ("latent",)),
     Job("ddpm", "train ddpm --photos {data}/faces --out {out}/ddpm.safetensors", 0.4, 24_000),
     Job("clip", "train clip --photos {data}/faces --art {out}/art --patch 8 --out {out}/clip.safetensors", 0.1, 4_000,
         ART),

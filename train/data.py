@@ -42,14 +42,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """All files under a folder that are called as pictures are, sorted. Not one of them is opened."""
+    folder = Path(folder)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+                  and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+
+
 def find_pictures(folder: Path) -> list[Path]:
     """All pictures under a folder, sorted; those whose header cannot be read are left out and named in the log.
 
     FileNotFoundError if there is none.
     """
-    folder = Path(folder)
-    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    named = picture_files(folder)
     found = [path for path in named if is_picture(path)]
     if len(found) < len(named):
         left_out = sorted(set(named) - set(found))

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...models import loading
+from ...models.attributes import CELEBA, AttributeClassifier
 from ...models.checkpoints import store
 from ...models.checkpoints.formats import mmfs as official_mmfs
 from ...models.checkpoints.formats import names, nvidia, rosinality
 from ...models.diffae import DiffAE, DiffAEConfig, LatentConfig
+from ...models.edit import SemanticDirection
 from ...models.features.clip import Clip, ClipConfig
 from ...models.mmfs import MMFS, MapperConfig, from_stylegan2
 from ...models.rng import seeded
@@ -72,6 +74,13 @@ def clip() -> Clip:
     return filled(Clip(CLIP))
 
 
+def attributes(attribute_names: tuple[str, ...]) -> AttributeClassifier:
+    """A classifier of a row for each name, which differ."""
+    rows = torch.arange(1.0, len(attribute_names) + 1)
+    width = torch.ones(1, UNET.cond)
+    return AttributeClassifier(rows[:, None] * width, rows, torch.zeros_like(width), width, attribute_names)
+
+
 def tiny_run() -> Run:
     """A run of one small layer, as far as a snapshot is concerned like any other."""
     with seeded(0, "weights"):
@@ -87,7 +96,8 @@ def load_snapshot(path: Path) -> None:
 LOADERS: dict[str, Callable[[Path], object]] = {
     "diffae": loading.load_diffae, "ddpm": loading.load_ddpm, "clip": loading.load_clip,
     "stylegan2": loading.load_stylegan2, "mmfs": loading.load_mmfs, "osasis_style": loading.load_style,
-    "mmfs_style": loading.load_mmfs_style, "snapshot": load_snapshot}
+    "mmfs_style": loading.load_mmfs_style, "snapshot": load_snapshot, "attributes": loading.load_attributes,
+    "direction": loading.load_direction}
 
 
 def write_all(folder: Path) -> list[Whole]:
@@ -115,6 +125,9 @@ def _own(folder: Path, net: DiffAE, ddpm: UNet, g: StyleGAN2, d: Discriminator, 
     loading.save_mmfs_style(folder / "mmfs_style.safetensors", MMFSStyle(
         mmfs.config, mmfs.decoder.state_dict(), torch.zeros(1, mmfs.config.n_styles, mmfs.config.w_dim), picture, "red",
         fingerprint(mmfs), {"seed": 1}))
+    loading.save_attributes(folder / "attributes.safetensors", attributes(("smiling", "old")), fingerprint(net), {})
+    loading.save_direction(folder / "direction.safetensors",
+                           SemanticDirection(torch.ones(2, UNET.cond), ("smiling", "old"), fingerprint(net)))
     run = tiny_run()
     run.nets["net"](torch.ones(2, 4)).sum().backward()
     run.optimizers["net"].step()
@@ -130,6 +143,7 @@ def _foreign(folder: Path, net: DiffAE, ddpm: UNet, g: StyleGAN2, d: Discriminat
     theirs = names.from_ours(g.state_dict(), rosinality.generator_rows(blocks, layers))
     mean = theirs.pop("latent_avg")
     rosinality_d = names.from_ours(d.state_dict(), rosinality.discriminator_rows(blocks - 1))
+    celeba = attributes(CELEBA)
     mmfs_state = names.from_ours(mmfs.state_dict(), official_mmfs.rows(
         len(mmfs.config.decoder) - 1, mmfs.config.mapping_layers, MAPPER.layers))
     contents = {
@@ -138,7 +152,9 @@ def _foreign(folder: Path, net: DiffAE, ddpm: UNet, g: StyleGAN2, d: Discriminat
         "ddpm": dict(ddpm.state_dict()),
         "osasis_style": {"diffae_B": weights, "model_map": dict(filled(SPN(SPNConfig())).state_dict()), "iter": 200},
         "stylegan2": {"g_ema": theirs, "latent_avg": mean, "d": rosinality_d},
-        "mmfs": {"G_ema_model": OrderedDict(mmfs_state), "epoch": 3}}
+        "mmfs": {"G_ema_model": OrderedDict(mmfs_state), "epoch": 3},
+        "attributes": {"state_dict": {"ema_classifier.weight": celeba.weight, "ema_classifier.bias": celeba.bias,
+                                      "conds_mean": celeba.mean, "conds_std": celeba.std}, "global_step": 5}}
     found = []
     for kind, content in contents.items():
         for form in ("zip", "legacy"):

@@ -24,6 +24,8 @@ LOWERED = {
     "AtelierOSASISStylize": {"steps": 10},
     "AtelierDecode": {"steps": 10},
     "AtelierSampleDiffAE": {"count": 2, "steps": 10, "latent_steps": 10},
+    "AtelierRankByDensity": {"encode_steps": 10, "decode_steps": 10},
+    "AtelierEditText": {"steps": 2, "decode_steps": 10},
     "AtelierMMFSFineTuneOptions": {"preset": "as set below", "cached_content": 4},
     "AtelierMMFSFineTune": {"iterations": 2, "batch": 2},
     "AtelierMMFSFineTuneText": {"iterations": 2, "batch": 2},
