@@ -31,6 +31,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dino", type=Path, help="DINO ViT for the structure loss of mmfs-stage2; without "
                    "it the encoder of --diffae is used")
     p.add_argument("--diffae", type=Path, help="default: the demo DiffAE")
+    p.add_argument("--no-discriminator", action="store_true", help="leave the discriminator out of what mmfs-mapping "
+                   "writes: a smaller file, which no stage can go on from")
     p.add_argument("--set", default="", help="further settings of the training: field=value,... (with ; for , where a "
                    "value holds commas)")
 
@@ -50,7 +52,8 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
         recipes.stage2(options.source, folders, config, recipe, load_structure_net(options), options.stylegan2, measure)
     else:
         source = required(options.source, "--source", "the Stage II file")
-        recipes.mapping(source, folders, config, recipe, load_clip(options))
+        recipes.mapping(source, folders, config, recipe, load_clip(options),
+                        keep_discriminator=not options.no_discriminator)
 
 
 def load_structure_net(options: argparse.Namespace) -> Dino | EncoderKeys:

@@ -137,6 +137,12 @@ def test_the_seed_the_art_and_the_settings_reach_the_training(atelier):
     assert (config["augment"], config["mixing"], config["batch"], config["lr"]) == ("colour,cutout", 0.0, 4, 1e-3)
 
 
+def test_the_mapping_can_be_stored_without_its_discriminator(atelier):
+    whole, small = load_mmfs(atelier("mmfs-mapping")), load_mmfs(atelier("mmfs-mapping", "--no-discriminator", out="b"))
+    assert tiny.same(whole[0].state_dict(), small[0].state_dict())
+    assert whole[1] is not None and small[1] is None
+
+
 def test_held_out_photos_are_not_trained_on(inputs, tmp_path, monkeypatch):
     seen, real = [], mmfs.ImageStream
     monkeypatch.setattr(mmfs, "ImageStream",

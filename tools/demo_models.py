@@ -59,8 +59,8 @@ DRAWINGS = tuple(Job(f"draw-{style}", f"render-art --photos {{data}}/faces/{DRAW
                      f"--styles {style}", 0.05, gpus=0) for style in FILTERS)
 ART = tuple(job.name for job in DRAWINGS)
 TRAININGS = (
-    Job("diffae", "train diffae --photos {data}/faces --art {out}/art --exclude {held_out} "
-        "--out {out}/diffae.safetensors", 0.9, 48_000, ART),
+    Job("diffae", "train diffae --photos {data}/faces --art {out}/art --exclude {held_out} --lr 5e-4 --set dropout=0.1 "
+        "--augment degrees=15,scale=0.2,shift=0.08,colour=0.5 --out {out}/diffae.safetensors", 0.7, 36_000, ART),
     Job("latent", "train latent --photos {data}/faces --out {out}/diffae.safetensors", 0.1, 12_000, ("diffae",)),
     Job("attributes", "train attributes --photos {data}/faces --source {out}/diffae.safetensors "
         "--out {out}/attributes.safetensors", 0.01, 0, ("latent",)),
@@ -72,11 +72,12 @@ TRAININGS = (
     Job("stage1", f"train mmfs-stage1 {GAN} --source {{out}}/stylegan2.safetensors --out {{out}}/stage1.safetensors",
         0.03, 4_000, ("stylegan2",)),
     Job("stage2", f"train mmfs-stage2 {GAN} --art {{out}}/art --exclude {{held_out}} "
-        "--source {out}/stage1.safetensors --stylegan2 {out}/stylegan2.safetensors --clip {out}/clip.safetensors --set "
-        "r1=1;structure_weight=0.015;augment=colour,translation,cutout;flip=yes --out {out}/stage2.safetensors",
-        0.25, 20_000, ("stage1", "clip", *ART)),
+        "--weights vector_*=0.3 --source {out}/stage1.safetensors --stylegan2 {out}/stylegan2.safetensors "
+        "--diffae {out}/diffae.safetensors --clip {out}/clip.safetensors --set "
+        "r1=1;structure_weight=0.25;augment=colour,translation,cutout;flip=yes --out {out}/stage2.safetensors",
+        0.6, 36_000, ("stage1", "clip", "diffae", *ART)),
     Job("mapping", f"train mmfs-mapping {GAN} --lr 5e-4 --source {{out}}/stage2.safetensors "
-        "--clip {out}/clip.safetensors --out {out}/mmfs.safetensors", 0.03, 6_000, ("stage2",)),
+        "--clip {out}/clip.safetensors --no-discriminator --out {out}/mmfs.safetensors", 0.03, 6_000, ("stage2",)),
 )
 JOBS = DRAWINGS + TRAININGS
 

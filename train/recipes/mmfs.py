@@ -109,8 +109,9 @@ def stage2_networks(source: Path | None, stylegan2_file: Path | None, config: GA
 
 
 def mapping(source: Path, folders: Folders, config: GANConfig, recipe: RecipeConfig, clip: Clip,
-            mapper: MapperConfig = SMALL_MAPPER) -> MMFS:
-    """The CLIP mapping of the Stage II model `source`; one that it has already is trained on."""
+            mapper: MapperConfig = SMALL_MAPPER, keep_discriminator: bool = True) -> MMFS:
+    """The CLIP mapping of the Stage II model `source`; one that it has already is trained on. keep_discriminator: is
+    stored, too, so that stages can go on from the file."""
     net, discriminator = discriminated(loading.load_mmfs(source), source, recipe.device)
     if net.mapper is None:
         with rng.seeded(config.seed, "new layers"):
@@ -119,7 +120,7 @@ def mapping(source: Path, folders: Folders, config: GANConfig, recipe: RecipeCon
     with photo_stream(folders, net.config.resolution, config, recipe, 1) as photos:
         stage = mmfs.mapping(net, clip, discriminator, photos, shown, config, recipe.distributed)
         recipe.train(stage, {"model": net, "discriminator": discriminator, "clip_network": clip, "faces": photos.paths})
-    return finished(stage, discriminator, 3, recipe, clip_fingerprint(clip))
+    return finished(stage, discriminator if keep_discriminator else None, 3, recipe, clip_fingerprint(clip))
 
 
 def discriminated(loaded: tuple[Net, Discriminator | None], path: Path,
@@ -152,7 +153,7 @@ def held_photos(folders: Folders, net: MMFS, count: int = 4) -> Tensor:
     return to_unit(read_pictures(paths[:count], net.config.resolution))
 
 
-def finished(stage: TrainingStage, discriminator: Discriminator, phase: int, recipe: RecipeConfig,
+def finished(stage: TrainingStage, discriminator: Discriminator | None, phase: int, recipe: RecipeConfig,
              clip: str = "") -> MMFS:
     """Write the averaged model; return it. clip: fingerprint of the CLIP of its mapping."""
     net = stage.run.average("g", MMFS)
