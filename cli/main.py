@@ -14,6 +14,7 @@ from .terminal import logging_set_up
 log = logging.getLogger(__name__)
 COMMANDS = {  # name: what it does
     "run": "run a workflow in a ComfyUI without its page, and fetch what it saves",
+    "stylize": "stylize a folder of pictures, on all GPUs or on a Ray cluster",
     "convert": "turn an official checkpoint into a slim 16-bit safetensors file",
     "align": "cut the faces out of photos, upright and square, as FFHQ does",
     "train": "train a model from folders of pictures",

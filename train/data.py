@@ -42,14 +42,22 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def named_pictures(folder: Path) -> list[Path]:
+    """All files under a folder that are called like pictures, sorted. FileNotFoundError if there is none."""
+    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    if not named:
+        raise FileNotFoundError(f"no picture (png, jpg, webp, bmp) under {folder}: name a folder that holds some")
+    return named
+
+
 def find_pictures(folder: Path) -> list[Path]:
     """All pictures under a folder, sorted; those whose header cannot be read are left out and named in the log.
 
     FileNotFoundError if there is none.
     """
     folder = Path(folder)
-    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    named = named_pictures(folder)
     found = [path for path in named if is_picture(path)]
     if len(found) < len(named):
         left_out = sorted(set(named) - set(found))
