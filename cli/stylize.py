@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import subprocess
 import sys
@@ -14,13 +13,12 @@ import torch
 from ..models.diffusion import SOLVERS
 from ..models.precision import AUTO, PRECISIONS
 from ..train.stylists import StylistConfig
-from ..train.stylized_folders import Count, jobs_of, prepare_folder, stylize_folder
+from ..train.stylized_folders import Count, Networks, jobs_of, prepare_folder, stylize_folder
 from .options import given
 from .server import ROOT
-from .stopping import StopSignals
+from .stopping import Stopped, StopSignals
 from .terminal import show
 
-log = logging.getLogger(__name__)
 STYLE_FOLDERS = ("osasis", "mmfs_styles")  # of ComfyUI's models
 
 PASSED = ("style", "out", "model", "clip", "batch", "seed", "strength", "precision", "encode_steps", "decode_steps",
@@ -51,26 +49,32 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=int, help="processes (default: one a GPU)")
     p.add_argument("--part", metavar="K/N", help="only the K-th of N parts, 1 to N: one process of several")
     p.add_argument("--ray", metavar="ADDRESS", help="share the work in the Ray cluster at ADDRESS ('auto': the "
-                   "running one, 'local': one made here); folders must be seen by all its machines")
+                   "running one, 'local': one made here), in --workers processes; all machines must see the "
+                   "folders")
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     config = config_of(options)
+    try:
+        count = stylized(options, config, signals)
+    except Stopped as stopped:
+        stopped.saved = f"What is in {options.out} stays; the same command goes on with it"
+        raise
+    show(f"{options.out}: {count.in_words()}")
+
+
+def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSignals) -> Count:
     jobs = jobs_of(options.photos)
     prepare_folder(options.out, config, options.faces)
     if options.ray:
         from .stylize_ray import stylize_on_ray
-        count = stylize_on_ray(jobs, options.out, config, options)
-    elif options.part or number_of_workers(options) == 1:
+        return stylize_on_ray(jobs, options.out, config, options)
+    if options.part or number_of_workers(options) == 1:
         jobs = part_of(jobs, options.part or "1/1")
-        count = stylize_folder(jobs, options.out, config, torch.device(options.device or devices()[0]), options.faces,
-                               signals.check)
-    else:
-        count = in_workers(jobs, options)
-    show(f"{options.out}: {count.in_words()}")
-    for path, why in list(count.left_out.items())[:20]:
-        log.info("left out: %s", why or path)
+        device = torch.device(options.device or devices()[0])
+        return stylize_folder(jobs, options.out, lambda: Networks.load(config, device, options.faces), signals.check)
+    return in_workers(jobs, options)
 
 
 def config_of(options: argparse.Namespace) -> StylistConfig:

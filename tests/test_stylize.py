@@ -1,10 +1,15 @@
 """`atelier stylize`: both methods over a folder, resumed, in parts, with faces, with damaged pictures."""
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +23,8 @@ from oneshot_atelier.train.stylists import StylistConfig, stylist
 
 CPU = torch.device("cpu")
 STEPS = ("--encode-steps", "4", "--decode-steps", "4", "--device", "cpu")
-INPUTS = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
+ROOT = Path(__file__).resolve().parents[1]
+INPUTS = ROOT / "workflows" / "inputs"
 COUNT = 5
 
 
@@ -90,6 +96,33 @@ def test_two_workers_make_what_one_does(nets, photos, tmp_path, capsys):
     assert main(arguments(nets, style, photos, tmp_path / "two", "--workers", "2")) == 0
     assert results(tmp_path / "one") == results(tmp_path / "two")
     assert "two: 5 stylized, 0 were there, 0 left out" in capsys.readouterr().out
+
+
+def test_a_worker_that_fails_is_reported(nets, photos, tmp_path, monkeypatch, caplog):
+    from oneshot_atelier.cli import stylize
+    monkeypatch.setattr(stylize, "worker_command", lambda options, k, n, device: [
+        sys.executable, "-c", f"raise SystemExit({k})"])
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", "--workers", "2")) == 1
+    assert "part 2 of 2 failed (0 stylized, 0 were there, 5 left out)" in caplog.text
+
+
+def test_ctrl_c_ends_the_workers_and_a_later_run_goes_on(nets, photos, tmp_path):
+    for k in range(COUNT, 40):
+        picture(photos / f"{k}.png", k)
+    slow = ("--encode-steps", "250", "--decode-steps", "250")
+    command = arguments(nets, STYLES[0], photos, tmp_path / "out", *slow, "--workers", "2")
+    process = subprocess.Popen([sys.executable, str(ROOT / "cli"), *command], stderr=subprocess.PIPE, text=True)
+    while not (first := results(tmp_path / "out")) and process.poll() is None:
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on with it" in errors
+    assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
+    assert 0 < len(first) < 40
+    assert main(command) == 0
+    found = results(tmp_path / "out")
+    assert len(found) == 40 and first.items() <= found.items() and not list((tmp_path / "out").glob("*.part"))
 
 
 def test_a_damaged_picture_is_reported_and_the_others_are_made(nets, photos, tmp_path, caplog, capsys):

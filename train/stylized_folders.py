@@ -64,31 +64,42 @@ def prepare_folder(out: Path, config: StylistConfig, faces: bool) -> None:
     os.replace(partial, path)
 
 
-def stylize_folder(jobs: dict[str, Path], out: Path, config: StylistConfig, device: torch.device, faces: bool = False,
+@dataclass(frozen=True)
+class Networks:
+    """What a process loads once. faces: to find faces with, or None."""
+    stylist: Stylist
+    faces: FaceNetworks | None
+
+    @classmethod
+    def load(cls, config: StylistConfig, device: torch.device, faces: bool) -> Networks:
+        return cls(stylist(config, device), load_faces().to(device) if faces else None)
+
+
+def stylize_folder(jobs: dict[str, Path], out: Path, load: Callable[[], Networks],
                    check_interrupt: Callable[[], None] = lambda: None) -> Count:
     """Writes OUT/NAME.png of every picture that is not there yet; one that cannot be read is named in the log and left
-    out. Memory does not grow with the pictures."""
-    count = Count(before=sum((out / f"{name}.png").exists() for name in jobs))
+    out. Memory does not grow with the pictures. load: called if there is work."""
     left = {name: path for name, path in jobs.items() if not (out / f"{name}.png").exists()}
+    count = Count(before=len(jobs) - len(left))
     if not left:
         return count
-    work = stylist(config, device)
-    nets = load_faces().to(device) if faces else None
-    for found in blocks(read(left, work.size, nets, count.left_out)):
+    nets = load()
+    for found in blocks(read(left, nets, count.left_out)):
         check_interrupt()
-        for name, picture in stylized(work, found):
+        for name, picture in stylized(nets.stylist, found):
             save_picture(picture, out / f"{name}.png")
             count.made += 1
         log.info("%d of %d stylized", count.made, len(left))
     return count
 
 
-def read(jobs: dict[str, Path], size: int, nets: FaceNetworks | None, left_out: dict[str, str]) -> Iterator[Found]:
+def read(jobs: dict[str, Path], nets: Networks, left_out: dict[str, str]) -> Iterator[Found]:
     """The pictures one by one; why one is left out goes to `left_out` and the log."""
+    size = nets.stylist.size
     for name, path in jobs.items():
         try:
-            yield (Found(name, to_unit(read_picture(path, size))[None]) if nets is None
-                   else found_faces(name, path, size, nets))
+            yield (Found(name, to_unit(read_picture(path, size))[None]) if nets.faces is None
+                   else found_faces(name, path, size, nets.faces))
         except ValueError as error:
             left_out[str(path)] = str(error)
             log.warning("left out: %s", error)
