@@ -107,9 +107,9 @@ def test_a_worker_that_fails_is_reported(nets, photos, tmp_path, monkeypatch, ca
 
 
 def test_ctrl_c_ends_the_workers_and_a_later_run_goes_on(nets, photos, tmp_path):
-    for k in range(COUNT, 40):
+    for k in range(COUNT, 24):
         picture(photos / f"{k}.png", k)
-    slow = ("--encode-steps", "250", "--decode-steps", "250")
+    slow = ("--encode-steps", "100", "--decode-steps", "100")
     command = arguments(nets, STYLES[0], photos, tmp_path / "out", *slow, "--workers", "2")
     process = subprocess.Popen([sys.executable, str(ROOT / "cli"), *command], stderr=subprocess.PIPE, text=True)
     while not (first := results(tmp_path / "out")) and process.poll() is None:
@@ -119,10 +119,10 @@ def test_ctrl_c_ends_the_workers_and_a_later_run_goes_on(nets, photos, tmp_path)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "the same command goes on with it" in errors
     assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
-    assert 0 < len(first) < 40
+    assert 0 < len(first) < 24
     assert main(command) == 0
     found = results(tmp_path / "out")
-    assert len(found) == 40 and first.items() <= found.items() and not list((tmp_path / "out").glob("*.part"))
+    assert len(found) == 24 and first.items() <= found.items() and not list((tmp_path / "out").glob("*.part"))
 
 
 def test_a_damaged_picture_is_reported_and_the_others_are_made(nets, photos, tmp_path, caplog, capsys):

@@ -18,7 +18,7 @@ from oneshot_atelier.tools.host import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 32
-SLOW = ("--encode-steps", "200", "--decode-steps", "200")
+SLOW = ("--encode-steps", "100", "--decode-steps", "100")
 
 
 @pytest.fixture
