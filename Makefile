@@ -23,11 +23,11 @@ demo-models:
 	@$(PYTHON) tools/launch.py tools.demo_models --data "$(DATA)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test:
-	@$(SETUP) --with-page --with-older
+	@$(SETUP) --with-page --with-older --with-ray
 	@$(HOST_PYTHON) -m pytest $(ARGS)
 
 host:
-	@$(SETUP) --with-page --with-older
+	@$(SETUP) --with-page --with-older --with-ray
 
 lint:
 	@$(SETUP)

@@ -164,29 +164,48 @@ class Client:
         """Ask the running graph to stop; its run() then raises Interrupted."""
         self.post_json("/interrupt", {})
 
-    def queue(self, graph: Graph, client_id: str) -> str:
-        """Put the graph into the queue; its prompt id. Raises PromptRejected."""
+    def cancel(self, prompt_id: str, patience: float = 0) -> bool:
+        """Take a graph out of the queue, or stop it if it runs, and no other one. patience: seconds to wait for its
+        end, such as for a training that saves. Did it end?"""
+        self.post_json("/queue", {"delete": [prompt_id]})
+        asked, deadline = False, time.monotonic() + patience
+        while prompt_id in self.running():
+            if not asked:
+                self.post_json("/interrupt", {"prompt_id": prompt_id})
+            asked = True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def running(self) -> list[str]:
+        """Prompt ids of the graphs that are at work."""
+        return [entry[1] for entry in self.get_json("/queue")["queue_running"]]
+
+    def queue(self, graph: Graph, client_id: str, prompt_id: str | None = None) -> str:
+        """Put the graph into the queue; its prompt id, which may be chosen. Raises PromptRejected."""
+        body = {"prompt": graph, "client_id": client_id} | ({"prompt_id": prompt_id} if prompt_id else {})
         try:
-            return self.post_json("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
+            return self.post_json("/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as refused:
             if refused.code != 400:
                 raise
             raise PromptRejected(json.loads(refused.read())) from None
 
-    def run(self, graph: Graph, on_event: Callable[[Event], None] | None = None, timeout: float = 600,
-            metadata_previews: bool = False) -> Result:
+    def run(self, graph: Graph, on_event: Callable[[Event], None] | None = None, timeout: float | None = 600,
+            metadata_previews: bool = False, prompt_id: str = "") -> Result:
         """Queue the graph and follow it to its end.
 
         on_event: called with every message as it arrives; may call interrupt(). timeout: seconds for the whole run,
-        after which it is interrupted and TimeoutError is raised. metadata_previews: previews name their node.
-        Raises PromptRejected, NodeFailed, Interrupted.
+        after which it is cancelled and TimeoutError is raised; None: no limit. metadata_previews: previews name their
+        node. prompt_id: to be known by, such as for `cancel`. Raises PromptRejected, NodeFailed, Interrupted.
         """
-        result = Result(prompt_id="")
+        result = Result(prompt_id)
         try:
             ending = asyncio.run(asyncio.wait_for(self._follow(graph, result, on_event, metadata_previews), timeout))
         except (TimeoutError, asyncio.TimeoutError):
-            self.interrupt()
-            raise TimeoutError(f"the graph was not done after {timeout:.0f} s; {result.last_seen()}") from None
+            self.cancel(result.prompt_id)
+            raise TimeoutError(f"the graph was not done after {timeout} s; {result.last_seen()}") from None
         result.seconds = ending.at
         failure = {"execution_error": NodeFailed, "execution_interrupted": Interrupted}.get(ending.kind)
         if failure:
@@ -206,7 +225,7 @@ class Client:
             if metadata_previews:  # counts only as the first message
                 await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             start = time.monotonic()
-            result.prompt_id = self.queue(graph, client_id)
+            result.prompt_id = self.queue(graph, client_id, result.prompt_id or None)
             async for message in socket:
                 if message.type is aiohttp.WSMsgType.BINARY:
                     kind, data = decode_binary(message.data)

@@ -1,5 +1,5 @@
-"""The `atelier` command: convert checkpoints, align faces, train models, draw photos, report on a DiffAE, rank
-photos, evaluate stylization."""
+"""The `atelier` command: run workflows, stylize folders, convert checkpoints, align faces, train models, draw photos,
+report on a DiffAE, rank photos, evaluate stylization."""
 from __future__ import annotations
 
 import argparse
@@ -7,11 +7,14 @@ import importlib
 import logging
 import sys
 
+from .client import RunError
 from .stopping import Stopped, StopSignals
 from .terminal import logging_set_up
 
 log = logging.getLogger(__name__)
 COMMANDS = {  # name: what it does
+    "run": "run a workflow in a ComfyUI without its page, and fetch what it saves",
+    "stylize": "stylize a folder of pictures, on all GPUs or on a Ray cluster",
     "convert": "turn an official checkpoint into a slim 16-bit safetensors file",
     "align": "cut the faces out of photos, upright and square, as FFHQ does",
     "train": "train a model from folders of pictures",
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Stopped as stopped:
             log.error("atelier %s: stopped. %s", options.command, stopped.saved)
             return stopped.status
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RunError) as error:
             log.error("atelier %s: %s", options.command, error)
             return 1
     return 0

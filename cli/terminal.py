@@ -6,10 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from .client import Event, Graph
 
 if TYPE_CHECKING:
     from ..train.loop import Progress
+
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def show(text: object) -> None:
@@ -73,3 +77,45 @@ class ProgressBar:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+# --- a graph in a ComfyUI ---------------------------------------------------------------------------------------------
+class ProgressLines:
+    """The client's `on_event`: writes what runs, how far it is and how long it took; a live line on a terminal, else
+    one every few seconds. to: stdout if none is named."""
+
+    def __init__(self, titles: dict[str, str], to: TextIO | None = None) -> None:
+        self.titles, self.to = titles, to or sys.stdout
+        self.live = self.to.isatty()
+        self.node: str | None = None
+        self.began = self.written = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "executing":
+            self._finish(event.at)
+            self.node, self.began, self.written = event.data.get("node"), event.at, event.at
+            if self.node:
+                self._write(event.at, "...")
+        elif event.kind == "progress" and event.data.get("node") == self.node:
+            if event.at - self.written >= (0.2 if self.live else SECONDS_BETWEEN_LINES):
+                self.written = event.at
+                spent = event.at - self.began
+                self._write(event.at, f"step {event.data['value']:.0f}/{event.data['max']:.0f}, {spent:.0f} s")
+        elif event.kind in ("execution_success", "execution_error", "execution_interrupted"):
+            self._finish(event.at)
+
+    def _finish(self, at: float) -> None:
+        if self.node and (self.live or at - self.began >= 1):
+            self._write(at, f"done in {at - self.began:.1f} s", last=True)
+        self.node = None
+
+    def _write(self, at: float, text: str, last: bool = False) -> None:
+        line = f"  {at:6.1f} s  {self.titles.get(self.node or '', self.node)}: {text}"
+        if self.live:
+            print(f"\r\x1b[2K{line}", end="\n" if last else "", file=self.to, flush=True)
+        else:
+            print(line, file=self.to, flush=True)
+
+
+def titles_of(graph: Graph) -> dict[str, str]:
+    return {node: entry.get("_meta", {}).get("title") or entry["class_type"] for node, entry in graph.items()}

@@ -74,6 +74,7 @@ def test_the_client_imports_no_torch():
             "root = pathlib.Path(sys.argv[1])\n"
             "runpy.run_path(str(root / 'cli' / '__main__.py'))['load_checkout'](root)\n"
             "importlib.import_module('oneshot_atelier.cli.client')\n"
+            "importlib.import_module('oneshot_atelier.cli.run')\n"
             "importlib.import_module('oneshot_atelier.cli.main').parser('')\n"
             "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True)

@@ -2,58 +2,18 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from ..cli.client import Client, Event, Graph, Result
+from ..cli.client import Client, Graph, Result
+from ..cli.terminal import ProgressLines, titles_of
 from .comfy import ROOT
 
 INPUTS = ROOT / "workflows" / "inputs"
-SECONDS_BETWEEN_LINES = 5.0
 
 Pictures = dict[str, list[Image.Image]]  # column -> its pictures, in order
-
-
-class ProgressLines:
-    """Writes what runs, how far it is and how long it took; a live line on a terminal, else one every few seconds."""
-
-    def __init__(self, titles: dict[str, str]) -> None:
-        self.titles, self.live = titles, sys.stdout.isatty()
-        self.node: str | None = None
-        self.began = self.written = 0.0
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "executing":
-            self._finish(event.at)
-            self.node, self.began, self.written = event.data.get("node"), event.at, event.at
-            if self.node:
-                self._write(event.at, "...")
-        elif event.kind == "progress" and event.data.get("node") == self.node:
-            if event.at - self.written >= (0.2 if self.live else SECONDS_BETWEEN_LINES):
-                self.written = event.at
-                spent = event.at - self.began
-                self._write(event.at, f"step {event.data['value']:.0f}/{event.data['max']:.0f}, {spent:.0f} s")
-        elif event.kind in ("execution_success", "execution_error", "execution_interrupted"):
-            self._finish(event.at)
-
-    def _finish(self, at: float) -> None:
-        if self.node and (self.live or at - self.began >= 1):
-            self._write(at, f"done in {at - self.began:.1f} s", last=True)
-        self.node = None
-
-    def _write(self, at: float, text: str, last: bool = False) -> None:
-        line = f"  {at:6.1f} s  {self.titles.get(self.node, self.node)}: {text}"
-        if self.live:
-            print(f"\r\x1b[2K{line}", end="\n" if last else "", flush=True)
-        else:
-            print(line, flush=True)
-
-
-def titles_of(graph: Graph) -> dict[str, str]:
-    return {node: entry.get("_meta", {}).get("title") or entry["class_type"] for node, entry in graph.items()}
 
 
 def run_shown(client: Client, graph: Graph, title: str, inputs: Path) -> Result:

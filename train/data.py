@@ -43,10 +43,14 @@ def is_hidden(name: str) -> bool:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All files under a folder that are called as pictures are, sorted. Not one of them is opened."""
+    """All files under a folder that are called as pictures are, sorted. Not one of them is opened. FileNotFoundError if
+    there is none."""
     folder = Path(folder)
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-                  and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    if not named:
+        raise FileNotFoundError(f"no picture (png, jpg, webp, bmp) under {folder}: name a folder that holds some")
+    return named
 
 
 def find_pictures(folder: Path) -> list[Path]:

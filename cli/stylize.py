@@ -1,0 +1,151 @@
+"""`atelier stylize`: a folder of pictures in one style, on all GPUs of a machine, or on a Ray cluster."""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ..models.diffusion import SOLVERS
+from ..models.precision import AUTO, PRECISIONS
+from ..train.stylists import StylistConfig
+from ..train.stylized_folders import Count, Networks, jobs_of, prepare_folder, stylize_folder
+from .options import given
+from .server import ROOT
+from .stopping import Stopped, StopSignals
+from .terminal import show
+
+STYLE_FOLDERS = ("osasis", "mmfs_styles")  # of ComfyUI's models
+
+PASSED = ("style", "out", "model", "clip", "batch", "seed", "strength", "precision", "encode_steps", "decode_steps",
+          "change_point", "solver")  # to the workers
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    c = StylistConfig
+    p.add_argument("photos", type=Path, help="folder of pictures; as the models know faces, or with --faces whole ones")
+    p.add_argument("--style", required=True, help="style file of OSASIS or MMFS, style picture (MMFS), or the name of "
+                   "a style in ComfyUI's models folder (COMFYUI_PATH)")
+    p.add_argument("--out", type=Path, required=True, help="gets NAME.png, or FOLDER_NAME.png; what is there is kept, "
+                   "so that a run can be resumed")
+    p.add_argument("--model", type=Path, help="the style's DiffAE or MMFS (default: the demo's)")
+    p.add_argument("--clip", type=Path, help="for a style picture: the CLIP of the model's mapping (default: the "
+                   "demo's)")
+    p.add_argument("--faces", action="store_true", help="find all faces, stylize them and put them back")
+    p.add_argument("--batch", type=int, default=c.batch, help="pictures a network call (%(default)s)")
+    p.add_argument("--seed", type=int, default=c.seed, help="of MMFS's noise; a picture's own depends on its name "
+                   "(%(default)s)")
+    p.add_argument("--strength", type=float, default=c.strength, help="of an MMFS style's decoder (%(default)s)")
+    p.add_argument("--precision", choices=(AUTO, *PRECISIONS), default=c.precision, help="on a GPU (%(default)s)")
+    for name in ("encode_steps", "decode_steps", "change_point"):
+        p.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(c, name), help="of OSASIS "
+                       "(%(default)s)")
+    p.add_argument("--solver", choices=SOLVERS, help="of OSASIS (default: the style's)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, .. (default: all GPUs, or the CPU)")
+    p.add_argument("--workers", type=int, help="processes (default: one a GPU)")
+    p.add_argument("--part", metavar="K/N", help="only the K-th of N parts, 1 to N: one process of several")
+    p.add_argument("--ray", metavar="ADDRESS", help="share the work in the Ray cluster at ADDRESS ('auto': the "
+                   "running one, 'local': one made here), in --workers processes; all machines must see the "
+                   "folders")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    config = config_of(options)
+    try:
+        count = stylized(options, config, signals)
+    except Stopped as stopped:
+        stopped.saved = f"What is in {options.out} stays; the same command goes on with it"
+        raise
+    show(f"{options.out}: {count.in_words()}")
+
+
+def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSignals) -> Count:
+    jobs = jobs_of(options.photos)
+    prepare_folder(options.out, config, options.faces)
+    if options.ray:
+        from .stylize_ray import stylize_on_ray
+        return stylize_on_ray(jobs, options.out, config, options)
+    if options.part or number_of_workers(options) == 1:
+        jobs = part_of(jobs, options.part or "1/1")
+        device = torch.device(options.device or devices()[0])
+        return stylize_folder(jobs, options.out, lambda: Networks.load(config, device, options.faces), signals.check)
+    return in_workers(jobs, options)
+
+
+def config_of(options: argparse.Namespace) -> StylistConfig:
+    for name in ("batch", "encode_steps", "decode_steps"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; take 1 or more")
+    return StylistConfig(style_file(options.style), **given(
+        options, "model", "clip", "encode_steps", "decode_steps", "change_point", "solver", "strength", "seed",
+        "batch", "precision"))
+
+
+def style_file(name: str) -> Path:
+    """A file, or the style of that name in ComfyUI's models. ValueError if there is none."""
+    comfy = Path(os.environ.get("COMFYUI_PATH") or ROOT.parents[1])
+    for path in (Path(name), *(comfy / "models" / folder / file for folder in STYLE_FOLDERS
+                               for file in (name, f"{name}.safetensors"))):
+        if path.is_file():
+            return path.resolve()
+    raise ValueError(f"there is no style {name}; name a file, or a style in {comfy / 'models'} "
+                     f"({' or '.join(STYLE_FOLDERS)})")
+
+
+def part_of(jobs: dict[str, Path], part: str) -> dict[str, Path]:
+    """Every N-th of them, from the K-th on."""
+    k, _, n = part.partition("/")
+    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise ValueError(f"--part is {part[:20]!r}; write K/N with K from 1 to N, such as 2/8")
+    return dict(list(jobs.items())[int(k) - 1::int(n)])
+
+
+# --- the processes of one machine -------------------------------------------------------------------------------------
+def devices() -> list[str]:
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def number_of_workers(options: argparse.Namespace) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers is {options.workers}; take 1 or more")
+    return options.workers or (1 if options.device else len(devices()))
+
+
+def in_workers(jobs: dict[str, Path], options: argparse.Namespace) -> Count:
+    """This command once a worker, each with its part and device. OSError if one fails: the others end their work, and
+    a later run makes what is missing."""
+    n, before = number_of_workers(options), made(jobs, options.out)
+    places = [options.device] if options.device else devices()
+    processes = [subprocess.Popen(worker_command(options, k, n, places[k % len(places)]), stdout=subprocess.DEVNULL)
+                 for k in range(n)]
+    try:
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.2)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+    failed = [str(k + 1) for k, process in enumerate(processes) if process.returncode]
+    count = Count(len(made(jobs, options.out)) - len(before), len(before), {
+        str(path): "" for name, path in jobs.items() if not (options.out / f"{name}.png").exists()})
+    if failed:
+        raise OSError(f"part {', '.join(failed)} of {n} failed ({count.in_words()}). Run the command again for what is "
+                      "missing")
+    return count
+
+
+def made(jobs: dict[str, Path], out: Path) -> set[str]:
+    return {name for name in jobs if (out / f"{name}.png").exists()}
+
+
+def worker_command(options: argparse.Namespace, k: int, n: int, device: str) -> list[str]:
+    told = [word for name in PASSED if getattr(options, name) is not None
+            for word in ("--" + name.replace("_", "-"), str(getattr(options, name)))]
+    return [sys.executable, str(ROOT / "cli"), "stylize", str(options.photos), *told,
+            *(["--faces"] if options.faces else []), "--part", f"{k + 1}/{n}", "--device", device]

@@ -1,0 +1,194 @@
+"""`atelier stylize`: both methods over a folder, resumed, in parts, with faces, with damaged pictures."""
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from oneshot_atelier.cli.main import main
+from oneshot_atelier.models import loading
+from oneshot_atelier.models.style import MMFSStyle, OSASISStyle, fingerprint
+from oneshot_atelier.tests import tiny_mmfs, tiny_models
+from oneshot_atelier.train import stylized_folders
+from oneshot_atelier.train.stylists import StylistConfig, stylist
+
+CPU = torch.device("cpu")
+STEPS = ("--encode-steps", "4", "--decode-steps", "4", "--device", "cpu")
+ROOT = Path(__file__).resolve().parents[1]
+INPUTS = ROOT / "workflows" / "inputs"
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory) -> Path:
+    """Tiny models, and a style of each method: osasis.safetensors, mmfs_style.safetensors, style.png."""
+    folder = tmp_path_factory.mktemp("nets")
+    tiny_mmfs.write(tiny_models.write(folder))
+    diffae = loading.load_diffae(folder / "diffae.safetensors")
+    loading.save_style(folder / "osasis.safetensors", OSASISStyle(
+        diffae.config.unet, diffae.unet.state_dict(), None, torch.full((1, diffae.config.unet.cond), 0.5),
+        None, fingerprint(diffae), {"t0": 0.5}))
+    net = loading.load_mmfs(folder / "mmfs.safetensors")[0]
+    loading.save_mmfs_style(folder / "mmfs_style.safetensors", MMFSStyle(
+        net.config, net.decoder.state_dict(), torch.ones(1, net.config.n_styles, net.config.w_dim), None, "",
+        fingerprint(net)))
+    picture(folder / "style.png", 99)
+    return folder
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((70, 64), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for k in range(COUNT):
+        picture(tmp_path / "photos" / f"{k}.png", k)
+    return tmp_path / "photos"
+
+
+def arguments(nets: Path, style: str, photos: Path, out: Path, *more: str) -> list[str]:
+    model = nets / ("diffae.safetensors" if style == "osasis.safetensors" else "mmfs.safetensors")
+    clip = ("--clip", str(nets / "clip.safetensors")) if style == "style.png" else ()
+    return ["stylize", str(photos), "--style", str(nets / style), "--model", str(model), "--out", str(out), *clip,
+            *STEPS, *more]
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*.png")}
+
+
+STYLES = ("osasis.safetensors", "mmfs_style.safetensors", "style.png")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_results_depend_on_no_batch_no_part_and_no_interruption(nets, photos, tmp_path, capsys, style):
+    assert main(arguments(nets, style, photos, tmp_path / "whole")) == 0
+    whole = results(tmp_path / "whole")
+    assert len(set(whole.values())) == COUNT and sorted(whole) == [f"{k}.png" for k in range(COUNT)]
+    for k in (2, 1):
+        assert main(arguments(nets, style, photos, tmp_path / "parts", "--part", f"{k}/2")) == 0
+    assert results(tmp_path / "parts") == whole
+    (tmp_path / "whole" / "3.png").unlink()
+    assert main(arguments(nets, style, photos, tmp_path / "whole")) == 0
+    assert results(tmp_path / "whole") == whole
+    assert "1 stylized, 4 were there, 0 left out" in capsys.readouterr().out
+    assert main(arguments(nets, style, photos, tmp_path / "batch", "--batch", "3")) == 0
+    for name in whole:  # another batch may round otherwise, by one step of 255
+        a, b = (np.asarray(Image.open(tmp_path / out / name)).astype(int) for out in ("whole", "batch"))
+        assert abs(a - b).max() <= 1
+
+
+def test_two_workers_make_what_one_does(nets, photos, tmp_path, capsys):
+    style = "mmfs_style.safetensors"
+    assert main(arguments(nets, style, photos, tmp_path / "one")) == 0
+    assert main(arguments(nets, style, photos, tmp_path / "two", "--workers", "2")) == 0
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+    assert "two: 5 stylized, 0 were there, 0 left out" in capsys.readouterr().out
+
+
+def test_a_worker_that_fails_is_reported(nets, photos, tmp_path, monkeypatch, caplog):
+    from oneshot_atelier.cli import stylize
+    monkeypatch.setattr(stylize, "worker_command", lambda options, k, n, device: [
+        sys.executable, "-c", f"raise SystemExit({k})"])
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", "--workers", "2")) == 1
+    assert "part 2 of 2 failed (0 stylized, 0 were there, 5 left out)" in caplog.text
+
+
+def test_ctrl_c_ends_the_workers_and_a_later_run_goes_on(nets, photos, tmp_path):
+    for k in range(COUNT, 24):
+        picture(photos / f"{k}.png", k)
+    slow = ("--encode-steps", "100", "--decode-steps", "100")
+    command = arguments(nets, STYLES[0], photos, tmp_path / "out", *slow, "--workers", "2")
+    process = subprocess.Popen([sys.executable, str(ROOT / "cli"), *command], stderr=subprocess.PIPE, text=True)
+    while not (first := results(tmp_path / "out")) and process.poll() is None:
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on with it" in errors
+    assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
+    assert 0 < len(first) < 24
+    assert main(command) == 0
+    found = results(tmp_path / "out")
+    assert len(found) == 24 and first.items() <= found.items() and not list((tmp_path / "out").glob("*.part"))
+
+
+def test_a_damaged_picture_is_reported_and_the_others_are_made(nets, photos, tmp_path, caplog, capsys):
+    (photos / "2.png").write_bytes((photos / "2.png").read_bytes()[:200])
+    (photos / "3.png").write_bytes(b"none")
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out")) == 0
+    assert sorted(results(tmp_path / "out")) == ["0.png", "1.png", "4.png"]
+    assert "3 stylized, 0 were there, 2 left out" in capsys.readouterr().out
+    assert all(f"{k}.png cannot be read" in caplog.text for k in (2, 3))
+
+
+def test_only_a_few_pictures_are_in_memory(nets, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(stylized_folders, "BLOCK", 2)
+    seen: list[int] = []
+    stylized = stylized_folders.stylized
+    monkeypatch.setattr(stylized_folders, "stylized", lambda work, found: seen.append(len(found)) or stylized(
+        work, found))
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out")) == 0
+    assert seen == [2, 2, 1]
+
+
+def test_a_folder_of_another_style_is_refused(nets, photos, tmp_path, caplog):
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out")) == 0
+    before = results(tmp_path / "out")
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", "--seed", "5")) == 1
+    assert "another style or other settings" in caplog.text and results(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--part", "3/2"), "write K/N"), (("--batch", "0"), "--batch is 0"), (("--workers", "0"), "--workers is 0"),
+    (("--style", "nowhere"), "there is no style nowhere")])
+def test_wrong_options_are_refused(nets, photos, tmp_path, caplog, more, message):
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", *more)) == 1
+    assert message in caplog.text
+
+
+def test_a_style_is_found_by_its_name(nets, tmp_path, monkeypatch):
+    from oneshot_atelier.cli.stylize import style_file
+    folder = tmp_path / "models" / "mmfs_styles"
+    folder.mkdir(parents=True)
+    (folder / "mine.safetensors").touch()
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert style_file("mine") == style_file("mine.safetensors") == folder / "mine.safetensors"
+
+
+def test_a_style_of_another_model_is_refused(nets, tmp_path):
+    loading.save_mmfs(tmp_path / "other.safetensors", tiny_mmfs.mmfs(5), None, {"phase": 3})
+    with pytest.raises(ValueError, match="another MMFS"):
+        stylist(StylistConfig(nets / STYLES[1], tmp_path / "other.safetensors"), CPU)
+
+
+def test_strength_0_is_the_base_model_and_the_seed_is_the_noises(nets):
+    config = StylistConfig(nets / STYLES[1], nets / "mmfs.safetensors")
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    first = stylist(config, CPU)(x, [1])
+    assert torch.equal(first, stylist(config, CPU)(x, [1]))
+    assert not torch.equal(first, stylist(replace(config, seed=1), CPU)(x, [1]))
+    assert not torch.equal(first, stylist(config, CPU)(x, [2]))
+
+
+def test_faces_are_stylized_in_place_and_the_rest_keeps_its_pixels(nets, tmp_path, caplog, capsys):
+    photos = tmp_path / "photos"
+    picture(photos / "no_face.png", 1)
+    Image.open(INPUTS / "wall.png").convert("RGB").save(photos / "wall.png")
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", "--faces")) == 0
+    assert "1 stylized, 0 were there, 1 left out" in capsys.readouterr().out and "shows no face" in caplog.text
+    before, after = (np.asarray(Image.open(path)) for path in (photos / "wall.png", tmp_path / "out" / "wall.png"))
+    changed = (before != after).any(2)
+    assert before.shape == after.shape and 0.02 < changed.mean() < 0.9 and not changed[0, 0]
