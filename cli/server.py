@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def users_host(comfy: Path) -> Host:
         raise HostMissing(f"{comfy} holds no main.py: name the folder of ComfyUI's main.py (COMFYUI_PATH).")
     named = os.environ.get("COMFYUI_PYTHON")
     inside = (comfy / venv / place for venv in ("venv", ".venv") for place in ("bin/python", "Scripts/python.exe"))
-    python = named or next((str(path) for path in inside if path.exists()), None) or shutil.which("python3")
+    python = named or next((str(path) for path in inside if path.exists()), None) or sys.executable
     if not python or not shutil.which(python):
         raise HostMissing(f"No Python for {comfy} ({python}): set COMFYUI_PYTHON to the one that runs your ComfyUI.")
     return Host(python, comfy)

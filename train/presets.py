@@ -13,6 +13,6 @@ OSASIS_PRESETS: dict[str, dict] = {  # of OSASISConfig
 MMFS_PRESETS: dict[str, dict] = {  # of FewShotConfig
     "official": {},
     "paper": {"beta1": 0.99, "structure_weight": 1.0, "structure_norm": "frobenius"},  # docs/mmfs.md B.9
-    "demo": {"iterations": 40, "batch": 4, "lr": 1e-3, "cached_content": 64,
+    "demo": {"iterations": 25, "batch": 4, "lr": 1e-3, "cached_content": 64, "structure_weight": 20.0,
              "palette_weight": 20.0},  # the demo models, on a CPU
 }
