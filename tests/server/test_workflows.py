@@ -125,15 +125,8 @@ def test_the_saved_style_is_on_disk_and_holds_its_settings(server: ComfyServer, 
     assert demo[0].outputs[node]["text"] == [str(path)]
 
 
-CLASSIFIER = loading.DEMO / "attributes.safetensors"
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name != MAIN])
 def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Client, demo: object) -> None:
-    if name == "osasis_attribute_edit" and not CLASSIFIER.is_file():  # until the demo's classifier is in the pack
-        with pytest.raises(PromptRejected, match="the demo model .*attributes.safetensors is missing .*pick it"):
-            with_inputs.run(shipped.shipped(name), timeout=60)
-        return
     check_runs(name, with_inputs, *run_twice(with_inputs, reduced(shipped.shipped(name))))
 
 
