@@ -377,12 +377,13 @@ def test_the_networks_of_a_style_are_new_ones_each_time(files):
 # --- the demo models ---------------------------------------------------------------------------------------------
 def test_the_demo_models_load_and_stay_within_their_size():
     """OSASIS and CLIP 24 MB, MMFS 16 MB, all of models/demo with its card 40 MB."""
-    loaders = LOADERS | {"stylegan2": loading.load_stylegan2, "mmfs": loading.load_mmfs}
+    loaders = LOADERS | {"stylegan2": loading.load_stylegan2, "mmfs": loading.load_mmfs,
+                         "attributes": loading.load_attributes}
     sizes = {}
     for path in sorted(loading.DEMO.glob("*.safetensors")):
         loaders[checkpoints.store.peek(path).kind](path)
         sizes[path.stem] = path.stat().st_size
-    assert sizes.keys() == {"diffae", "ddpm", "clip", "stylegan2", "mmfs"}
+    assert sizes.keys() == {"diffae", "ddpm", "clip", "stylegan2", "mmfs", "attributes"}
     assert sizes["stylegan2"] + sizes["mmfs"] <= 16e6
     assert sizes["diffae"] + sizes["ddpm"] + sizes["clip"] <= 24e6
     assert sum(path.stat().st_size for path in loading.DEMO.iterdir()) <= 40e6
