@@ -343,7 +343,7 @@ def test_every_class_of_art_has_the_same_share_however_many_pictures_and_folders
     assert [len(paths) for paths, _ in replace(folders, art=None).groups(1, 0.4)] == [2]
     paths = folders.art_paths()[0]
     recipe = RecipeConfig(folders.photos.parent / "x.safetensors", CPU)
-    with mmfs.image_stream(paths, 32, GANConfig(batch=4), recipe, 4, "art") as stream:  # MMFS's, too
+    with mmfs.art_stream(folders, 32, GANConfig(batch=4), recipe, 4) as stream:  # MMFS's, too
         weights = {p: float(w) for p, w in zip(paths, stream.weights, strict=True)}
     total = {name: sum(w for p, w in weights.items() if p.parent.name == name) for name in ("a_round", "a_square")}
     assert total == {"a_round": pytest.approx(1), "a_square": pytest.approx(1)}

@@ -1,6 +1,7 @@
 """Pictures streamed from folders: what a step gets depends on the seed and the step, memory and errors are bounded."""
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from oneshot_atelier.train import stream
 from oneshot_atelier.train.distributed import Distributed
 from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.recipes import mmfs
-from oneshot_atelier.train.recipes.config import RecipeConfig
+from oneshot_atelier.train.recipes.config import Folders, RecipeConfig
 from oneshot_atelier.train.stream import ImageStream, StreamConfig, hash_of_files
 
 PX, COUNT = 8, 20
@@ -120,9 +121,13 @@ def test_folders_of_art_come_equally_often(tmp_path):
     """However many pictures each of them holds."""
     paths = [grey_picture(tmp_path / folder / f"{i}.png", 10) for folder, n in (("a", 1), ("b", 9)) for i in range(n)]
     config, recipe = GANConfig(batch=2000), RecipeConfig(tmp_path / "x", CPU)
-    with mmfs.image_stream(paths, PX, config, recipe, 4, "art") as art:
+    folders = Folders(tmp_path, tmp_path, holdout=0)
+    assert folders.art_paths()[0] == paths
+    with mmfs.art_stream(folders, PX, config, recipe, 4) as art:
         assert 900 < art.chosen(0).count(0) < 1100
-    with mmfs.image_stream(paths, PX, config, recipe, 4, "photos") as photos:
+    with mmfs.art_stream(replace(folders, weights=(("b*", 3.0),)), PX, config, recipe, 4) as art:
+        assert 420 < art.chosen(0).count(0) < 580
+    with mmfs.photo_stream(folders, PX, config, recipe, 4) as photos:
         assert 140 < photos.chosen(0).count(0) < 260
 
 
