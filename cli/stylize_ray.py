@@ -40,7 +40,7 @@ def stylize_on_ray(jobs: dict[str, Path], out: Path, config: StylistConfig, opti
         done = names.map_batches(
             worker_class(str(ROOT)), batch_size=BLOCK, concurrency=workers,
             num_gpus=min(1, gpus / workers) if gpus else None, num_cpus=None if gpus else 1,
-            fn_constructor_args=(asdict(config), str(out.resolve()), options.faces))
+            fn_constructor_args=(asdict(config), str(out.resolve()), options.faces, torch.get_num_threads()))
         return total(done.take_all())
     finally:
         ray.shutdown()
@@ -71,8 +71,10 @@ def worker_class(root: str) -> type:
     return Worker
 
 
-def worker(config: dict[str, Any], out: str, faces: bool) -> Callable[[Batch], Batch]:
-    """Loads the networks; the function of a batch of {"name", "path"} that writes its pictures."""
+def worker(config: dict[str, Any], out: str, faces: bool, threads: int) -> Callable[[Batch], Batch]:
+    """Loads the networks; the function of a batch of {"name", "path"} that writes its pictures. threads: on a CPU, by
+    which sums are rounded: as many as the process has that a run without Ray would be in."""
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nets = Networks.load(StylistConfig(**config), device, faces)
 
