@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..models.whole_files import whole_file
 from .client import Client, Result, RunError
 from .graph_values import Graph, file_node, set_value, upload_name
 from .page_format import is_page_format, to_api
@@ -159,8 +160,6 @@ def save_file(data: bytes, out: Path, ref: dict[str, str]) -> Path:
         path = first if number == 1 else first.with_name(f"{first.stem}_{number}{first.suffix}")
         if not path.exists() or path.read_bytes() == data:
             break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write_bytes(data)
     return path

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,6 +27,7 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import StepHook, ddim_schedule
 from ..models.precision import AUTO, autocast
 from ..models.style import fingerprint
+from ..models.whole_files import whole_file
 from ..train.data import picture_files, read_picture, to_unit
 from ..train.plots import grid, histogram
 from .evaluator import Comparison, Evaluator
@@ -251,7 +251,5 @@ def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")

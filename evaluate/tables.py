@@ -74,7 +74,6 @@ class ResultFolder:
     def save(self, row: str, style: Path, pictures: Tensor, seed: str = "") -> None:
         """Pictures (B, 3, H, W) in [-1, 1], of a row of the table and a style picture. seed: a folder's name."""
         folder = self.path / file_name(f"{self.method} {row}") / style.parent.name / style.stem / seed
-        folder.mkdir(parents=True, exist_ok=True)
         for name, picture in zip(self.names, pictures, strict=True):
             save_picture(picture, folder / f"{name}.png")
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..models.whole_files import whole_file
 from .data import to_bytes
 
 COLOURS = ((31, 95, 191), (191, 63, 31), (40, 140, 70), (120, 80, 160), (90, 90, 90))
@@ -27,9 +27,8 @@ def to_picture(x: Tensor) -> Image.Image:
 
 def save_picture(x: Tensor, target: Path) -> None:
     """(3, H, W) in [-1, 1] as a file of the format that its ending says, written whole or not at all."""
-    partial = target.with_name(f".{target.name}.part")
-    to_picture(x).save(partial, Image.registered_extensions()[target.suffix], quality=92)  # a PNG has none
-    os.replace(partial, target)
+    with whole_file(target) as file:
+        to_picture(x).save(file, Image.registered_extensions()[target.suffix], quality=92)  # a PNG has none
 
 
 def grid(rows: Sequence[Tensor]) -> Image.Image:

@@ -16,6 +16,7 @@ from ..models.faces.crops import FaceCrop, chosen, cut_out, put_back, squares_fo
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.rng import stream_seed
+from ..models.whole_files import whole_file
 from .data import flat_names, picture_files, read_picture, read_whole, to_unit
 from .plots import save_picture
 from .stylists import Stylist, StylistConfig, stylist
@@ -55,13 +56,11 @@ def prepare_folder(out: Path, config: StylistConfig, faces: bool) -> None:
     files = {name: path and store.sha256(path)[:16]
              for name, path in (("style", config.style), ("model", config.model), ("clip", config.clip))}
     settings = {key: value for key, value in asdict(config).items() if key not in files} | files | {"faces": faces}
-    out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{out} holds pictures of another style or other settings ({SETTINGS}); name another folder")
-    partial = path.with_name(f".{SETTINGS}.{os.getpid()}.part")
-    partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path, writer=str(os.getpid())) as file:
+        file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)
