@@ -23,6 +23,11 @@ ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 Graph = Mapping[str, Mapping[str, Any]]  # API format: node id -> {"class_type", "inputs"}
 
 
+def title_of(entry: Mapping[str, Any]) -> str:
+    """A node's title, or its type."""
+    return entry.get("_meta", {}).get("title") or entry["class_type"]
+
+
 class RunError(RuntimeError):
     """A graph did not run to its end; `result` holds the events until then, once it was queued."""
 

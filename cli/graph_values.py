@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .client import title_of
 from .schemas import Schemas, inputs_of, read_value, upload_input
 
 Graph = dict[str, dict[str, Any]]  # API format
@@ -63,10 +64,6 @@ def the_only(graph: Graph, name: str, found: list[str], possible: Iterable[str])
         return found[0]
     nodes = ", ".join(f"{node} ({title_of(graph[node])})" for node in found or possible)
     raise ValueError(f"{len(found) or 'no'} nodes are called {name[:60]!r}; take one of {nodes}")
-
-
-def title_of(entry: dict[str, Any]) -> str:
-    return entry.get("_meta", {}).get("title") or entry["class_type"]
 
 
 def upload_name(path: Path, data: bytes) -> str:

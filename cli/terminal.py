@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from .client import Event, Graph
+from .client import Event, Graph, title_of
 
 if TYPE_CHECKING:
     from ..train.loop import Progress
@@ -118,4 +118,4 @@ class ProgressLines:
 
 
 def titles_of(graph: Graph) -> dict[str, str]:
-    return {node: entry.get("_meta", {}).get("title") or entry["class_type"] for node, entry in graph.items()}
+    return {node: title_of(entry) for node, entry in graph.items()}

@@ -5,9 +5,7 @@ of low and of high density.
 """
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import math
@@ -33,6 +31,7 @@ from ..train.plots import grid, histogram
 from .evaluator import Comparison, Evaluator
 from .registry import measure, metric
 from .report import chain
+from .tables import csv_text
 
 log = logging.getLogger(__name__)
 DISTANCES = ("lpips_alex", "lpips_vgg", "encoder_distance")  # of the registry; the last is a substitute for LPIPS
@@ -240,13 +239,6 @@ def picture_of(ranking: Ranking, distance: str) -> Image.Image:
     high, low = ranking.cuts
     marks = {f"high density, {ranking.k}": (-math.inf, high), f"low density, {ranking.k}": (low, math.inf)}
     return histogram(list(ranking.scores.values()), metric(distance).title, marks)
-
-
-def csv_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    return text.getvalue()
 
 
 def write_whole(path: Path, text: str) -> None:

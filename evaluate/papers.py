@@ -8,8 +8,6 @@ marked as such, and never counted as the best of a column.
 """
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +34,7 @@ from .registry import (
     public_distances,
     public_notes,
 )
+from .tables import csv_text
 
 log = logging.getLogger(__name__)
 PUBLISHED = " (published)"
@@ -140,13 +139,9 @@ class EvaluationTable:
 
     def csv(self) -> str:
         """A line for each row: inputs, method, published or measured, and the values."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["inputs", "method", "source", *(" ".join(filter(None, key)) for key in self.columns)])
-        for row in self.rows:
-            writer.writerow([row.inputs, row.method, "published" if row.published else "measured",
-                             *(row.values.get(key, "") for key in self.columns)])
-        return text.getvalue()
+        head = ["inputs", "method", "source", *(" ".join(filter(None, key)) for key in self.columns)]
+        return csv_text(head, ([row.inputs, row.method, "published" if row.published else "measured",
+                                *(row.values.get(key, "") for key in self.columns)] for row in self.rows))
 
     def lines(self, inputs: str) -> list[list[str]]:
         """Head and rows of one set of inputs, as text."""

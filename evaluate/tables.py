@@ -1,9 +1,11 @@
 """Tables of numbers: a row for each variant, a column for each metric of the registry."""
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +137,13 @@ def table(rows: Rows) -> str:
         cells = (f"{values[name]:.{DECIMALS}f}" if name in values else "" for name in names)
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
 
 
 def beside(osasis: Rows, mmfs: Rows) -> Rows:

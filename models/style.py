@@ -143,8 +143,7 @@ def at_strength(style: OSASISStyle, base: Mapping[str, Tensor], strength: float)
     """
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(f"strength is {strength:g}; take 0 (the reconstruction) to {MAX_STRENGTH}, 1 is the style")
-    unet = {name: torch.lerp(weight.float(), style.unet[name].to(weight.device, torch.float32), strength)
-            for name, weight in base.items()}
+    unet = interpolated(base, style.unet, strength)
     weight = SamplingSettings.of(style.settings).spn_weight
     return replace(style, unet=unet, settings=style.settings | {"spn_weight": weight * strength, "strength": strength})
 
@@ -173,5 +172,6 @@ def blended(one: OSASISStyle, other: OSASISStyle, share: float) -> OSASISStyle:
 
 
 def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """State dicts of one network, in float32."""
-    return {name: torch.lerp(weight.float(), other[name].float(), share) for name, weight in one.items()}
+    """State dicts of one network, in float32 where the one lies."""
+    return {name: torch.lerp(weight.float(), other[name].to(weight.device, torch.float32), share)
+            for name, weight in one.items()}
