@@ -134,15 +134,18 @@ def discriminated(loaded: tuple[Net, Discriminator | None], path: Path,
 
 def photo_stream(folders: Folders, px: int, config: GANConfig, recipe: RecipeConfig, group_size: int) -> ImageStream:
     """Photos of a step, all alike."""
-    stream = StreamConfig(px, config.batch, config.seed, "photos", config.flip, at_once=recipe.device.type == "cuda")
-    return ImageStream(folders.photo_paths()[0], stream, recipe.distributed.rows(config.batch, group_size),
-                       recipe.device)
+    return image_stream("photos", folders.photo_paths()[0], None, px, config, recipe, group_size)
 
 
 def art_stream(folders: Folders, px: int, config: GANConfig, recipe: RecipeConfig, group_size: int) -> ImageStream:
     """Drawings of a step, each class as often as the folders' weights say."""
     paths = folders.art_paths()[0]
-    stream = StreamConfig(px, config.batch, config.seed, "art", config.flip, folders.art_weights(paths),
+    return image_stream("art", paths, folders.art_weights(paths), px, config, recipe, group_size)
+
+
+def image_stream(name: str, paths: list[Path], weights: tuple[float, ...] | None, px: int, config: GANConfig,
+                 recipe: RecipeConfig, group_size: int) -> ImageStream:
+    stream = StreamConfig(px, config.batch, config.seed, name, config.flip, weights,
                           at_once=recipe.device.type == "cuda")
     return ImageStream(paths, stream, recipe.distributed.rows(config.batch, group_size), recipe.device)
 
