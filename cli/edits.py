@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     classifier = None
     if options.classifier or settings.attributes:
         classifier, _ = loading.load_attributes(options.classifier or loading.DEMO / "attributes.safetensors")
-    photos = read_photos(options, evaluator.autoencoder().image_size, device)
+    _, photos = read_photos(options, evaluator.autoencoder().image_size, device)
     with ProgressBar() as bar:
         report = edits.evaluate(evaluator, classifier, photos, settings, options.out,
                                 Hooks(on_iteration=bar, check_interrupt=signals.check))

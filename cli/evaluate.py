@@ -160,20 +160,18 @@ def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None,
 
 def osasis_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
     config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **given(options, "solver"))
+    paths, photos = read_photos(options, evaluator.autoencoder().image_size, device)
     settings = osasis.Settings(config, options.candidates, options.twin_t0, encode_steps=options.encode_steps,
                                decode_steps=options.decode_steps, change_point=options.change_point,
                                content=options.content and ContentFolder.of(options.content, options.content_gb),
-                               groups=label_groups(photo_paths(options)), seeds=options.seeds,
-                               parts=folder_parts(photo_paths(options)))
+                               groups=label_groups(paths), seeds=options.seeds, parts=folder_parts(paths))
     ddpm = loading.load_ddpm(options.ddpm or loading.DEMO / "ddpm.safetensors").to(device)
-    photos = read_photos(options, evaluator.autoencoder().image_size, device)
     return partial(osasis.evaluate, osasis.Models(ddpm, evaluator), photos, styles, settings,
-                   folder=result_folder(options, "OSASIS"))
+                   folder=result_folder(options, paths, "OSASIS"))
 
 
 def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path], device: torch.device) -> Job:
     config = from_preset(FewShotConfig, MMFS_PRESETS, options.mmfs_preset, options.mmfs_set)
-    settings = mmfs.Settings(config, options.random_styles, groups=label_groups(photo_paths(options)))
     path = options.mmfs or loading.DEMO / "mmfs.safetensors"
     net = loading.load_mmfs(path)[0].to(device)
     if warning := clip_warning(loading.mapper_clip(path), clip_fingerprint(evaluator.clip_network())):
@@ -182,10 +180,12 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
     diffae = evaluator.autoencoder()
     structure_net = evaluator.structure_net or EncoderKeys(diffae.encoder, diffae.image_size)
     models = mmfs.Models(net, structure_net, read_faces(options, px, device), evaluator)
-    photos, art = read_photos(options, px, device), art_paths(options)
+    paths, photos = read_photos(options, px, device)
+    settings = mmfs.Settings(config, options.random_styles, groups=label_groups(paths))
+    art = art_paths(options)
     mmfs.check_art(photos, art)
     tasks = mmfs.read_tasks(models, photos, styles, names_in(options.prompts), config)
-    return partial(mmfs.evaluate, models, photos, tasks, art, settings, folder=result_folder(options, "MMFS"))
+    return partial(mmfs.evaluate, models, photos, tasks, art, settings, folder=result_folder(options, paths, "MMFS"))
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -227,23 +227,21 @@ def networks_of(options: argparse.Namespace) -> dict[str, object]:
             "faces": "MediaPipe's detector and mesh"}
 
 
-def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> Tensor:
-    return to_unit(read_pictures(photo_paths(options), px)).to(device)
+def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> tuple[list[Path], Tensor]:
+    """The photos that can be read: their files, and (B, 3, px, px) in [-1, 1]."""
+    found = read_named(find_pictures(options.photos)[:options.limit or None], px)
+    return [path for path, _ in found], to_unit(torch.stack([picture for _, picture in found])).to(device)
 
 
-def result_folder(options: argparse.Namespace, method: str) -> ResultFolder | None:
+def result_folder(options: argparse.Namespace, photos: list[Path], method: str) -> ResultFolder | None:
     """Where the results go as pictures, if the user wants them. ValueError for two photos of one name."""
     if options.pictures is None:
         return None
-    names = [path.stem for path, _ in read_named(photo_paths(options), 8)]
+    names = [path.stem for path in photos]
     if len(set(names)) < len(names):
         raise ValueError(f"two photos under {options.photos} have the same name but for their folder or ending: rename "
                          "one, or leave out --pictures")
     return ResultFolder(options.pictures, names, method)
-
-
-def photo_paths(options: argparse.Namespace) -> list[Path]:
-    return find_pictures(options.photos)[:options.limit or None]
 
 
 def folder_parts(paths: list[Path]) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Everyone's face: what is read in results, how far landmarks move, and groups of photos by their labels."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from oneshot_atelier.cli import evaluate as command
 from oneshot_atelier.cli import main
 from oneshot_atelier.evaluate import faces, tables
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator
@@ -86,6 +88,17 @@ def test_labels_give_groups_of_photos(tmp_path):
                                       "02.png,hats: beanie\n09.png,expression: sad\n")
     assert faces.label_groups(sorted(folder.glob("*.png"))) == {"glasses": (0,), "hats": (0, 2)}
     assert faces.label_groups(sorted(save_pictures(tmp_path / "bare", 2).iterdir())) == {}
+
+
+def test_a_damaged_photo_moves_no_label_to_its_neighbour(tmp_path):
+    """Its header is whole, so it is found; its pixels are not, so it is left out."""
+    folder = save_pictures(tmp_path / "photos", 3)
+    (folder / labels.NAME).write_text("file,labels\n01.png,glasses: round\n02.png,hats: beanie\n")
+    whole = (folder / "01.png").read_bytes()
+    (folder / "01.png").write_bytes(whole[:len(whole) // 2])
+    paths, found = command.read_photos(argparse.Namespace(photos=folder, limit=0), 64, torch.device("cpu"))
+    assert [path.name for path in paths] == ["00.png", "02.png"] and len(found) == 2
+    assert faces.label_groups(paths) == {"hats": (1,)}
 
 
 def test_each_group_has_its_own_figures(evaluator, photos):
