@@ -55,7 +55,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--only", default="", help="style folders or names to take, separated by commas (default: all)")
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
-    p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
+    p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json; the same "
+                   "command goes on behind the styles that are measured")
     p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
                    "`atelier table` takes as --results")
     add_device(p)

@@ -5,7 +5,6 @@ of low and of high density.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -25,10 +24,10 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import StepHook, ddim_schedule
 from ..models.precision import AUTO, autocast
 from ..models.style import fingerprint
-from ..models.whole_files import whole_file
 from ..train.data import picture_files, read_picture, to_unit
 from ..train.plots import grid, histogram
 from .evaluator import Comparison, Evaluator
+from .kept import kept, write_whole
 from .registry import measure, metric
 from .report import chain
 from .tables import csv_text
@@ -190,12 +189,7 @@ def kept_or_scored(scorer: Scorer, paths: Mapping[str, Path], folder: Path,
                    check_interrupt: Callable[[], None]) -> Scores:
     """The scores of a batch: those in FOLDER, if they are of these files and settings, or new ones, which are kept."""
     files = [f"{name} {store.file_token(path)}" for name, path in paths.items()]
-    file = folder / f"{hashlib.sha256(json.dumps([scorer.identity, *files]).encode()).hexdigest()[:32]}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    found = scored(scorer, paths, check_interrupt)
-    write_whole(file, json.dumps(found, indent=0))
-    return found
+    return kept(folder, [scorer.identity, *files], lambda: scored(scorer, paths, check_interrupt))
 
 
 def scored(scorer: Scorer, paths: Mapping[str, Path], check_interrupt: Callable[[], None]) -> Scores:
@@ -239,9 +233,3 @@ def picture_of(ranking: Ranking, distance: str) -> Image.Image:
     high, low = ranking.cuts
     marks = {f"high density, {ranking.k}": (-math.inf, high), f"low density, {ranking.k}": (low, math.inf)}
     return histogram(list(ranking.scores.values()), metric(distance).title, marks)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    with whole_file(path) as file:
-        file.write_text(text, encoding="utf-8")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ..train.loop import Hooks
 from ..train.plots import grid
 from ..train.text_edit import Subject, TextEditConfig, edit_by_text, text_directions
 from .evaluator import Comparison, Evaluator, PictureFeatures
+from .kept import KEPT, kept, pictures_identity
 from .registry import means, preservation
 from .tables import Rows, file_name, table, write
 
@@ -128,20 +130,30 @@ def measured(evaluator: Evaluator, photos: Photos, edits: Iterator[Edit], direct
 def evaluate(evaluator: Evaluator, classifier: AttributeClassifier | None, pictures: Tensor, settings: Settings,
              out: Path | None = None, hooks: Hooks = Hooks()) -> dict[str, Rows]:
     """{edit: rows} of photos (B, 3, px, px). Sheets go to OUT/EDIT.png: photos, their decoding, then a row for each
-    row of numbers; the numbers to OUT/edits.json. ValueError for a text or attribute that is not known."""
+    row of numbers; the numbers to OUT/edits.json. What is measured of an edit is kept in OUT/KEPT: the same call goes
+    on behind it. ValueError for a text or attribute that is not known."""
     rows_of = [(name, classifier.index(name)) for name in settings.attributes] if classifier else []
     directions = [(text, text_directions(evaluator.clip_network(), settings.source, [text], settings.config.templates))
                   for text in settings.texts]
     photos, report = Photos.of(evaluator, pictures, settings), {}
+    identity = [str(replace(settings, texts=(), attributes=())), *evaluator.identity_of_networks(),
+                pictures_identity(pictures)]
+    if classifier is not None:
+        identity += [*classifier.names, *(pictures_identity(part) for part in (classifier.weight, classifier.bias))]
 
-    def finish(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> None:
+    def finished(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> Rows:
         row = row_of(classifier, name)
         attribute = (classifier, row) if classifier is not None and row is not None else None
-        report[title], sheet = measured(evaluator, photos, edits, direction, attribute, settings)
+        rows, sheet = measured(evaluator, photos, edits, direction, attribute, settings)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            grid(sheet).save(out / f"{file_name(title)}.png")
+        return rows
+
+    def finish(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> None:
+        report[title] = kept(out and out / KEPT, [title, *identity], partial(finished, title, name, edits, direction))
         log.info("%s\n%s", title, table(report[title]))
         write(report, out, "edits")
-        if out is not None:
-            grid(sheet).save(out / f"{file_name(title)}.png")
     for text, direction in directions:
         finish(f"text {text}", text, text_edits(evaluator, photos, direction, settings, hooks), direction)
     for name, row in rows_of:

@@ -19,6 +19,7 @@ from ..models.features.protocols import PerceptualDistance, StructureNet
 from ..train.data import to_unit
 from ..train.losses import projector
 from .faces import FaceReading, face_squares, read_faces
+from .kept import networks_identity
 from .public import PUBLIC, PublicNetworks
 
 Part = TypeVar("Part")
@@ -62,6 +63,12 @@ class Evaluator:
         nets = [*self.public.networks(), *([] if self.diffae is None else [self.diffae])]
         other = torch.device("cpu") if self.faces is None else self.faces.device
         return next((weight.device for net in nets for weight in net.parameters()), other)
+
+    def identity_of_networks(self) -> list[str]:
+        """What decides the numbers but the pictures."""
+        nets = self.clip, self.diffae, self.perceptual, self.structure_net, *self.public.networks()
+        faces = [] if self.faces is None else [self.faces.detector, self.faces.mesh]
+        return [*networks_identity([*nets, *faces]), self.public.resize]
 
     def sized(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) at the side that they are compared at."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import rng
+from ..models.checkpoints import store
 from ..models.features.clip import Clip
 from ..models.features.protocols import StructureNet
 from ..models.mmfs import MMFS
@@ -32,6 +33,7 @@ from ..train.recipes.mmfs import FacesMeasure, StageMeasure
 from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
+from .kept import KEPT, kept, networks_identity, pictures_identity
 from .registry import (
     METRICS,
     PROMPT_AGREEMENT,
@@ -338,30 +340,51 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
 
     photos (B, 3, px, px) in [-1, 1] at the model's size. art: pictures that random styles are compared with, if any.
     Sheets go to OUT/mmfs_NAME.png (photos | variant after variant), the numbers so far to OUT/mmfs.json and the log.
-    folder: gets every result of a style picture as a picture.
+    What is measured of random styles and of a style is kept in OUT/KEPT: the same call goes on behind it. folder: gets
+    every result of a style picture as a picture; nothing is taken from OUT/KEPT then, nor for sets.
     """
     report: dict = {"settings": asdict(settings), "photos": len(photos), "art": len(art), "gaps": {}}
+    wanted = Sets(models.evaluator, folder).wanted
+    keep = None if out is None or wanted else out / KEPT
+    identity = [*identity_of(models, settings), pictures_identity(photos)]
 
-    def publish(title: str, rows: Rows, sheet: list[Tensor]) -> None:
+    def measured(title: str, measure: Callable[..., tuple[Rows, list[Tensor]]], *arguments: object) -> Rows:
+        rows, sheet = measure(models, photos, *arguments)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
+        return rows
+
+    def publish(rows: Rows) -> None:
         log.info("%s", table(split_groups(rows)[0]))
         write(report, out, "mmfs")
-        if out is not None:
-            grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
 
     log.info("== random styles")
-    report["random"], sheet = evaluate_random(models, photos, art, settings)
+    drawings = [store.file_token(path) for path in art]
+    report["random"] = kept(keep, ["random", *identity, *drawings], functools.partial(
+        measured, "random", evaluate_random, art, settings))
     report["public"] = public_notes(models.evaluator.public, f"{len(photos)} photos, {settings.styles} random styles "
                                     f"each, {len(art)} drawings")
     report["gaps"]["random"] = gaps(report["random"])
-    publish("random", report["random"], sheet)
+    publish(report["random"])
     for kind, todo in tasks.items():
         report[kind], sets = {}, Sets(models.evaluator, folder)
         for task in todo:
             log.info("== %s: %s", kind, task.name)
             sets.begin(task.path)
-            report[kind][task.name], sheet = evaluate_task(models, photos, task, settings, hooks, sets)
+            shown = "" if task.shown is None else pictures_identity(task.shown)
+            report[kind][task.name] = kept(keep, [kind, task.name, *identity, shown], functools.partial(
+                measured, task.name, evaluate_task, task, settings, hooks, sets))
             report[f"{kind}_mean"] = mean_rows(report[kind])
             report[f"{kind}_sets"] = sets.rows(report[f"{kind}_mean"])
             report["gaps"][kind] = gaps(report[f"{kind}_mean"])
-            publish(task.name, report[kind][task.name], sheet)
+            publish(report[kind][task.name])
     return report
+
+
+def identity_of(models: Models, settings: Settings) -> list[str]:
+    """What decides the numbers but the pictures. The source faces are known by their pictures or their network."""
+    faces = models.faces
+    source = pictures_identity(faces) if isinstance(faces, Tensor) else networks_identity([faces.net])[0]
+    return [str(settings), *models.evaluator.identity_of_networks(), source,
+            *networks_identity([models.net, models.structure_net])]

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import grid
 from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
+from .kept import KEPT, kept, networks_identity, pictures_identity
 from .registry import grouped, means, measure, preservation, style_similarity
 from .report import reconstruction
 from .tables import ResultFolder, Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
@@ -134,10 +136,18 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one style and seed: rows of numbers, the rows of a picture sheet, and STRUCTURE of every photo by variant."""
+    """Of one style and seed: rows of numbers, the rows of a picture sheet, STRUCTURE of every photo by variant, and the
+    mean absolute difference of twin and style image, in pixel values (range 2)."""
     rows: Rows
     sheet: list[Tensor]
     structure: dict[str, dict[str, Tensor]]
+    twin: float
+
+    def numbers(self) -> dict:
+        """All but the pictures, as JSON."""
+        structure = {name: {figure: x.tolist() for figure, x in figures.items()}
+                     for name, figures in self.structure.items()}
+        return {"rows": self.rows, "structure": structure, "twin": self.twin}
 
 
 def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
@@ -147,8 +157,8 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
     content = prepare_content(frozen, photos, replace(config, forward_steps=settings.encode_steps), hooks)
-    log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", (twin - style_image).abs().mean(), scores[0],
-             settings.candidates, scores[-1])
+    difference = float((twin - style_image).abs().mean())
+    log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", difference, scores[0], settings.candidates, scores[-1])
     styles = {}
     for spn in (True, False):
         styles[spn], run = tune_style(nets, twin, style_image, config if spn else replace(config, spn="none"),
@@ -158,7 +168,6 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     seen, style = (PictureFeatures(models.evaluator, pictures) for pictures in (photos, style_image))
     start = models.evaluator.embed(twin)
     sets = Sets(models.evaluator) if sets is None else sets
-    sets.add_art(style)
 
     structure: dict[str, dict[str, Tensor]] = {}
 
@@ -175,7 +184,7 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
         rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
-    return Measured(rows, pictures, structure)
+    return Measured(rows, pictures, structure, difference)
 
 
 def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings: Settings, hooks: Hooks,
@@ -189,7 +198,8 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
                                                                          seed=settings.seed + k), hooks, sets))
     structure = {name: {figure: torch.stack([one.structure[name][figure] for one in found]).float().mean(0).cpu()
                         for figure in STRUCTURE} for name in VARIANTS}
-    return Measured(mean_rows({str(k): one.rows for k, one in enumerate(found)}), found[0].sheet, structure)
+    twin = sum(one.twin for one in found) / len(found)
+    return Measured(mean_rows({str(k): one.rows for k, one in enumerate(found)}), found[0].sheet, structure, twin)
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
@@ -198,39 +208,63 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     of OURS over the other variants, "sets": rows, "public": lines} for photos (B, 3, px, px) and style files. "sets":
     FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
 
-    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
-    so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
-    folder: gets every result as a picture.
+    "twins": {file: mean difference of twin and style image}. Picture sheets go to OUT/STYLE.png: the first row is
+    style | photos, the others twin | one variant each. The numbers so far are written to OUT/results.json after each
+    style, and logged; STRUCTURE of every photo to structure.json. What is measured of a style is kept in OUT/KEPT: the
+    same call goes on behind it. folder: gets every result as a picture; nothing is taken from OUT/KEPT then, nor for
+    sets.
     """
-    results, px = {}, models.diffae.image_size
+    sets = Sets(models.evaluator, folder)
+    keep = None if out is None or sets.wanted else out / KEPT
+    identity = [*identity_of(models, settings), pictures_identity(photos)]
+    report = {"reconstruction": kept(keep, ["reconstruction", *identity], lambda: rebuilt(models, photos, settings)),
+              "styles": {}, "twins": {}, "mean": {}, "gaps": {}, "gains": {}, "sets": {}, "public": [],
+              "seeds": settings.seeds}
+    log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(report["reconstruction"]))
+    values: dict[str, dict[str, list[list[float]]]] = {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
+
+    def measured(name: str, style_image: Tensor) -> dict:
+        found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            grid(found.sheet).save(out / f"{name}.png")
+        return found.numbers()
+    for path in styles:
+        name = name_of(path)
+        log.info("== %s", name)
+        sets.begin(path)
+        style_image = to_unit(read_picture(path, models.diffae.image_size))[None].to(photos.device)
+        sets.add_art(PictureFeatures(models.evaluator, style_image))
+        counted = dict(sets.counts)
+        found = kept(keep, ["style", *identity, pictures_identity(style_image)], partial(measured, name, style_image))
+        report["styles"][name], report["twins"][name] = found["rows"], found["twin"]
+        if sets.counts == counted:
+            sets.count(found["rows"], len(photos), settings.seeds)
+        for variant, figures in found["structure"].items():
+            for figure, column in figures.items():
+                values[variant][figure].append(column)
+        log.info("%s", table(split_groups(found["rows"])[0]))
+        report["mean"] = mean_rows(report["styles"])
+        report["gaps"], report["sets"], report["public"] = gaps(report["mean"]), sets.rows(report["mean"]), sets.notes()
+        report["gains"] = intervals.gains({row: {figure: [torch.tensor(x) for x in columns]
+                                                 for figure, columns in figures.items()}
+                                           for row, figures in values.items()}, OURS, settings.parts)
+        write(report, out, "results")
+        write(values, out, "structure")
+    return report
+
+
+def rebuilt(models: Models, photos: Tensor, settings: Settings) -> dict[str, list[float]]:
+    """[PSNR, SSIM] of the photos' reconstructions, to t0 of the fine-tune and whole."""
     steps = settings.encode_steps, settings.decode_steps
     chains = {f"t0 {t0}, {steps[0]} / {steps[1]} steps": (*steps, t0, settings.config.solver)
               for t0 in (settings.config.t0, 1.0)}
     with autocast(photos.device, settings.config.precision):
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
-        rebuilt = reconstruction(frozen, photos, chains)
-    log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(rebuilt))
-    sets = Sets(models.evaluator, folder)
-    values = {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
-    report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "gains": {}, "sets": {},
-              "public": [], "seeds": settings.seeds}
-    for path in styles:
-        name = name_of(path)
-        log.info("== %s", name)
-        sets.begin(path)
-        style_image = to_unit(read_picture(path, px))[None].to(photos.device)
-        found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
-        results[name] = found.rows
-        for variant, figures in found.structure.items():
-            for figure, column in figures.items():
-                values[variant][figure].append(column)
-        log.info("%s", table(split_groups(results[name])[0]))
-        report["mean"] = mean_rows(results)
-        report["gaps"], report["sets"], report["public"] = gaps(report["mean"]), sets.rows(report["mean"]), sets.notes()
-        report["gains"] = intervals.gains(values, OURS, settings.parts)
-        write(report, out, "results")
-        write({name: {figure: [x.tolist() for x in columns] for figure, columns in rows.items()}
-               for name, rows in values.items()}, out, "structure")
-        if out is not None:
-            grid(found.sheet).save(out / f"{name}.png")
-    return report
+        return {name: list(figures) for name, figures in reconstruction(frozen, photos, chains).items()}
+
+
+def identity_of(models: Models, settings: Settings) -> list[str]:
+    """What decides the numbers but the pictures."""
+    evaluator = models.evaluator
+    return [str(replace(settings, content=None)), *evaluator.identity_of_networks(), *networks_identity([models.ddpm])]

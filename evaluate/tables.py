@@ -92,6 +92,19 @@ class Sets:
         self.art: FeatureSet | None = None
         self.counts: dict[str, int] = {}
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the results themselves are needed, to be written or to be compared as sets."""
+        return self.folder is not None or bool(there(self.evaluator.public, ("fid", "kid", "fid_art")))
+
+    def count(self, rows: Rows, photos: int, seeds: int = 1) -> None:
+        """Counts the results in a style that was measured before."""
+        for row in split_groups(rows)[0]:
+            if row == "photos":
+                self.counts[row] = photos
+            else:
+                self.counts[row] = self.counts.get(row, 0) + photos * seeds
+
     def begin(self, style: Path, seed: str = "") -> None:
         """What is added from now on is of this style picture, and of this seed where there are several."""
         self.style, self.seed = style, seed

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,16 @@ def test_a_text_that_names_an_attribute_is_measured_by_the_classifier_too(evalua
             assert sheet.size == (2 * tiny.PX, rows * tiny.PX)
 
 
+def test_a_stopped_run_goes_on_behind_its_edits(evaluator, tmp_path, monkeypatch):
+    whole = edits.evaluate(evaluator, classifier(), tiny.pictures(2), SETTINGS, tmp_path)
+    monkeypatch.setattr(edits, "measured", lambda *_: pytest.fail("this was done before"))
+    assert edits.evaluate(evaluator, classifier(), tiny.pictures(2), SETTINGS, tmp_path) == whole
+    for pictures, known in ((tiny.pictures(2, 5), classifier()), (tiny.pictures(2), replace(
+            classifier(), bias=classifier().bias + 1))):
+        with pytest.raises(pytest.fail.Exception):
+            edits.evaluate(evaluator, known, pictures, SETTINGS, tmp_path)
+
+
 def test_without_a_classifier_a_text_is_measured_by_clip_alone(evaluator):
     report = edits.evaluate(evaluator, None, tiny.pictures(2), Settings("photo", ("cartoon",), config=CONFIG,
                                                                         encode_steps=4, decode_steps=4))
@@ -134,7 +145,7 @@ def test_the_command_prints_a_table_for_each_edit(command, tmp_path, capsys):
     assert done == 0 and "== text drawing, mean of 2 photos" in shown and "== attribute smiling, mean of 2" in shown
     assert "| edited, strength 0.3 |" in shown and "- attribute: How probable" in shown
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "attribute_smiling.png", "edits.json", "text_drawing.png"]
+        "attribute_smiling.png", "edits.json", "kept", "text_drawing.png"]
 
 
 @pytest.mark.parametrize(("options", "words"), [

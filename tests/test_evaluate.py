@@ -88,6 +88,32 @@ def test_several_seeds_are_averaged_and_variants_compared_on_parts(models, tmp_p
     assert gain["rest"][figure][0] == pytest.approx(float(differences[1:].mean()), abs=1e-6)
 
 
+def test_a_stopped_evaluation_goes_on_behind_its_styles(models, tmp_path, monkeypatch):
+    """What is done is not done again, and the report is that of a run that was never stopped."""
+    styles = sorted(save_pictures(tmp_path / "styles", 3, seed=5).iterdir())
+    photos, out = tiny.pictures(2), tmp_path / "out"
+    whole = osasis.evaluate(models, photos, styles, SETTINGS, tmp_path / "whole")
+    osasis.evaluate(models, photos, styles[2:], SETTINGS, out)  # another process's share
+    learned, evaluate_style = [], osasis.evaluate_style
+
+    def stopped_at_the_second(*arguments):
+        learned.append(1)
+        if len(learned) == 2:
+            raise KeyboardInterrupt
+        return evaluate_style(*arguments)
+    monkeypatch.setattr(osasis, "evaluate_style", stopped_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        osasis.evaluate(models, photos, styles, SETTINGS, out)
+    assert osasis.evaluate(models, photos, styles, SETTINGS, out) == whole and len(learned) == 3
+    assert {path.name for path in out.glob("*.png")} == {"styles_00.png", "styles_01.png", "styles_02.png"}
+    for changed in (replace(SETTINGS, seed=1), replace(SETTINGS, config=replace(CONFIG, lr=1e-4))):
+        osasis.evaluate(models, photos, styles[:1], changed, out)
+    osasis.evaluate(models, photos.flip(0), styles[:1], SETTINGS, out)
+    other = tiny.filled(UNet(tiny.DDPM), 2).eval().requires_grad_(False)
+    osasis.evaluate(replace(models, ddpm=other), photos, styles[:1], SETTINGS, out)
+    assert len(learned) == 7, "other settings, photos and networks are other results"
+
+
 def test_an_interval_is_that_of_the_mean_for_further_styles_and_photos():
     """Additive effects: the variance of the mean is s^2 / S + p^2 / P."""
     generator = torch.Generator().manual_seed(0)

@@ -170,6 +170,17 @@ def test_everything_is_measured_and_written(models, styles, tmp_path, caplog):
     assert sum(text.startswith("fine-tuned: loss") for text in caplog.messages) == 2
 
 
+def test_a_stopped_evaluation_goes_on_behind_its_styles(models, styles, tmp_path, monkeypatch):
+    tasks = E.read_tasks(models, photos, styles, ["drawing"], CONFIG)
+    whole = E.evaluate(models, photos, tasks, styles * 2, SETTINGS, tmp_path / "out")
+    for name in ("evaluate_random", "evaluate_task"):
+        monkeypatch.setattr(E, name, lambda *_: pytest.fail("this was done before"))
+    again = E.evaluate(models, photos, tasks, styles * 2, SETTINGS, tmp_path / "out")
+    assert json.dumps(again) == json.dumps(whole)
+    with pytest.raises(pytest.fail.Exception):
+        E.evaluate(models, photos, tasks, styles * 2, replace(SETTINGS, seed=1), tmp_path / "out")
+
+
 def test_a_seed_and_a_photo_decide_a_random_style(models):
     """Photo i of three has the w+ code of photo i of one more; styles, photos and seeds never share one."""
     three, four = (E.random_w(models.net, 1, count, seed=5) for count in (3, 4))
