@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..models import ops
 from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.osasis import SamplingSettings, photo_twins, stylize, twin_noise, twin_scores
@@ -25,7 +26,7 @@ from ..train.content_files import ContentFolder
 from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
-from ..train.plots import grid
+from ..train.plots import grid, save_picture
 from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import grouped, means, measure, preservation, style_similarity
@@ -94,15 +95,22 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def resized(pictures: Tensor, px: int) -> Tensor:
+    """Square pictures (B, 3, H, H) with a side of px."""
+    return pictures if pictures.shape[-1] == px else ops.resize(pictures, (px, px), "bicubic").clamp(-1, 1)
+
+
 @torch.no_grad()
 def best_twin(models: Models, style_image: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The best of the candidates (1, 3, px, px) and every score, ascending."""
-    noise = twin_noise(settings.seed, range(settings.candidates), style_image.shape[1:], style_image.device)
+    """The best of the candidates (1, 3, px, px) and every score, ascending. They are made at the DDPM's size and
+    compared at the style image's."""
     device, precision = style_image.device, settings.config.precision
+    start = resized(style_image, models.ddpm.config.image_size)
+    noise = twin_noise(settings.seed, range(settings.candidates), start.shape[1:], device)
     with autocast(device, precision):
         ddpm = accelerated(models.ddpm, device, precision)
-        twins = photo_twins(ddpm, style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
-        twins = twins.clamp(-1, 1)
+        twins = photo_twins(ddpm, start, noise, steps=settings.twin_steps, t0=settings.twin_t0)
+        twins = resized(twins.float().clamp(-1, 1), style_image.shape[-1])
         scores, order = twin_scores(twins, style_image, models.evaluator.perceptual_network()).sort()
     return twins[order[:1]].float(), scores.float()
 
@@ -134,10 +142,12 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one style and seed: rows of numbers, the rows of a picture sheet, and STRUCTURE of every photo by variant."""
+    """Of one style and seed: rows of numbers, the rows of a picture sheet, STRUCTURE of every photo by variant, and
+    how far the twin is from the style image: "difference", mean and absolute, and "score"."""
     rows: Rows
     sheet: list[Tensor]
     structure: dict[str, dict[str, Tensor]]
+    twin: dict[str, float]
 
 
 def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings: Settings,
@@ -147,8 +157,8 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
     content = prepare_content(frozen, photos, replace(config, forward_steps=settings.encode_steps), hooks)
-    log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", (twin - style_image).abs().mean(), scores[0],
-             settings.candidates, scores[-1])
+    apart = {"difference": float((twin - style_image).abs().mean()), "score": float(scores[0])}
+    log.info("twin: difference %.3f, score %.2f (worst of %d: %.2f)", *apart.values(), settings.candidates, scores[-1])
     styles = {}
     for spn in (True, False):
         styles[spn], run = tune_style(nets, twin, style_image, config if spn else replace(config, spn="none"),
@@ -175,7 +185,7 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
         rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
-    return Measured(rows, pictures, structure)
+    return Measured(rows, pictures, structure, apart)
 
 
 def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings: Settings, hooks: Hooks,
@@ -189,17 +199,19 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
                                                                          seed=settings.seed + k), hooks, sets))
     structure = {name: {figure: torch.stack([one.structure[name][figure] for one in found]).float().mean(0).cpu()
                         for figure in STRUCTURE} for name in VARIANTS}
-    return Measured(mean_rows({str(k): one.rows for k, one in enumerate(found)}), found[0].sheet, structure)
+    mean = mean_rows({str(k): one.rows | {"twin": one.twin} for k, one in enumerate(found)})
+    twin = mean.pop("twin")
+    return Measured(mean, found[0].sheet, structure, twin)
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks(), folder: ResultFolder | None = None) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "gains": `intervals.gains`
-    of OURS over the other variants, "sets": rows, "public": lines} for photos (B, 3, px, px) and style files. "sets":
+    of OURS over the other variants, "sets": rows, "public": lines, "twins": {file: numbers}} for photos (B, 3, px, px) and style files. "sets":
     FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
 
-    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each. The numbers
-    so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
+    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each; the twins
+    by themselves to OUT/twins/STYLE.png. The numbers so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
     folder: gets every result as a picture.
     """
     results, px = {}, models.diffae.image_size
@@ -213,14 +225,14 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     sets = Sets(models.evaluator, folder)
     values = {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
     report = {"reconstruction": rebuilt, "styles": results, "mean": {}, "gaps": {}, "gains": {}, "sets": {},
-              "public": [], "seeds": settings.seeds}
+              "public": [], "seeds": settings.seeds, "twins": {}}
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
         sets.begin(path)
         style_image = to_unit(read_picture(path, px))[None].to(photos.device)
         found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
-        results[name] = found.rows
+        results[name], report["twins"][name] = found.rows, found.twin
         for variant, figures in found.structure.items():
             for figure, column in figures.items():
                 values[variant][figure].append(column)
@@ -233,4 +245,5 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
                for name, rows in values.items()}, out, "structure")
         if out is not None:
             grid(found.sheet).save(out / f"{name}.png")
+            save_picture(found.sheet[1][0], out / "twins" / f"{name}.png")
     return report
