@@ -58,7 +58,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json")
     p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
                    "`atelier table` takes as --results")
-    p.add_argument("--no-faces", action="store_true", help="leave out what measures faces: the photos show other things")
+    p.add_argument("--no-faces", action="store_true", help="leave out what measures faces: the photos show others")
     add_device(p)
     add_networks(p)
     add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))

@@ -207,12 +207,13 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks(), folder: ResultFolder | None = None) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "gains": `intervals.gains`
-    of OURS over the other variants, "sets": rows, "public": lines, "twins": {file: numbers}} for photos (B, 3, px, px) and style files. "sets":
-    FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
+    of OURS over the other variants, "sets": rows, "public": lines, "twins": {file: numbers}} for photos (B, 3, px, px)
+    and style files. "sets": FID, KID and ArtFID of the results of all styles. "public": how the published measures were
+    made.
 
     Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each; the twins
-    by themselves to OUT/twins/STYLE.png. The numbers so far are written to OUT/results.json after each style, and logged; STRUCTURE of every photo to structure.json.
-    folder: gets every result as a picture.
+    by themselves to OUT/twins/STYLE.png. The numbers so far are written to OUT/results.json after each style, and
+    logged; STRUCTURE of every photo to structure.json. folder: gets every result as a picture.
     """
     results, px = {}, models.diffae.image_size
     steps = settings.encode_steps, settings.decode_steps

@@ -100,8 +100,9 @@ def test_a_domain_from_rendering_to_stylizing(tmp_path):
         "--out {out}/diffae.safetensors")
     assert loading.load_ddpm(tmp_path / "ddpm.safetensors").config.image_size == 64
     tiny_models.write(tmp_path / "other")
-    trial = ("evaluate --method osasis --no-faces --photos {out}/unseen --styles {out}/art --ddpm {out}/ddpm.safetensors "
-             f"--device cpu --set {TINY} --encode-steps 4 --decode-steps 4 --candidates 1 --twin-t0 0.1 ")
+    trial = ("evaluate --method osasis --no-faces --photos {out}/unseen --styles {out}/art "
+             f"--ddpm {{out}}/ddpm.safetensors --device cpu --set {TINY} --encode-steps 4 --decode-steps 4 "
+             "--candidates 1 --twin-t0 0.1 ")
     run(trial + "--diffae {out}/diffae.safetensors --clip {out}/other/clip.safetensors --out {out}/own")
     run(trial + "--diffae {out}/other/diffae.safetensors --clip {out}/other/clip.safetensors --out {out}/across")
     for name, px in (("own", 64), ("across", tiny_models.PX)):

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from oneshot_atelier.tools import scenes
-from oneshot_atelier.tools.scenes import FAR, Ball, array, entered, gable, picture, prism, reached, render_folder
+from oneshot_atelier.tools.scenes import picture, render_folder
+from oneshot_atelier.tools.scenes.solids import FAR, Ball, array, entered, gable, prism, reached
 
 
 def pixels(seed, number, px=32):
