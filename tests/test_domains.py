@@ -1,4 +1,4 @@
-"""Public files of other domains than faces, narrow but with all their layers: official DiffAE files, guided-diffusion's."""
+"""Public files of other domains than faces, narrow but with all their layers: DiffAE's and guided-diffusion's."""
 
 from collections import OrderedDict
 from dataclasses import replace

@@ -2,12 +2,12 @@
 
     python3 tools/launch.py tools.scenes OUT --count 4000 --seed 0 --size 128
 
-They are to a prior what LSUN's churches are to DiffAE's: a second domain to train and to test with (docs/osasis.md I).
-Picture i of a seed is always the same, whatever COUNT is; what is there is kept. Rays are traced through convex solids
-and ellipsoids: the sun's shadows are true, the clouds, the grass and the hills are noise.
+They are to a prior what LSUN's churches are to DiffAE's: a second domain to train and to test with (docs/osasis.md
+G.1). Picture i of a seed is always the same, whatever COUNT is; what is there is kept. Rays are traced through convex
+solids and ellipsoids: the sun's shadows are true, the clouds, the grass and the hills are noise.
 
 World: x to the right, y up, z away from the viewer; the house stands near the origin, on y = 0. Colours are linear
-(R, G, B) in [0, 1] until `developed`.
+(R, G, B) in [0, 1] until they are developed.
 """
 from __future__ import annotations
 
