@@ -3,6 +3,7 @@
 # make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
 # make oldest what depends on ComfyUI and the packages of requirements.txt, with older and the oldest allowed versions
 # make demo-models DATA=FOLDER   train all demo models; hours on a GPU, resumable (tools/demo_models.py)
+# make demo-domain               a prior of another domain, trained and tried; one GPU, resumable (tools/demo_domain.py)
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
 # Threads of a busy machine must not spin while they wait for each other: that made a UNet call 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-models test host lint oldest page clean
+.PHONY: demo demo-models demo-domain test host lint oldest page clean
 
 demo:
 	@test -n "$$COMFYUI_PATH" || $(SETUP)
@@ -21,6 +22,9 @@ demo:
 demo-models:
 	@test -n "$(DATA)" || { echo 'name the folder that holds faces/ and art/: make demo-models DATA=FOLDER'; exit 2; }
 	@$(PYTHON) tools/launch.py tools.demo_models --data "$(DATA)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+demo-domain:
+	@$(PYTHON) tools/launch.py tools.demo_domain $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test:
 	@$(SETUP) --with-page --with-older --with-ray

@@ -59,6 +59,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "command goes on behind the styles that are measured")
     p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
                    "`atelier table` takes as --results")
+    p.add_argument("--no-faces", action="store_true", help="leave out what measures faces: the photos show others")
     add_device(p)
     add_networks(p)
     add_public(p.add_argument_group("measures of papers; without its file a measure is left out, and the reason said"))
@@ -85,7 +86,8 @@ def add_public(p: argparse._ArgumentGroup) -> None:
 
 
 def add_osasis(p: argparse._ArgumentGroup) -> None:
-    p.add_argument("--ddpm", type=Path)
+    p.add_argument("--ddpm", type=Path, help="makes the photo twins: of the styles' domain, which may be another than "
+                   "the photos', and of any picture size")
     p.add_argument("--preset", default="demo", help=", ".join(OSASIS_PRESETS))
     p.add_argument("--set", default="iterations=10,batch=2,lr=1e-4", help="settings of the fine-tune on top of the "
                    "preset; the default suits the demo models on a CPU (%(default)s)")
@@ -117,7 +119,7 @@ def add_mmfs(p: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     """Everything is read and checked before the first picture is made."""
     device = torch.device(options.device)
-    evaluator, styles = load_evaluator(options, device), style_paths(options)
+    evaluator, styles = load_evaluator(options, device, not options.no_faces), style_paths(options)
     osasis_job = None if options.method == "mmfs" else osasis_of(options, evaluator, styles, device)
     mmfs_job = None if options.method == "osasis" else mmfs_of(options, evaluator, styles, device)
     with ProgressBar() as bar:
@@ -150,6 +152,7 @@ def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None,
     if osasis_job:
         results = osasis_job(out, hooks)
         show(f"OSASIS, reconstruction (PSNR dB, SSIM): {json.dumps(results['reconstruction'])}")
+        show(f"OSASIS, twins: {json.dumps(results['twins'])}")
         tables["OSASIS"] = results["mean"]
         sets = results["sets"]
         tables |= {"OSASIS, all results to all style pictures": sets} if sets else {}
@@ -190,14 +193,14 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
-def load_evaluator(options: argparse.Namespace, device: torch.device) -> Evaluator:
-    """The networks that both methods share, each from its file or the demo's."""
+def load_evaluator(options: argparse.Namespace, device: torch.device, faces: bool = True) -> Evaluator:
+    """The networks that both methods share, each from its file or the demo's. faces: are they measured?"""
     diffae = loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").to(device)
     clip = loading.load_clip(options.clip or loading.DEMO / "clip.safetensors").to(device)
     perceptual = loading.load_lpips(options.lpips).to(device) if options.lpips else EncoderDistance(diffae.encoder)
     dino = loading.load_dino(options.dino).to(device) if options.dino else None
     public = load_public(options, device, clip, perceptual, dino)
-    return Evaluator(clip, diffae, perceptual, dino, load_faces().to(device), public=public)
+    return Evaluator(clip, diffae, perceptual, dino, load_faces().to(device) if faces else None, public=public)
 
 
 def load_public(options: argparse.Namespace, device: torch.device, clip: Clip, perceptual: LpipsVGG | EncoderDistance,
@@ -225,7 +228,7 @@ def networks_of(options: argparse.Namespace) -> dict[str, object]:
     return {"clip": options.clip or "the demo's", "diffae": options.diffae or "the demo's",
             "perceptual": f"LPIPS-VGG, {options.lpips}" if options.lpips else "the autoencoder's features (no LPIPS)",
             "structure_net": options.dino or "the autoencoder's 16 px map (no DINO)",
-            "faces": "MediaPipe's detector and mesh"}
+            "faces": "none" if options.no_faces else "MediaPipe's detector and mesh"}
 
 
 def read_photos(options: argparse.Namespace, px: int, device: torch.device) -> tuple[list[Path], Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..models import ops
 from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
 from ..models.osasis import SamplingSettings, photo_twins, stylize, twin_noise, twin_scores
@@ -26,7 +27,7 @@ from ..train.content_files import ContentFolder
 from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
-from ..train.plots import grid
+from ..train.plots import grid, save_picture
 from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .kept import KEPT, kept, networks_identity, pictures_identity
@@ -96,15 +97,22 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def resized(pictures: Tensor, px: int) -> Tensor:
+    """Square pictures (B, 3, H, H) with a side of px."""
+    return pictures if pictures.shape[-1] == px else ops.resize(pictures, (px, px), "bicubic").clamp(-1, 1)
+
+
 @torch.no_grad()
 def best_twin(models: Models, style_image: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The best of the candidates (1, 3, px, px) and every score, ascending."""
-    noise = twin_noise(settings.seed, range(settings.candidates), style_image.shape[1:], style_image.device)
+    """The best of the candidates (1, 3, px, px) and every score, ascending. They are made at the DDPM's size and
+    compared at the style image's."""
     device, precision = style_image.device, settings.config.precision
+    start = resized(style_image, models.ddpm.config.image_size)
+    noise = twin_noise(settings.seed, range(settings.candidates), start.shape[1:], device)
     with autocast(device, precision):
         ddpm = accelerated(models.ddpm, device, precision)
-        twins = photo_twins(ddpm, style_image, noise, steps=settings.twin_steps, t0=settings.twin_t0)
-        twins = twins.clamp(-1, 1)
+        twins = photo_twins(ddpm, start, noise, steps=settings.twin_steps, t0=settings.twin_t0)
+        twins = resized(twins.float().clamp(-1, 1), style_image.shape[-1])
         scores, order = twin_scores(twins, style_image, models.evaluator.perceptual_network()).sort()
     return twins[order[:1]].float(), scores.float()
 
@@ -136,12 +144,12 @@ def stylize_all(models: Models, style: OSASISStyle, content: Content, variant: V
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one style and seed: rows of numbers, the rows of a picture sheet, STRUCTURE of every photo by variant, and the
-    mean absolute difference of twin and style image, in pixel values (range 2)."""
+    """Of one style and seed: rows of numbers, the rows of a picture sheet, STRUCTURE of every photo by variant, and
+    how far the twin is from the style image: "difference", mean and absolute, and "score"."""
     rows: Rows
     sheet: list[Tensor]
     structure: dict[str, dict[str, Tensor]]
-    twin: float
+    twin: dict[str, float]
 
     def numbers(self) -> dict:
         """All but the pictures, as JSON."""
@@ -157,8 +165,8 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
     content = prepare_content(frozen, photos, replace(config, forward_steps=settings.encode_steps), hooks)
-    difference = float((twin - style_image).abs().mean())
-    log.info("twin: L1 %.3f, score %.2f (worst of %d: %.2f)", difference, scores[0], settings.candidates, scores[-1])
+    apart = {"difference": float((twin - style_image).abs().mean()), "score": float(scores[0])}
+    log.info("twin: difference %.3f, score %.2f (worst of %d: %.2f)", *apart.values(), settings.candidates, scores[-1])
     styles = {}
     for spn in (True, False):
         styles[spn], run = tune_style(nets, twin, style_image, config if spn else replace(config, spn="none"),
@@ -184,7 +192,7 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
         results = stylize_all(models, styles[variant.spn], content, variant, settings)
         rows |= figures(name, PictureFeatures(models.evaluator, results))
         pictures.append(torch.cat([twin, results[:SHOWN].clamp(-1, 1)]))
-    return Measured(rows, pictures, structure, difference)
+    return Measured(rows, pictures, structure, apart)
 
 
 def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings: Settings, hooks: Hooks,
@@ -198,21 +206,22 @@ def evaluate_seeds(models: Models, photos: Tensor, style_image: Tensor, settings
                                                                          seed=settings.seed + k), hooks, sets))
     structure = {name: {figure: torch.stack([one.structure[name][figure] for one in found]).float().mean(0).cpu()
                         for figure in STRUCTURE} for name in VARIANTS}
-    twin = sum(one.twin for one in found) / len(found)
-    return Measured(mean_rows({str(k): one.rows for k, one in enumerate(found)}), found[0].sheet, structure, twin)
+    mean = mean_rows({str(k): one.rows | {"twin": one.twin} for k, one in enumerate(found)})
+    twin = mean.pop("twin")
+    return Measured(mean, found[0].sheet, structure, twin)
 
 
 def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: Settings, out: Path | None = None,
              hooks: Hooks = Hooks(), folder: ResultFolder | None = None) -> dict:
     """{"reconstruction": ..., "styles": {file: rows}, "mean": rows, "gaps": `tables.gaps`, "gains": `intervals.gains`
-    of OURS over the other variants, "sets": rows, "public": lines} for photos (B, 3, px, px) and style files. "sets":
-    FID, KID and ArtFID of the results of all styles. "public": how the published measures were made.
+    of OURS over the other variants, "sets": rows, "public": lines, "twins": {file: numbers}} for photos (B, 3, px, px)
+    and style files. "sets": FID, KID and ArtFID of the results of all styles. "public": how the published measures were
+    made.
 
-    "twins": {file: mean difference of twin and style image}. Picture sheets go to OUT/STYLE.png: the first row is
-    style | photos, the others twin | one variant each. The numbers so far are written to OUT/results.json after each
-    style, and logged; STRUCTURE of every photo to structure.json. What is measured of a style is kept in OUT/KEPT: the
-    same call goes on behind it. folder: gets every result as a picture; nothing is taken from OUT/KEPT then, nor for
-    sets.
+    Picture sheets go to OUT/STYLE.png: the first row is style | photos, the others twin | one variant each; the twins
+    by themselves to OUT/twins/STYLE.png. The numbers so far are written to OUT/results.json after each style, and
+    logged; STRUCTURE of every photo to structure.json. What is measured of a style is kept in OUT/KEPT: the same call
+    goes on behind it. folder: gets every result as a picture; nothing is taken from OUT/KEPT then, nor for sets.
     """
     sets = Sets(models.evaluator, folder)
     keep = None if out is None or sets.wanted else out / KEPT
@@ -228,6 +237,7 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             grid(found.sheet).save(out / f"{name}.png")
+            save_picture(found.sheet[1][0], out / "twins" / f"{name}.png")
         return found.numbers()
     for path in styles:
         name = name_of(path)

@@ -35,8 +35,8 @@ class RankedTwins:
         best = float(self.difference.min())
         return "" if best <= POOR else (
             f"Even the closest candidate is far from the style image (difference {best:.2f}, above {POOR}). The model "
-            "of photos may not know this subject. Try another seed, more candidates, a lower t0, or crop the style "
-            "image to an upright face.")
+            "of photos may not know this subject. Load a DDPM of the style image's domain, try another seed, more "
+            "candidates or a lower t0, or crop the style image to an upright face.")
 
 
 def rank(twins: Tensor, style_image: Tensor, distance: nn.Module, device: torch.device, batch: int) -> RankedTwins:

@@ -43,6 +43,11 @@ def test_every_style_gets_every_variant_and_every_figure(models, tmp_path):
     styles = sorted(save_pictures(tmp_path / "styles", 2, seed=5).iterdir())
     results = osasis.evaluate(models, tiny.pictures(2), styles, SETTINGS, tmp_path / "out")
     assert len(results["styles"]) == 2 and len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert {path.stem for path in (tmp_path / "out" / "twins").iterdir()} == set(results["twins"])
+    assert set(results["twins"]) == set(results["styles"])
+    twin = read_picture(tmp_path / "out" / "twins" / "styles_00.png", tiny.PX)
+    apart = (to_unit(twin) - to_unit(read_picture(styles[0], tiny.PX))).abs().mean()
+    assert results["twins"]["styles_00"]["difference"] == pytest.approx(float(apart), abs=0.005)
     for rows in [*results["styles"].values(), results["mean"]]:
         assert set(rows) == {"photos", *osasis.VARIANTS}
         assert all(torch.isfinite(torch.tensor(list(values.values()))).all() for values in rows.values())
@@ -140,6 +145,17 @@ def test_the_twin_is_the_best_of_the_candidates(models):
     twin, scores = osasis.best_twin(models, style, SETTINGS)
     best = 10 * (twin - style).abs().mean() + models.evaluator.perceptual(twin, style)[0]
     assert scores.tolist() == sorted(scores.tolist()) and float(scores[0]) == pytest.approx(float(best), rel=1e-5)
+
+
+def test_a_ddpm_of_another_size_makes_twins_at_its_own(models):
+    large = tiny.filled(UNet(replace(tiny.DDPM, image_size=2 * tiny.PX)), 1).eval().requires_grad_(False)
+    seen = []
+    large.register_forward_hook(lambda net, inputs, output: seen.append(tuple(inputs[0].shape[-2:])))
+    style = tiny.pictures(1, seed=7)
+    twin, scores = osasis.best_twin(replace(models, ddpm=large), style, SETTINGS)
+    assert set(seen) == {(64, 64)} and twin.shape == style.shape and len(scores) == 3
+    again = osasis.resized(osasis.resized(style, 64), 32)
+    assert float((again - style).abs().mean()) < 0.01 and osasis.resized(style, tiny.PX) is style
 
 
 def test_one_style_is_taken_of_each_class_folder(tmp_path):
