@@ -106,6 +106,7 @@ def add_osasis(p: argparse._ArgumentGroup) -> None:
 def add_mmfs(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--mmfs", type=Path)
     p.add_argument("--mmfs-preset", default="demo", help=", ".join(MMFS_PRESETS))
+    p.add_argument("--text-preset", default="", help="of prompts (default: 'demo text' beside demo, else as pictures)")
     p.add_argument("--mmfs-set", default="", help="settings of the fine-tune on top of the preset: field=value,...")
     p.add_argument("--prompts", default="pencil,watercolor,oil,ink", help="separated by commas (%(default)s)")
     p.add_argument("--art", type=Path, help="folder of drawings: measure the distance of random styles to them")
@@ -185,7 +186,9 @@ def mmfs_of(options: argparse.Namespace, evaluator: Evaluator, styles: list[Path
     structure_net = evaluator.structure_net or EncoderKeys(diffae.encoder, diffae.image_size)
     models = mmfs.Models(net, structure_net, read_faces(options, px, device), evaluator)
     paths, photos = read_photos(options, px, device)
-    settings = mmfs.Settings(config, options.random_styles, groups=label_groups(paths))
+    text_preset = options.text_preset or ("demo text" if options.mmfs_preset == "demo" else options.mmfs_preset)
+    text_config = from_preset(FewShotConfig, MMFS_PRESETS, text_preset, options.mmfs_set)
+    settings = mmfs.Settings(config, options.random_styles, groups=label_groups(paths), text_config=text_config)
     art = art_paths(options)
     mmfs.check_art(photos, art)
     tasks = mmfs.read_tasks(models, photos, styles, names_in(options.prompts), config)

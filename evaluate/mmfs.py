@@ -90,12 +90,18 @@ class Models:
 @dataclass(frozen=True)
 class Settings:
     """How the evaluation stylizes. styles: random styles a photo, at least 2; batch: photos at a time. groups: rows of
-    the photos that are also reported by themselves, each under its name."""
+    the photos that are also reported by themselves, each under its name. text_config: how prompts are learned, by
+    default as pictures."""
     config: FewShotConfig
     styles: int = 16
     batch: int = 28
     seed: int = 0
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    text_config: FewShotConfig | None = None
+
+    def config_of(self, reference: Reference) -> FewShotConfig:
+        """How a style is learned from a reference."""
+        return self.config if reference.pictures or self.text_config is None else self.text_config
 
     def __post_init__(self) -> None:
         if self.styles < 2:
@@ -302,10 +308,11 @@ def evaluate_task(models: Models, photos: Tensor, task: StyleTask, settings: Set
 
     sets: where a style picture's photos, results and itself are added to those of other styles.
     """
-    w_plus = read_reference(models.net, models.evaluator.clip_network(), task.reference, settings.config).w_plus
+    config = settings.config_of(task.reference)
+    w_plus = read_reference(models.net, models.evaluator.clip_network(), task.reference, config).w_plus
     results = {BEFORE: stylize(models.net, photos, w_plus, settings)}
-    for name, config in configs_of(task, settings.config).items():
-        net, w_plus = learn(models, task.reference, config, hooks)
+    for name, changed in configs_of(task, config).items():
+        net, w_plus = learn(models, task.reference, changed, hooks)
         results[name] = stylize(net, photos, w_plus, settings)
     pictures = {"photos": photos} | results
     beginning = [] if task.shown is None else [task.shown]

@@ -48,7 +48,8 @@ class MMFSFineTuneOptions(AtelierNode):
             inputs=[
                 inputs.choice("preset", (OWN, *MMFS_PRESETS), OWN,
                               f"'{OWN}' takes the settings below. Any other preset replaces all of them. official: the "
-                              "released program. paper: where the paper differs. demo: for the demo models."),
+                              "released program. paper: where the paper differs. demo: for the demo models and style "
+                              "pictures. demo text: for the demo models and prompts."),
                 number("structure_weight", "Weight of the structure loss: parts that look alike in the photo must look "
                                            "alike in the result. Less lets shapes change.", 100.0, 0.01),
                 number("clip_weight", "Weight of the CLIP direction loss: photo to result must change as the anchor to "

@@ -125,6 +125,15 @@ def test_projection_is_left_out_where_it_means_nothing(models, styles):
     assert list(E.configs_of(pictures, replace(CONFIG, projection_weight=0.0))) == [E.AFTER]
 
 
+def test_prompts_may_be_learned_otherwise(models, styles):
+    settings = replace(SETTINGS, text_config=replace(CONFIG, structure_weight=9.0))
+    pictures, words = task(models, styles=styles), task(models, prompts=["drawing"])
+    assert settings.config_of(pictures.reference) == CONFIG == SETTINGS.config_of(words.reference)
+    assert settings.config_of(words.reference).structure_weight == 9.0
+    learned = [E.evaluate_task(models, photos, words, one)[0][E.AFTER] for one in (SETTINGS, settings)]
+    assert learned[0] != learned[1]
+
+
 def test_a_picture_whose_nearest_text_is_its_prompt_counts(models, monkeypatch):
     """With embeddings of pictures and texts given, every figure of texts is known."""
     words = {"drawing": [1.0, 0.0], "face": [0.0, 1.0], "photo": [-1.0, 0.0]}
