@@ -4,6 +4,7 @@
 # make oldest what depends on ComfyUI and the packages of requirements.txt, with older and the oldest allowed versions
 # make demo-models DATA=FOLDER   train all demo models; hours on a GPU, resumable (tools/demo_models.py)
 # make demo-domain               a prior of another domain, trained and tried; one GPU, resumable (tools/demo_domain.py)
+# make results DATA=FOLDER       both methods measured on every class: docs/results.md; resumable (tools/results.py)
 # make page ARGS="convert api.json ui.json"    drive the web page (tools/page.py)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
 # Threads of a busy machine must not spin while they wait for each other: that made a UNet call 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-models demo-domain test host lint oldest page clean
+.PHONY: demo demo-models demo-domain results test host lint oldest page clean
 
 demo:
 	@test -n "$$COMFYUI_PATH" || $(SETUP)
@@ -25,6 +26,10 @@ demo-models:
 
 demo-domain:
 	@$(PYTHON) tools/launch.py tools.demo_domain $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+results:
+	@test -n "$(DATA)" || { echo 'name the folder that holds inputs/, inputs_rare/ and art/: make results DATA=FOLDER'; exit 2; }
+	@$(PYTHON) tools/launch.py tools.results --data "$(DATA)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test:
 	@$(SETUP) --with-page --with-older --with-ray
