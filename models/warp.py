@@ -7,12 +7,13 @@ reproduced exactly with any stiffness. Points are (N, 2), x y, in float64 inside
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LATTICE = 128  # cells a side, at most, at which a map is computed; between them it is interpolated
+LATTICE = 64  # cells a side, at most, at which a map is computed; between them it is interpolated
 FOLDED = 0.1  # a map is folded where it shrinks an area to less than this
 BORDER_POINTS = 12  # a side, of the fixed border
 STIFFER, LEAST_STIFFER, STIFFEST = 4.0, 1e-6, 1e6  # a folded map is made stiffer by this factor, from here, to here
@@ -91,6 +92,7 @@ class Bend:
         longer = max(self.size)
         return (self.spline(points / longer) * longer).to(points)
 
+    @cached_property
     def lattice(self) -> tuple[Tensor, Tensor]:
         """LATTICE x LATTICE places (h, w, 2), fewer in a small picture, and where each is taken from, in shares of
         width and height."""
@@ -100,7 +102,7 @@ class Bend:
 
     def grid(self) -> Tensor:
         """For grid_sample (1, height, width, 2), align_corners=False."""
-        places, seen = self.lattice()
+        places, seen = self.lattice
         offset = (seen - places).permute(2, 0, 1)[None]
         if offset.shape[2:] != self.size:
             offset = F.interpolate(offset, self.size, mode="bicubic", align_corners=False)
@@ -117,7 +119,7 @@ def bend(points: Tensor, targets: Tensor, size: tuple[int, int], stiffness: floa
     centres, values = (torch.cat([part.double().cpu(), fixed.double()]) / max(size) for part in (targets, points))
     soft = torch.cat([torch.ones(len(points)), torch.zeros(len(fixed))]).double()
     made = Bend(fit(centres, values, stiffness * soft), size, stiffness)
-    while least_area(made.lattice()[1]) < FOLDED and made.stiffness < STIFFEST:
+    while least_area(made.lattice[1]) < FOLDED and made.stiffness < STIFFEST:
         stiffness = max(made.stiffness, LEAST_STIFFER) * STIFFER
         made = Bend(fit(centres, values, stiffness * soft), size, stiffness)
     return made

@@ -175,14 +175,14 @@ class FollowGeometry(AtelierNode):
             description="Deforms the faces of stylized pictures as the style image deforms one. It works with any "
                         "stylizer. Strength 0 gives the pictures as they are, to the bit.",
             inputs=[
-                inputs.image("image", "The stylized pictures. The largest face of each is deformed."),
+                inputs.image("results", "The stylized pictures. The largest face of each is deformed."),
                 sockets.GEOMETRY.Input("geometry", tooltip="How the style image deforms a face, from Geometry from "
                                                            "Reference."),
                 slider("strength", 1.0, geometry.MAX_STRENGTH, "How far. 0: not at all. 1: as far as the style image. "
                                                                "More exaggerates."),
                 inputs.image("photos", "The very pictures that were stylized, as many, or one for all. Faces that "
                                        "cannot be read in the result are read in them.", optional=True),
-                io.Mask.Input("mask", optional=True, tooltip="Masks of the pictures, as many, or one for all. They are "
+                io.Mask.Input("masks", optional=True, tooltip="Masks of the pictures, as many, or one for all. They are "
                                                              "deformed with them.")],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The deformed pictures."),
@@ -191,16 +191,16 @@ class FollowGeometry(AtelierNode):
                                  tooltip="How far each face was deformed, and which were left as they are.")])
 
     @classmethod
-    def execute(cls, image: Tensor, geometry: FaceGeometry, strength: float, photos: Tensor | None = None,
-                mask: Tensor | None = None) -> io.NodeOutput:
-        count = len(images.check(image, "image"))
+    def execute(cls, results: Tensor, geometry: FaceGeometry, strength: float, photos: Tensor | None = None,
+                masks: Tensor | None = None) -> io.NodeOutput:
+        count = len(images.check(results, "results"))
         if photos is not None:
-            sockets.paired_length(count, len(images.check(photos, "photos")), ("pictures", "photos"))
-        masks = masks_of(mask, image)
+            sockets.paired_length(count, len(images.check(photos, "photos")), ("results", "photos"))
+        masks = checked_masks(masks, results)
         if not strength:
             report = "strength is 0: nothing was deformed"
-            return io.NodeOutput(image, mask_output(masks), report, ui=ui.PreviewText(report))
-        done = follow(image, photos, masks, geometry, strength)
+            return io.NodeOutput(results, mask_output(masks), report, ui=ui.PreviewText(report))
+        done = follow(results, photos, masks, geometry, strength)
         if not done.lines:
             raise ValueError("\n".join(done.left))
         if done.left:
@@ -214,24 +214,24 @@ def mask_output(masks: Tensor | None) -> Tensor | host.ExecutionBlocker:
     return host.blocked("no mask is connected to Follow Geometry") if masks is None else masks
 
 
-def masks_of(mask: Tensor | None, image: Tensor) -> Tensor | None:
+def checked_masks(masks: Tensor | None, results: Tensor) -> Tensor | None:
     """A mask (H, W) for each picture of an IMAGE. ValueError for others."""
-    if mask is None:
+    if masks is None:
         return None
-    mask = mask[None] if mask.ndim == 2 else mask
-    if len(mask) not in (1, len(image)) or mask.shape[1:] != image.shape[1:3]:
-        raise ValueError(f"mask: masks of {tuple(mask.shape)} do not fit pictures of {tuple(image.shape[:3])}. Connect "
+    masks = masks[None] if masks.ndim == 2 else masks
+    if len(masks) not in (1, len(results)) or masks.shape[1:] != results.shape[1:3]:
+        raise ValueError(f"masks: {tuple(masks.shape)} does not fit pictures of {tuple(results.shape[:3])}. Connect "
                          "masks of the same pictures, or one for all")
-    return mask.float().expand(len(image), -1, -1)
+    return masks.float().expand(len(results), -1, -1)
 
 
-def follow(image: Tensor, photos: Tensor | None, masks: Tensor | None, made: FaceGeometry,
+def follow(results: Tensor, photos: Tensor | None, masks: Tensor | None, made: FaceGeometry,
            strength: float) -> Followed:
     """Every picture of an IMAGE, bent; those without a face stay as they are."""
-    networks, progress, done = load_faces(), NodeProgress(len(image)), Followed([], [], [], [])
+    networks, progress, done = load_faces(), NodeProgress(len(results)), Followed([], [], [], [])
     with host.running(patched(networks)):
-        for place in range(len(image)):
-            one = images.checked(image[place:place + 1], "image")
+        for place in range(len(results)):
+            one = images.checked(results[place:place + 1], "results")
             photo = None if photos is None else images.checked(photos[place % len(photos)][None], "photos")[0] * 2 - 1
             mask = None if masks is None else masks[place]
             points = points_of(networks, one[0] * 2 - 1, photo)

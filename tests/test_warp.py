@@ -92,7 +92,9 @@ def test_a_large_picture_is_bent_as_a_small_one():
     made = warp.bend(INNER * 6, targets * 6, (360, 540), 0.0)
     places = warp.pixel_centres(360, 540) * torch.tensor([540, 360])
     exact, found = made.taken_from(places), (made.grid()[0] + 1) / 2 * torch.tensor([540, 360])
-    assert float((exact - found).abs().max()) < 0.25, "px of 540"
+    error = (exact - found).norm(dim=2)
+    assert error.mean() < 0.05 and error.max() < 0.5, "px of 540"
+
 
 
 def test_a_map_that_would_fold_is_made_stiffer():
@@ -100,7 +102,7 @@ def test_a_map_that_would_fold_is_made_stiffer():
     soft = warp.Bend(warp.fit(torch.cat([crossed, warp.border(*SIZE)]) / 90, torch.cat([INNER, warp.border(*SIZE)]) / 90),
                      SIZE, 0.0)
     made = warp.bend(INNER, crossed, SIZE, 0.0)
-    assert warp.least_area(soft.lattice()[1]) < 0 < warp.FOLDED <= warp.least_area(made.lattice()[1])
+    assert warp.least_area(soft.lattice[1]) < 0 < warp.FOLDED <= warp.least_area(made.lattice[1])
     assert made.stiffness > 0
 
 
