@@ -23,7 +23,7 @@ DRAWN = FaceSettings(threshold=0.3, settled=True)
 UPPER_LIP, LOWER_LIP = 13, 14  # the inner lips in the middle
 LEAST_UNSURE = 0.25  # of the picture's shorter side, longer side of a face that the mesh is not sure of
 READINGS = 4  # of a deformed face
-STIFFNESS = 1e-4  # of the warp, in units of the picture's longer side
+STIFFNESS = 1e-3  # of the warp, in units of the picture's longer side
 MAX_STRENGTH = 2.0
 
 
