@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.faces.align import align, paste_back, side_of
-from ..models.faces.geometry import enlarged
 from ..models.faces.find import SURE, Face, FaceSettings, find_faces
+from ..models.faces.geometry import enlarged
 from ..models.faces.mesh import LEFT_CORNER, RIGHT_CORNER
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.rng import generator

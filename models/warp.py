@@ -81,8 +81,8 @@ def pixel_centres(rows: int, columns: int) -> Tensor:
 @dataclass(frozen=True)
 class Bend:
     """A map of pictures of size (height, width). spline: from where something is seen to where it is taken from, both
-    in shares of the longer side. stiffness: that it was fitted with, more than was asked for where it would have folded.
-    """
+    in shares of the longer side. stiffness: that it was fitted with, more than was asked for where it would have
+    folded."""
     spline: Spline
     size: tuple[int, int]
     stiffness: float

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from comfy_api.latest import io, ui
@@ -14,6 +15,7 @@ from ..models.faces import geometry, matching
 from ..models.faces.align import OUTLINE
 from ..models.faces.geometry import FaceGeometry, Landmarks
 from ..models.faces.networks import FaceNetworks, load_faces
+from ..models.features.protocols import StructureNet
 from ..models.loading import load_geometry, save_geometry
 from . import face_sources, host, images, inputs, sockets
 from .base import AtelierNode
@@ -135,7 +137,8 @@ def landmarks_of_twin(networks: FaceNetworks, twin: Tensor) -> Landmarks:
 
 def matched(structure_net: StructureNetModel, style: Tensor, twin: Tensor, plain: Landmarks) -> FaceGeometry:
     with host.running(structure_net.patched) as device:
-        pairs = matching.mutual_matches(structure_net.net, twin.to(device), style.to(device))
+        net = cast(StructureNet, structure_net.net)
+        pairs = matching.mutual_matches(net, twin.to(device), style.to(device))
     places = matching.consistent(*pairs, plain.points)
     return matching.geometry_of_matches(*places, plain.points, max(twin.shape[1:]),
                                         f"{len(places[0])} places of the twin found again in the style image")
@@ -182,8 +185,8 @@ class FollowGeometry(AtelierNode):
                                                                "More exaggerates."),
                 inputs.image("photos", "The very pictures that were stylized, as many, or one for all. Faces that "
                                        "cannot be read in the result are read in them.", optional=True),
-                io.Mask.Input("masks", optional=True, tooltip="Masks of the pictures, as many, or one for all. They are "
-                                                             "deformed with them.")],
+                io.Mask.Input("masks", optional=True,
+                              tooltip="Masks of the pictures, as many, or one for all. They are deformed with them.")],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The deformed pictures."),
                 io.Mask.Output("mask", display_name="mask", tooltip="The deformed masks, if masks are connected."),

@@ -68,7 +68,8 @@ def test_a_similarity_is_the_best_one(mean):
 def test_a_face_in_its_own_frame_is_level_in_the_middle_and_of_size_1(mean):
     points = geometry.to_own_frame(moved(mean, -25, 80.0))(moved(mean, -25, 80.0))
     assert torch.allclose(points, mean, atol=1e-5)
-    assert torch.allclose(points.mean(0), torch.zeros(2), atol=1e-5) and points.square().sum(1).mean() == pytest.approx(1)
+    assert torch.allclose(points.mean(0), torch.zeros(2), atol=1e-5)
+    assert points.square().sum(1).mean() == pytest.approx(1)
     assert points[geometry.LEFT_CORNER, 1] == pytest.approx(float(points[geometry.RIGHT_CORNER, 1]), abs=1e-5)
 
 
@@ -216,7 +217,8 @@ def test_a_geometry_is_saved_and_loaded(tmp_path, mean):
     assert again.origin == "landmarks"
 
 
-BAD = {"missing": ({"shift": None}, "not those of a geometry"), "misshapen": ({"shift": torch.zeros(467, 2)}, "not those"),
+BAD = {"missing": ({"shift": None}, "not those of a geometry"),
+       "misshapen": ({"shift": torch.zeros(467, 2)}, "not those"),
        "of 16 bit": ({"shift": torch.zeros(468, 2).half()}, "not those"),
        "superfluous": ({"more": torch.zeros(1)}, "not those"),
        "far": ({"shift": torch.full((468, 2), 1e6)}, "not finite, or farther"),

@@ -1,4 +1,4 @@
-"""Geometry from Reference, Follow Geometry, Save and Load Geometry, executed as ComfyUI does it, on shipped pictures."""
+"""Geometry from Reference, Follow, Save and Load Geometry, executed as ComfyUI does it, on shipped pictures."""
 from __future__ import annotations
 
 import numpy as np

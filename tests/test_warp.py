@@ -99,8 +99,8 @@ def test_a_large_picture_is_bent_as_a_small_one():
 
 def test_a_map_that_would_fold_is_made_stiffer():
     crossed = INNER[[1, 0, 2, 4, 3]]
-    soft = warp.Bend(warp.fit(torch.cat([crossed, warp.border(*SIZE)]) / 90, torch.cat([INNER, warp.border(*SIZE)]) / 90),
-                     SIZE, 0.0)
+    centres, values = (torch.cat([part, warp.border(*SIZE)]) / 90 for part in (crossed, INNER))
+    soft = warp.Bend(warp.fit(centres, values), SIZE, 0.0)
     made = warp.bend(INNER, crossed, SIZE, 0.0)
     assert warp.least_area(soft.lattice[1]) < 0 < warp.FOLDED <= warp.least_area(made.lattice[1])
     assert made.stiffness > 0

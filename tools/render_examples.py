@@ -95,7 +95,8 @@ def caricature() -> Image.Image:
     dark.polygon([(262, 220), (287, 326), (256, 336)], fill=120)
     for x in (206, 306):
         dark.ellipse((x - 38, 205, x + 38, 258), fill=90)
-    picture = Image.composite(Image.new("RGB", picture.size, SHADOW), picture, shade.filter(ImageFilter.GaussianBlur(9)))
+    shade = shade.filter(ImageFilter.GaussianBlur(9))
+    picture = Image.composite(Image.new("RGB", picture.size, SHADOW), picture, shade)
     draw = ImageDraw.Draw(picture)
     for x in (206, 306):  # eyes and brows
         draw.ellipse((x - 19, 223, x + 19, 241), fill="white", outline=LINE, width=3)

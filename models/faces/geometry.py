@@ -183,8 +183,8 @@ def landmarks_in(nets: FaceNetworks, picture: Tensor, square: Tensor) -> Landmar
 def straightened(nets: FaceNetworks, picture: Tensor, first: Landmarks, plain: Tensor) -> Landmarks:
     """Landmarks of a deformed face, read again. The mesh knows usual faces, and reads less than half of what makes a
     caricature; so the picture (3, H, W) is bent until the face's landmarks lie like a plain face's (468, 2), read, and
-    what is found is looked up in the picture. A round in which the mesh is no longer sure, nor as sure as at first, ends
-    it."""
+    what is found is looked up in the picture. A round in which the mesh is no longer sure, nor as sure as at first,
+    ends it."""
     found = first
     for _ in range(READINGS - 1):
         usual = similarity(plain, found.points)(plain).to(found.points)

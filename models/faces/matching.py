@@ -58,8 +58,8 @@ def consistent(plain: Tensor, deformed: Tensor, face: Tensor) -> tuple[Tensor, T
         near = (best(deformed) - plain).norm(dim=1) < MOST_OFF * side
         plain, deformed = plain[near], deformed[near]
     if len(plain) < FEWEST:
-        raise ValueError(f"only {len(plain)} places of the photo twin were found again in the style image, {FEWEST} are "
-                         "needed. Take a style image whose face is more like a photo's, or write pairs of points")
+        raise ValueError(f"only {len(plain)} places of the photo twin were found again in the style image, {FEWEST} "
+                         "are needed. Take a style image whose face is more like a photo's, or write pairs of points")
     return plain, deformed
 
 
