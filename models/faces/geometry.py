@@ -105,7 +105,7 @@ def geometry_of(plain: Tensor, deformed: Tensor, origin: str = "") -> FaceGeomet
 
 def mirrored(points: Tensor, mirror: Tensor) -> Tensor:
     """Points or shifts (468, 2) in a face's frame, left and right swapped. mirror (468,): the mesh's."""
-    return points[mirror] * points.new_tensor([-1, 1])
+    return points[mirror.to(points.device)] * points.new_tensor([-1, 1])
 
 
 def symmetric(geometry: FaceGeometry, mirror: Tensor) -> FaceGeometry:
