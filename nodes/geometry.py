@@ -108,7 +108,8 @@ def read_geometry(networks: FaceNetworks, style: Tensor, twin: Tensor | None, pa
     if pairs is not None:
         if twin is None or plain is None:
             raise ValueError("pairs are of the photo twin and the style image. Connect the twin, too")
-        return matching.geometry_of_matches(*pairs, plain.points, max(twin.shape[1:]), f"{len(pairs[0])} pairs by hand")
+        return matching.geometry_of_matches(*pairs, plain.points, max(twin.shape[1:]), f"{len(pairs[0])} pairs by hand",
+                                            geometry.STIFFNESS)
     found = geometry.landmarks(networks, style)
     if not (found and found.sure) and structure_net is not None:
         if twin is None or plain is None:

@@ -203,8 +203,12 @@ def test_matches_that_do_not_fit_the_others_are_left_out(found):
 def test_a_geometry_of_matches_is_that_of_the_landmarks(found, mean):
     known = geometry_of(found.points, geometry_of(mean, long_face(mean)).targets(found.points, 1.0))
     away = moved(known.targets(found.points, 1.0), 15, 0.8)
-    made = matching.geometry_of_matches(found.points[::6], away[::6], found.points, 256, "by hand")
+    made = matching.geometry_of_matches(found.points[::6], away[::6], found.points, 256, "by hand",
+                                        geometry.STIFFNESS)
     assert made.origin == "by hand" and (made.shift - known.shift).norm(dim=1).mean() < 0.25 * known.size
+    crossed = found.points[::6].flip(0)
+    with pytest.raises(ValueError, match="by hand shift the landmarks by .* more than any face is deformed"):
+        matching.geometry_of_matches(found.points[::6], crossed, found.points, 256, "by hand", geometry.STIFFNESS)
     with pytest.raises(ValueError, match="no square raster"):
         matching.token_places(200)
 

@@ -12,9 +12,10 @@ from ..features.protocols import StructureNet
 from .geometry import FaceGeometry, geometry_of, similarity
 
 FEWEST = 8  # matches of which a geometry is made
-MOST_OFF = 0.35  # of a match from the similarity of all, in shares of the side of the face's box
+MOST_OFF = 0.2  # of a match from the similarity of all, in shares of the side of the face's box
 ROUNDS = 4
-STIFFNESS = 3e-2  # in units of the picture's longer side: matches are places of a coarse raster
+STIFFNESS = 0.1  # in units of the picture's longer side: matches are places of a coarse raster
+MOST_SHIFT = 0.2  # of a geometry, in radii of the face; a strong caricature has 0.17
 MARGIN = 0.15  # around the face, of its box
 
 
@@ -63,9 +64,16 @@ def consistent(plain: Tensor, deformed: Tensor, face: Tensor) -> tuple[Tensor, T
     return plain, deformed
 
 
-def geometry_of_matches(plain: Tensor, deformed: Tensor, face: Tensor, longer: float, origin: str) -> FaceGeometry:
+def geometry_of_matches(plain: Tensor, deformed: Tensor, face: Tensor, longer: float, origin: str,
+                        stiffness: float = STIFFNESS) -> FaceGeometry:
     """The geometry that brings places (n, 2) of the plain picture, whose face has the points (468, 2), to places of
-    the deformed one, smoothly in between. longer: the plain picture's longer side. ValueError for fewer than three
-    places and for such in a line."""
-    spline = warp.fit(plain / longer, deformed / longer, STIFFNESS)
-    return geometry_of(face, (spline(face / longer) * longer).float(), origin)
+    the deformed one, smoothly in between. longer: the plain picture's longer side. stiffness: of the
+    spline. ValueError for fewer than three
+    places, for such in a line, and for places that no face can have."""
+    spline = warp.fit(plain / longer, deformed / longer, stiffness)
+    made = geometry_of(face, (spline(face / longer) * longer).float(), origin)
+    if made.size > MOST_SHIFT:
+        raise ValueError(f"{origin} shift the landmarks by {100 * made.size:.0f} % of the face's radius, which is more "
+                         f"than any face is deformed ({100 * MOST_SHIFT:.0f} %), so they belong to other places. Write "
+                         "pairs of points, or take another style image")
+    return made
