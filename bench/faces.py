@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..evaluate.faces import enlarged
 from ..models.faces.align import align, paste_back, side_of
 from ..models.faces.find import SURE, Face, FaceSettings, find_faces
+from ..models.faces.geometry import enlarged
 from ..models.faces.mesh import LEFT_CORNER, RIGHT_CORNER
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.rng import generator

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.faces import find, mesh
+from ..models.faces.geometry import enlarged
 from ..models.faces.mesh import LEFT_CORNER, RIGHT_CORNER
 from ..models.faces.networks import FaceNetworks
 from ..train import labels
 
-READER_PX = 384  # smaller pictures are enlarged to this side: drawn faces are read better so
 ALIGNED_SQUARE = (0.504, 0.578, 0.943, 0.0)  # where a face lies in pictures aligned as FFHQ's (means of 40 portraits)
 
 
@@ -38,15 +37,6 @@ class FaceReading:
     def eye_distance(self) -> Tensor:
         """(B,) between the outer corners of the eyes."""
         return (self.points[:, RIGHT_CORNER] - self.points[:, LEFT_CORNER]).norm(dim=1)
-
-
-def enlarged(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] with a longer side of READER_PX at least."""
-    longer = max(pictures.shape[2:])
-    if longer >= READER_PX:
-        return pictures.clamp(-1, 1)
-    sides = tuple(max(round(n * READER_PX / longer), 1) for n in pictures.shape[2:])
-    return F.interpolate(pictures, sides, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from .checkpoints import CheckpointError, Stored
 from .checkpoints.formats import vgg
 from .checkpoints.formats.foreign import with_prefix
 from .diffae import DiffAE, DiffAEConfig
+from .faces.networks import POINTS
 from .features import arcface, clip, dino
 from .features.arcface import ArcFace, ArcFaceConfig
 from .features.clip import Clip, ClipConfig
@@ -26,6 +27,7 @@ from .stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config, Synthesis
 from .unet import UNet, UNetConfig
 
 MOST_PX = 4096  # of a StyleGAN2
+FARTHEST = 20.0  # of a landmark from the middle of its face, in radii of the face
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,21 @@ def _checked_direction(stored: Stored) -> Stored:
     return stored
 
 
+def _checked_geometry(stored: Stored) -> Stored:
+    """A geometry of faces whose numbers can be used. CheckpointError for another one."""
+    wanted = {"points": (POINTS, 2), "shift": (POINTS, 2)}
+    found = {name: tuple(value.shape) for name, value in stored.tensors.items() if value.dtype == torch.float32}
+    if found != wanted or len(stored.tensors) != len(wanted):
+        raise CheckpointError("its tensors are not those of a geometry (points and shift of 468 landmarks); save it "
+                              "again")
+    if not all(torch.isfinite(value).all() and value.abs().max() < FARTHEST for value in stored.tensors.values()):
+        raise CheckpointError(f"its landmarks are not finite, or farther than {FARTHEST:.0f} times the face's radius; "
+                              "save it again")
+    if not (stored.tensors["points"] - stored.tensors["points"].mean(0)).abs().max() > 1e-3:
+        raise CheckpointError("its landmarks are all in one place; save it again")
+    return stored
+
+
 def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
     """The activation is the caller's choice where a converted file leaves it open."""
     default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
@@ -248,6 +265,7 @@ KINDS: dict[str, Kind] = {
         "an attribute classifier of a DiffAE's codes", "the Load Attribute Classifier node",
         "ffhq256_autoenc_cls/last.ckpt, linked from https://github.com/phizaz/diffae", complete=_checked_classifier),
     "direction": Kind("a direction of semantic codes", "the Load Direction node", complete=_checked_direction),
+    "face_geometry": Kind("a geometry of faces", "the Load Geometry node", complete=_checked_geometry),
     "osasis_content": Kind("prepared content pictures", "an OSASIS fine-tune, by itself, from its content folder"),
     "snapshot": Kind("a training snapshot", "the resume input of the node or command that wrote it"),
 }

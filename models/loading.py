@@ -24,6 +24,7 @@ from .checkpoints.errors import short
 from .checkpoints.formats.foreign import joined, with_prefix
 from .diffae import DiffAE
 from .edit import SemanticDirection
+from .faces.geometry import FaceGeometry
 from .features.arcface import ArcFace
 from .features.clip import Clip
 from .features.dino import Dino
@@ -379,6 +380,18 @@ def save_direction(path: Path, direction: SemanticDirection) -> Path:
     """Write directions in 32 bit, with their names, settings and the fingerprint of their DiffAE."""
     return store.save(path, {"z": direction.z}, "direction", {}, {
         "names": list(direction.names), "model": direction.model, "settings": direction.settings}, None)
+
+
+def load_geometry(path: Path) -> FaceGeometry:
+    """A geometry of faces that was saved."""
+    stored = read_kind(path, "face_geometry")
+    return FaceGeometry(stored.tensors["points"], stored.tensors["shift"], _fact(path, stored, "origin"))
+
+
+def save_geometry(path: Path, geometry: FaceGeometry) -> Path:
+    """Write a geometry in 32 bit, with what it was made of."""
+    return store.save(path, {"points": geometry.points, "shift": geometry.shift}, "face_geometry", {},
+                      {"origin": geometry.origin}, None)
 
 
 # --- snapshots ---------------------------------------------------------------------------------------------------

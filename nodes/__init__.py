@@ -9,6 +9,7 @@ from . import (
     edit,
     evaluation_table,
     faces,
+    geometry,
     host,
     loaders,
     metrics,
@@ -26,7 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
     *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
     *density.NODES, *sweep.NODES, *evaluation_table.NODES,
-    *blend.NODES]
+    *blend.NODES, *geometry.NODES]
 
 
 class AtelierExtension(ComfyExtension):

@@ -44,7 +44,8 @@ DEMO_FILES = {"diffae": "diffae.safetensors", "ddpm": "ddpm.safetensors", "open_
 FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": "vgg16", "osasis": "osasis_style",
               "stylegan2": "stylegan2", "mmfs": "mmfs", "mmfs_styles": "mmfs_style", "dino": "dino",
               "alexnet": "alexnet", "arcface": "arcface", "inception": "inception", "art_inception": "art_inception",
-              "diffae_attributes": "attributes", "diffae_directions": "direction"}
+              "diffae_attributes": "attributes", "diffae_directions": "direction",
+              "face_geometries": "face_geometry"}
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 NO_FOLDER = NO_FILE = "none"
 MOST_FOLDERS = 500  # offered as choices

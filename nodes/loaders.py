@@ -32,6 +32,7 @@ from .sockets import (
 ENCODER = "encoder of the DiffAE"
 NO_STYLE = "(no style saved yet)"
 NO_DIRECTION = "(no direction saved yet)"
+NO_GEOMETRY = "(no geometry saved yet)"
 ACTIVATIONS = {"auto": None, "quick_gelu": True, "gelu": False}
 
 
@@ -366,6 +367,28 @@ class LoadDirection(StyleLoader):
         return io.NodeOutput(direction, names, ui=ui.PreviewText(names))
 
 
+class LoadGeometry(StyleLoader):
+    KIND = "face_geometries"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLoadGeometry", display_name="Load Geometry", category="Atelier/loaders",
+            description="Loads a geometry that Save Geometry has saved: how a style image deforms a face, for Follow "
+                        "Geometry.",
+            inputs=[style_input("face_geometries", "A file in models/face_geometries, saved by Save Geometry.",
+                                NO_GEOMETRY)],
+            outputs=[
+                sockets.GEOMETRY.Output("geometry", display_name="geometry",
+                                        tooltip="The geometry, for Follow Geometry."),
+                io.String.Output("origin", display_name="origin", tooltip="What it was made of.")])
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        geometry = loading.load_geometry(host.model_path(cls.KIND, file))
+        return io.NodeOutput(geometry, geometry.origin, ui=ui.PreviewText(geometry.origin))
+
+
 def image_of(picture: Tensor | None, otherwise: host.ExecutionBlocker) -> Tensor | host.ExecutionBlocker:
     """A picture uint8 (3, H, W) as IMAGE."""
     return otherwise if picture is None else images.to_image(to_unit(picture[None]))
@@ -373,4 +396,4 @@ def image_of(picture: Tensor | None, otherwise: host.ExecutionBlocker) -> Tensor
 
 NODES = [LoadDiffAE, LoadDDPM, LoadCLIP, LoadPerceptual, LoadOSASISStyle,
          LoadStyleGAN2, LoadMMFS, LoadStructureNet, LoadMMFSStyle, LoadAttributes,
-         LoadDirection]
+         LoadDirection, LoadGeometry]

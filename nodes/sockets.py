@@ -48,6 +48,7 @@ FACE_LANDMARKS = io.Custom("FACE_LANDMARKS")  # core's: {"frames": [[{"landmarks
 BOUNDING_BOX = io.Custom("BOUNDING_BOX")  # core's: {"x", "y", "width", "height"}, a list of them, or lists of them
 ATTRIBUTES = io.Custom("ATELIER_ATTRIBUTES")
 DIRECTION = io.Custom("ATELIER_DIRECTION")  # a models.edit.SemanticDirection
+GEOMETRY = io.Custom("ATELIER_GEOMETRY")  # a models.faces.geometry.FaceGeometry
 SWEPT = io.Custom("FLOAT,INT,BOOLEAN,STRING,COMBO")  # one of these: fits any of their inputs
 SWEEP = io.Custom("ATELIER_SWEEP")
 LOSS_MAP = io.Custom("LOSS_MAP")  # core's: {"loss": [float, ...]}

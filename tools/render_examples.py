@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from kornia.filters import bilateral_blur, gaussian_blur2d, sobel
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from ..evaluate.report import random_pictures
@@ -79,6 +79,38 @@ def wall() -> Image.Image:
     return whole
 
 
+SKIN, SHADOW, LINE, LIPS, BACK, SHIRT = "#e3b48f", "#c08c68", "#4a3428", "#b4574f", "#d8d2c4", "#5b6f86"
+
+
+def caricature() -> Image.Image:
+    """A drawn man whose jaw is far too wide: a style image whose shapes are not those of a photo. On 512 px, reduced.
+    """
+    picture, shade = Image.new("RGB", (512, 512), BACK), Image.new("L", (512, 512), 0)
+    draw, dark = ImageDraw.Draw(picture), ImageDraw.Draw(shade)
+    draw.rectangle((180, 400, 332, 512), fill=SHADOW)  # the neck
+    for box, colour in (((60, 470, 452, 700), SHIRT), ((128, 66, 384, 330), LINE), ((146, 90, 366, 330), SKIN),
+                        ((108, 210, 404, 477), SKIN), ((112, 220, 150, 290), SKIN), ((362, 220, 400, 290), SKIN)):
+        draw.ellipse(box, fill=colour)  # shoulders, hair, skull, jaw, ears
+    dark.ellipse((114, 360, 398, 492), fill=70)
+    dark.polygon([(262, 220), (287, 326), (256, 336)], fill=120)
+    for x in (206, 306):
+        dark.ellipse((x - 38, 205, x + 38, 258), fill=90)
+    shade = shade.filter(ImageFilter.GaussianBlur(9))
+    picture = Image.composite(Image.new("RGB", picture.size, SHADOW), picture, shade)
+    draw = ImageDraw.Draw(picture)
+    for x in (206, 306):  # eyes and brows
+        draw.ellipse((x - 19, 223, x + 19, 241), fill="white", outline=LINE, width=3)
+        draw.ellipse((x - 9, 223, x + 9, 241), fill=LINE)
+        draw.arc((x - 36, 188, x + 36, 240), 200, 340, fill=LINE, width=9)
+    draw.ellipse((225, 308, 287, 340), fill="#d89d78")  # the nose
+    for x in (243, 269):
+        draw.ellipse((x - 6, 328, x + 6, 337), fill="#7a4b38")
+    draw.line((248, 225, 229, 318), fill=SHADOW, width=3)
+    draw.ellipse((186, 356, 326, 388), fill=LIPS)
+    draw.line((186, 370, 326, 370), fill="#6b2a2a", width=4)
+    return picture.filter(ImageFilter.GaussianBlur(1.6)).resize((PX, PX), Image.LANCZOS)
+
+
 def main() -> int:
     INPUTS.mkdir(parents=True, exist_ok=True)
     net = load_diffae(DEMO / "diffae.safetensors")
@@ -89,6 +121,7 @@ def main() -> int:
     for (name, render), i in zip((("poster", poster), ("pencil", pencil)), STYLES):
         face = F.interpolate(faces[i:i + 1], (PX, PX), mode="bicubic", antialias=True)
         save(render(face.clamp(0, 1)), f"style_{name}")
+    caricature().save(INPUTS / "style_caricature.png", optimize=True)
     astronaut().save(INPUTS / "astronaut.png", optimize=True)
     wall().save(INPUTS / "wall.png", optimize=True)
     return 0
