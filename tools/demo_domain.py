@@ -7,8 +7,8 @@
 Scenes are rendered, some of them drawn by our filters; a DDPM and a DiffAE learn the scenes, beginning with the demo
 models of faces; then styles are learned and measured, inside the domain and across domains (docs/osasis.md G.1): a
 style image of one domain, its twin made by the DDPM of that domain, photos and prior of the other. Beside each stands
-the same with the DDPM of the photos' domain. What is finished stays, and what was stopped goes on when the command is given
-again, as in tools/demo_models.py. OUT/numbers.json and OUT/numbers.md hold all figures.
+the same with the DDPM of the photos' domain. What is finished stays, and what was stopped goes on when the command is
+given again, as in tools/demo_models.py. OUT/numbers.json and OUT/numbers.md hold all figures.
 """
 from __future__ import annotations
 
