@@ -39,7 +39,7 @@ FOLDERS = {"scenes": (4000, 0), "drawn": (320, 1), "unseen": (28, 2)}  # how man
 STYLES = ("oil", "watercolor", "pencil", "colorpencil", "cel", "pointillism", "lowpoly", "charcoal", "ukiyo", "popart",
           "engraving")
 TRIED = "npr_oil,npr_watercolor,npr_lowpoly,npr_ukiyo,npr_popart,npr_engraving"
-FEW = "npr_watercolor,npr_ukiyo,npr_popart"
+FEW = "npr_oil,npr_watercolor,npr_popart"
 STILL = "--augment degrees=0,scale=0.05,shift=0.02,colour=0,flip=yes"  # scenes are rendered in all colours and places
 SCENE_PRIOR, SCENE_DDPM = "--diffae {out}/diffae.safetensors", "--ddpm {out}/ddpm.safetensors"
 SCENE_STYLES = "--styles {out}/art --holdout 10"
