@@ -17,7 +17,7 @@ from .terminal import show
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("file", type=Path)
-    p.add_argument("--photos", type=Path, required=True, help="folder of aligned photos")
+    p.add_argument("--photos", type=Path, required=True, help="folder of photos of the DiffAE's domain")
     p.add_argument("--out", type=Path, required=True, help="folder for the picture grids")
     add_device(p)
     p.set_defaults(run=run)

@@ -37,7 +37,7 @@ LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", choices=[*TRAINED, ATTRIBUTES, *train_mmfs.STAGES])
-    p.add_argument("--photos", type=Path, required=True, help="folder of aligned face photos")
+    p.add_argument("--photos", type=Path, required=True, help="folder of photos of one domain, such as aligned faces")
     p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
     p.add_argument("--weights", default="", help="how often art classes come beside the others: vector_*=0.25,... "

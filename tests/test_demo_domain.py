@@ -75,7 +75,12 @@ def test_a_twin_is_compared_with_the_photo_that_the_style_was_drawn_from(tmp_pat
     results = {"twins": {"npr_oil_scene_1_00009": {"difference": 1.6, "score": 3.0}}, "styles": {}, "mean": rows,
                "reconstruction": {"t0 0.5": [30.0, 0.9]}}
     (twins.parent / "results.json").write_text(json.dumps(results))
+    grid = np.arange(9, dtype=np.uint8).reshape(3, 3).repeat(8, 0).repeat(8, 1)  # rows of a trial's picture sheet
+    Image.fromarray(grid).convert("RGB").save(twins.parent / "npr_oil_scene_1_00009.png")
+    cells = demo_domain.shown(twins.parent / "npr_oil_scene_1_00009.png")
+    assert [int(np.asarray(cell).max()) for cell in cells] == [0, 3, 1, 4, 7, 2, 5, 8]  # style, twin, then two photos
     demo_domain.write_figures(tmp_path)
+    assert Image.open(tmp_path / "sheet.png").width > 8 * 8
     found = json.loads((tmp_path / "numbers.json").read_text())
     twin = found["faces-scene"]["twins"]["npr_oil_scene_1_00009"]
     assert twin["style_to_photo"] == pytest.approx(2) and twin["twin_to_photo"] == pytest.approx(51 / 127.5)

@@ -8,7 +8,8 @@ Scenes are rendered, some of them drawn by our filters; a DDPM and a DiffAE lear
 models of faces; then styles are learned and measured, inside the domain and across domains (docs/osasis.md G.1): a
 style image of one domain, its twin made by the DDPM of that domain, photos and prior of the other. Beside each stands
 the same with the DDPM of the photos' domain. What is finished stays, and what was stopped goes on when the command is
-given again, as in tools/demo_models.py. OUT/numbers.json and OUT/numbers.md hold all figures.
+given again, as in tools/demo_models.py. OUT/numbers.json and OUT/numbers.md hold all figures, OUT/sheet.png
+all trials.
 """
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..evaluate.metrics import edge_agreement
 from ..evaluate.tables import name_of
 from ..models.loading import DEMO
@@ -28,6 +31,7 @@ from ..models.whole_files import whole_file
 from ..train.data import read_picture, to_unit
 from . import scenes
 from .demo_models import ROOT, Job, Jobs, arguments_of, gpu_names, planned
+from .sheet import contact_sheet, stacked
 
 log = logging.getLogger(__name__)
 PX = 128
@@ -148,8 +152,28 @@ def table(found: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shown(grid: Path) -> list[Image.Image]:
+    """Of a trial's picture sheet: style image, twin, and of two photos: itself, stylized, stylized without the SPN."""
+    sheet = Image.open(grid)
+
+    def cell(column: int, row: int) -> Image.Image:
+        return sheet.crop((column * PX, row * PX, (column + 1) * PX, (row + 1) * PX))
+    return [cell(0, 0), cell(0, 1), *(cell(column, row) for column in (1, 2) for row in (0, 1, 2))]
+
+
+def write_sheet(out: Path) -> None:
+    """All finished trials as OUT/sheet.png, a row for each style."""
+    columns = ("style", "twin", *("photo", "stylized", "no SPN") * 2)
+    sheets = {what: contact_sheet(columns, [shown(path) for path in grids], PX)
+              for name, (what, _) in TRIALS.items() if (grids := sorted((out / "trials" / name).glob("*.png")))}
+    if sheets:
+        with whole_file(out / "sheet.png") as file:
+            stacked(sheets).save(file, "PNG")
+
+
 def write_figures(out: Path) -> None:
     found = figures(out)
+    write_sheet(out)
     for name, text in (("numbers.json", json.dumps(found, indent=1)), ("numbers.md", table(found))):
         with whole_file(out / name) as file:
             file.write_text(text, encoding="utf-8")

@@ -64,7 +64,7 @@ def jobs_of(styles: Sequence[str], shares: int) -> list[Job]:
         jobs.append(Job(method, command, 0.2, after=before))
     jobs.append(Job("edits", f"edits {photos} --limit 0 --attributes {shlex.quote(ATTRIBUTES)} --texts "
                     f"{known(clip, TEXTS)} --out {{out}}/edits", 0.3))
-    jobs.append(Job("rank", f"rank {photos.replace('--photos ', '')} --k 20 --out {{out}}/rank", 0.01))
+    jobs.append(Job("rank", "rank {out}/photos --k 20 --distance encoder_distance --out {out}/rank", 0.01))
     return jobs
 
 
@@ -167,8 +167,8 @@ def claim_lines(results: Results) -> list[str]:
                          f"{interval_text(found)} | **{verdict(*found[1:])}** |")
     if results["rank"]:
         found = rare_by_distance(results["rank"])
-        lines.append("| OSASIS, Figure 3 | rare pictures are reconstructed worse (pairs of a rare and a common one, minus "
-                     f"those the other way) | distance to the reconstruction | {interval_text(found)} | "
+        lines.append("| OSASIS, Figure 3 | rare pictures are reconstructed worse (share of pairs of a rare and a "
+                     f"common one, minus those the other way) | distance to the reconstruction | {interval_text(found)} | "
                      f"**{verdict(*found[1:])}** |")
     return lines
 
@@ -251,10 +251,10 @@ def sections(results: Results) -> list[tuple[str, list[str]]]:
                                           *group_lines(results)]))
         found.append(("Every class", class_lines(results)))
     found.append(("What these measures cannot say", [
-        "FID, ArtFID, LPIPS, ArcFace and DINO need networks that are not shipped, and the papers' tables their pictures: "
-        "`atelier table` makes those tables from folders of results, with the published rows beside them. Not compared "
-        "here: the methods of others, and people's opinions. Several photo twins of one style, strengths, and sweeps of "
-        "t0 and of the change point are workflows (`osasis_twins`, `osasis_sweeps`, `mmfs_sweeps`)."]))
+        "FID, ArtFID, LPIPS, ArcFace and DINO need networks that are not shipped: `atelier table` makes the papers' "
+        "tables from folders of results, with the published rows beside them. Not compared here: methods of others and "
+        "people's opinions. Several photo twins of one style, strengths, and sweeps of t0 and of the change point are "
+        "workflows (`osasis_twins`, `osasis_sweeps`, `mmfs_sweeps`)."]))
     for title, rows in results["edits"].items():
         found.append((f"Edit by {title.replace(' ', ': ', 1)}", [table(chosen(rows, (
             "clip_direction", "attribute_probability", *SHOWN[3:])))]))
