@@ -168,8 +168,8 @@ def claim_lines(results: Results) -> list[str]:
     if results["rank"]:
         found = rare_by_distance(results["rank"])
         lines.append("| OSASIS, Figure 3 | rare pictures are reconstructed worse (share of pairs of a rare and a "
-                     f"common one, minus those the other way) | distance to the reconstruction | {interval_text(found)} | "
-                     f"**{verdict(*found[1:])}** |")
+                     "common one, minus those the other way) | distance to the reconstruction | "
+                     f"{interval_text(found)} | **{verdict(*found[1:])}** |")
     return lines
 
 
