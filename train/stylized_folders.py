@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.checkpoints import store
-from ..models.faces.crops import FaceCrop, chosen, cut_out, put_back, squares_found
+from ..models.faces.crops import Choice, FaceCrop, cut_out, put_back, squares_found
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.rng import stream_seed
@@ -110,7 +110,7 @@ def found_faces(name: str, path: Path, size: int, nets: FaceNetworks) -> Found:
     squares = squares_found(search_faces(nets, picture, FaceSettings(settled=True)), False)
     if not squares:
         raise ValueError(f"{path} shows no face; stylize it without --faces")
-    crops = cut_out(picture, 0, chosen(squares, "all", 0), size)
+    crops = cut_out(picture, 0, Choice("all").of(squares), size)
     return Found(name, torch.stack([crop.crop for crop in crops]), crops, picture.cpu())
 
 
