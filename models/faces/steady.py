@@ -148,24 +148,25 @@ def held(film: Sequence[Frame]) -> list[Frame]:
 
 # --- the filter -------------------------------------------------------------------------------------------------------
 def smoothed(track: Track, sigma: float) -> dict[int, FaceSquare]:
-    """Every square fitted to its neighbours by a straight line in time, with Gaussian weights: no delay, and uniform
-    motion stays what it is, at both ends, too. track: without holes."""
+    """Every square fitted to its neighbours by a parabola in time, with Gaussian weights: no delay, and uniform or
+    uniformly accelerated motion stays what it is, at both ends, too. track: without holes."""
     if sigma <= 0:
         return dict(track)
     reach, out = round(REACH * sigma), {}
     for time in track:
         near = [other for other in range(time - reach, time + reach + 1) if other in track]
-        weights = line_weights(torch.tensor(near, dtype=torch.float64) - time, sigma)
+        weights = fit_weights(torch.tensor(near, dtype=torch.float64) - time, sigma)
         out[time] = blended([track[other] for other in near], weights, track[time].origin, near.index(time))
     return out
 
 
-def line_weights(offsets: Tensor, sigma: float) -> Tensor:
-    """Of values at times (K,), relative to the one that is asked for: what each counts in the line's value there."""
-    w = torch.exp(-offsets.square() / (2 * sigma * sigma))
-    s0, s1, s2 = w.sum(), (w * offsets).sum(), (w * offsets.square()).sum()
-    spread = s0 * s2 - s1.square()
-    return w / s0 if spread < 1e-9 else w * (s2 - s1 * offsets) / spread
+def fit_weights(offsets: Tensor, sigma: float) -> Tensor:
+    """Of values at times (K,), relative to the one that is asked for: what each counts in the parabola's value there
+    (with two values a straight line's)."""
+    t = offsets / sigma
+    powers = torch.stack([t ** k for k in range(min(3, len(t)))], 1)
+    weighted = powers * torch.exp(-t.square() / 2)[:, None]
+    return torch.linalg.solve(powers.T @ weighted, weighted.T)[0]
 
 
 def blended(squares: Sequence[FaceSquare], weights: Tensor, origin: str, own: int = 0) -> FaceSquare:
