@@ -33,9 +33,9 @@ PICTURE = Path(__file__).resolve().parents[1] / "workflows" / "inputs" / "astron
 HEIGHT, WIDTH = 720, 1280
 
 
-def film(frames: int) -> Tensor:
-    """(frames, 3, HEIGHT, WIDTH) in [-1, 1]: a pan and zoom."""
-    picture, out = to_unit(read_whole(PICTURE))[None], torch.empty(frames, 3, HEIGHT, WIDTH)
+def film(path: Path, frames: int) -> Tensor:
+    """(frames, 3, HEIGHT, WIDTH) in [-1, 1]: a camera that moves over a picture."""
+    picture, out = to_unit(read_whole(path))[None], torch.empty(frames, 3, HEIGHT, WIDTH)
     large = F.interpolate(picture, (HEIGHT, HEIGHT), mode="bicubic").clamp(-1, 1)
     canvas = F.pad(large, ((WIDTH - HEIGHT) // 2, (WIDTH - HEIGHT) // 2, 0, 0), mode="reflect")
     for k in range(frames):
@@ -112,11 +112,12 @@ def main() -> int:
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--frames", type=int, default=48)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--picture", type=Path, default=PICTURE, help="with a face; enlarged to 720 px (%(default)s)")
     p.add_argument("--out", type=Path, help="also writes the seconds as JSON")
     options = p.parse_args()
     device = torch.device(options.device)
     net = network(device) if options.px == 512 else load_mmfs(DEMO / "mmfs.safetensors")[0].to(device)
-    found = measured(net, load_faces().to(device), film(options.frames), options.batch)
+    found = measured(net, load_faces().to(device), film(options.picture, options.frames), options.batch)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{options.px} px, {where}, torch {torch.__version__}, batch {options.batch}\n\n{table(found)}")
     if options.out:

@@ -254,3 +254,19 @@ def test_the_frames_of_a_film_are_searched_one_at_a_time_and_once(nets, film, tm
     assert most[0] == 1
     monkeypatch.setattr(stylized_folders, "read_whole", None)
     stylized_folders.prepare_film(jobs, tmp_path / "out", CPU, 1.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_a_thousand_frames_take_no_more_memory_than_a_hundred(nets, tmp_path, monkeypatch):
+    """All of a film but the search of its faces, which has a test of its own."""
+    memory, save, frames = [], stylized_folders.save_picture, tmp_path / "film"
+    frames.mkdir()
+    for k in range(1000):
+        Image.fromarray(np.full((64, 64, 3), k % 256, np.uint8)).save(frames / f"{k:04}.png")
+
+    def saved(shown, path):
+        save(shown, path)
+        memory.append(psutil.Process().memory_info().rss)
+    monkeypatch.setattr(stylized_folders, "save_picture", saved)
+    assert main(arguments(nets, STYLES[1], frames, tmp_path / "out", "--film", "0")) == 0
+    assert len(memory) == 1000 and max(memory[100:]) - memory[100] < 24 * 2 ** 20
