@@ -134,6 +134,8 @@ def measured(film: Film, faces: FaceNetworks, stylize: Stylizing) -> dict[str, f
     for name, (sigma, same_noise) in VARIANTS.items():
         made = stylized(film, steadied(searches, Choice(), sigma), stylize, same_noise)
         found[name] = error(made, film, truth)
+    found["whole frames, same noise"] = error(torch.cat([stylize(frame[None], True) for frame in film.frames]), film,
+                                              truth)
     found["moved along"] = error(moved_along(made[0], film), film, truth)
     for name, sigma in (("jitter", 0.0), ("jitter, steady", 3.0)):
         found[name] = jitter(film, steadied(searches, Choice(), sigma))

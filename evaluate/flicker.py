@@ -85,6 +85,6 @@ def flicker(results: Tensor, frames: Tensor) -> tuple[float, float]:
     for k in range(len(frames) - 1):
         there, back = optical_flow(frames[k], frames[k + 1]), optical_flow(frames[k + 1], frames[k])
         seen = seen_in_both(there, back)
-        errors.append([warp_error(*pair, there, seen) for pair in (results[k:k + 2], frames[k:k + 2])])
+        errors.append([warp_error(film[k], film[k + 1], there, seen) for film in (results, frames)])
     made, own = torch.tensor(errors).nanmean(0).tolist()
     return made, own
