@@ -13,7 +13,7 @@ import torch
 from ..models.diffusion import SOLVERS
 from ..models.precision import AUTO, PRECISIONS
 from ..train.stylists import StylistConfig
-from ..train.stylized_folders import Count, Networks, jobs_of, prepare_folder, stylize_folder
+from ..train.stylized_folders import Count, Networks, jobs_of, prepare_film, prepare_folder, stylize_folder
 from .options import given
 from .server import ROOT
 from .stopping import Stopped, StopSignals
@@ -22,7 +22,7 @@ from .terminal import show
 STYLE_FOLDERS = ("osasis", "mmfs_styles")  # of ComfyUI's models
 
 PASSED = ("style", "out", "model", "clip", "batch", "seed", "strength", "precision", "encode_steps", "decode_steps",
-          "change_point", "solver")  # to the workers
+          "change_point", "solver", "film")  # to the workers
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -36,6 +36,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--clip", type=Path, help="for a style picture: the CLIP of the model's mapping (default: the "
                    "demo's)")
     p.add_argument("--faces", action="store_true", help="find all faces, stylize them and put them back")
+    p.add_argument("--film", type=float, metavar="FRAMES", help="the pictures are the frames of a film, in the order "
+                   "of their names: all have the same noise, and with --faces each face is followed and its square "
+                   "smoothed over so many frames before and after (3 is good)")
     p.add_argument("--batch", type=int, default=c.batch, help="pictures a network call (%(default)s)")
     p.add_argument("--seed", type=int, default=c.seed, help="of MMFS's noise; a picture's own depends on its name "
                    "(%(default)s)")
@@ -66,14 +69,18 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
 
 def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSignals) -> Count:
     jobs = jobs_of(options.photos)
-    prepare_folder(options.out, config, options.faces)
+    prepare_folder(options.out, config, options.faces, options.film)
+    film = None if options.film is None else options.out
+    if options.film is not None and options.faces:
+        prepare_film(jobs, options.out, torch.device(options.device or devices()[0]), options.film, signals.check)
     if options.ray:
         from .stylize_ray import stylize_on_ray
         return stylize_on_ray(jobs, options.out, config, options)
     if options.part or number_of_workers(options) == 1:
         jobs = part_of(jobs, options.part or "1/1")
         device = torch.device(options.device or devices()[0])
-        return stylize_folder(jobs, options.out, lambda: Networks.load(config, device, options.faces), signals.check)
+        return stylize_folder(jobs, options.out, lambda: Networks.load(config, device, options.faces, film),
+                              signals.check)
     return in_workers(jobs, options)
 
 
@@ -81,6 +88,8 @@ def config_of(options: argparse.Namespace) -> StylistConfig:
     for name in ("batch", "encode_steps", "decode_steps"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; take 1 or more")
+    if options.film is not None and not 0 <= options.film <= 60:
+        raise ValueError(f"--film is {options.film:g}; take 0 (no smoothing) to 60 frames")
     return StylistConfig(style_file(options.style), **given(
         options, "model", "clip", "encode_steps", "decode_steps", "change_point", "solver", "strength", "seed",
         "batch", "precision"))

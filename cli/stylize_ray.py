@@ -40,7 +40,8 @@ def stylize_on_ray(jobs: dict[str, Path], out: Path, config: StylistConfig, opti
         done = names.map_batches(
             worker_class(str(ROOT)), batch_size=BLOCK, concurrency=workers,
             num_gpus=min(1, gpus / workers) if gpus else None, num_cpus=None if gpus else 1,
-            fn_constructor_args=(asdict(config), str(out.resolve()), options.faces, torch.get_num_threads()))
+            fn_constructor_args=(asdict(config), str(out.resolve()), options.faces, options.film is not None,
+                                 torch.get_num_threads()))
         return total(done.take_all())
     finally:
         ray.shutdown()
@@ -71,12 +72,12 @@ def worker_class(root: str) -> type:
     return Worker
 
 
-def worker(config: dict[str, Any], out: str, faces: bool, threads: int) -> Callable[[Batch], Batch]:
+def worker(config: dict[str, Any], out: str, faces: bool, film: bool, threads: int) -> Callable[[Batch], Batch]:
     """Loads the networks; the function of a batch of {"name", "path"} that writes its pictures. threads: on a CPU, by
     which sums are rounded: as many as the process has that a run without Ray would be in."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nets = Networks.load(StylistConfig(**config), device, faces)
+    nets = Networks.load(StylistConfig(**config), device, faces, Path(out) if film else None)
 
     def work(batch: Batch) -> Batch:
         found: Batch = {"path": list(map(str, batch["path"])), "made": [], "before": [], "why": []}

@@ -13,6 +13,7 @@ from ..models.faces.crops import FaceSquare, square_of_five, squares_of_landmark
 
 BOX_KINDS = ("crop", "face")
 POINTS_ADVICE = "five_points takes ten numbers, x y of left eye, right eye, nose, left and right corner of the mouth"
+POINT_ADVICE = "point takes two numbers: x, y in pixels"
 BOX_ADVICE = "box takes four numbers: x, y of the upper left corner, width, height"
 
 
@@ -29,6 +30,15 @@ def numbers_of_lines(text: str, count: int, advice: str) -> list[list[float]]:
             raise ValueError(f"{line[:80]!r} has {len(row)} numbers. {advice}")
         found.append(row)
     return found
+
+
+def point_of(text: str, shape: tuple[int, int]) -> Tensor:
+    """The point (2,) of a text, x and y in pixels; without any, the middle of pictures of this (height, width).
+    ValueError."""
+    rows = numbers_of_lines(text, 2, POINT_ADVICE)
+    if len(rows) > 1:
+        raise ValueError(f"point has {len(rows)} lines. {POINT_ADVICE}")
+    return torch.tensor(rows[0] if rows else [shape[1] / 2, shape[0] / 2])
 
 
 def each_picture(rows: list, count: int, what: str) -> list:

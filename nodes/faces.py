@@ -1,8 +1,10 @@
 """Nodes that cut faces out of whole pictures, as the models want them, and put what became of them back."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 from ..models.faces import crops
 from ..models.faces.align import COLOUR_MATCHES, ColourMatch, PasteSettings
-from ..models.faces.crops import FaceCrop, FaceCrops, FaceSquare
-from ..models.faces.find import FaceSettings, search_faces
-from ..models.faces.networks import FaceNetworks, load_faces
+from ..models.faces.crops import Choice, FaceCrop, FaceCrops, FaceSquare
+from ..models.faces.find import Face, FaceSearch, FaceSettings, search_faces
+from ..models.faces.networks import load_faces
+from ..models.faces.steady import Follower, Frame, steadied
 from . import face_sources, host, images, inputs, sockets
 from .base import AtelierNode
 from .host import NodeProgress
@@ -23,6 +26,7 @@ from .host import NodeProgress
 AREAS = ("square", "face")
 SHOWN = 4  # pictures on the node, with the squares that were found in them
 COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
+Search = Callable[[Tensor], FaceSearch]
 Finder = Callable[[Tensor, int], "Answer"]
 
 
@@ -35,12 +39,25 @@ class Answer:
 
 @dataclass
 class Cut:
-    """What has been cut out of a batch so far, as crops and as IMAGEs of one, and what there is to be said."""
+    """What was cut out of a batch, as crops, as IMAGE (N, size, size, 3) and as MASK (N, size, size), and what there is
+    to be said."""
     crops: list[FaceCrop] = field(default_factory=list)
-    pictures: list[Tensor] = field(default_factory=list)
+    pictures: Tensor = torch.empty(0)
+    masks: Tensor = torch.empty(0)
     shown: list[Tensor] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, count: int, size: int) -> Cut:
+        """With room for so many crops."""
+        return cls(pictures=torch.empty(count, size, size, 3), masks=torch.empty(count, size, size))
+
+    def add(self, crop: FaceCrop, picture: Tensor) -> None:
+        """A crop, and the same as IMAGE (1, size, size, 3). Both share the mask's memory."""
+        row = len(self.crops)
+        self.pictures[row], self.masks[row] = picture[0], crop.mask
+        self.crops.append(replace(crop, mask=self.masks[row]))
 
 
 class AlignFaces(AtelierNode):
@@ -63,7 +80,7 @@ class AlignFaces(AtelierNode):
                                          "and Paste Faces Back stretches the result to the picture's shape again."),
                 inputs.choice("faces", crops.CHOICES, "largest",
                               "Which faces of each picture are cut out. largest: one. by index: the one that index "
-                              "names. all: every face, the largest first."),
+                              "names. all: every face, the largest first. nearest point: the one nearest to point."),
                 io.Int.Input("index", default=0, min=0, max=255,
                              tooltip="With faces by index: the number of the face. 0 is the largest."),
                 io.Boolean.Input("any_direction", default=defaults.any_direction,
@@ -93,7 +110,12 @@ class AlignFaces(AtelierNode):
                                            tooltip="Boxes of another node, in place of the search."),
                 sockets.FACE_LANDMARKS.Input("face_landmarks", optional=True,
                                              tooltip="Landmarks of core's MediaPipe Face Landmarker, in place of the "
-                                                     "search.")],
+                                                     "search."),
+                io.String.Input("point", default="", optional=True,
+                                tooltip="With faces nearest point: x, y in pixels. Empty: the middle of the picture."),
+                io.Float.Input("steady", default=0.0, min=0.0, max=60.0, step=0.5, optional=True,
+                               tooltip="For the frames of a film: each face is followed, and its square smoothed over "
+                                       "so many frames before and after. 3 is good. 0: each picture on its own.")],
             outputs=[
                 io.Image.Output("crops", display_name="crops", tooltip="The aligned faces, all of one size."),
                 sockets.FACE_CROP.Output("face_crop", display_name="face_crop",
@@ -106,10 +128,11 @@ class AlignFaces(AtelierNode):
                                          "counted from 0.")])
 
     @classmethod
-    def validate_inputs(cls, five_points: str | None, box: str | None) -> bool | str:
+    def validate_inputs(cls, five_points: str | None, box: str | None, point: str | None = "") -> bool | str:
         try:
             face_sources.numbers_of_lines(five_points or "", 10, face_sources.POINTS_ADVICE)
             face_sources.numbers_of_lines(box or "", 4, face_sources.BOX_ADVICE)
+            face_sources.point_of(point or "", (1, 1))
         except ValueError as error:
             return str(error)
         return True
@@ -117,21 +140,20 @@ class AlignFaces(AtelierNode):
     @classmethod
     def execute(cls, image: Tensor, size: int, align: bool, faces: crops.Chosen, index: int, any_direction: bool,
                 threshold: float, pad: bool, fallback: bool, five_points: str, box: str, box_kind: str,
-                bounding_box: Any = None, face_landmarks: Any = None) -> io.NodeOutput:
+                bounding_box: Any = None, face_landmarks: Any = None, point: str = "",
+                steady: float = 0.0) -> io.NodeOutput:
         count, *shape = images.check(image, "image").shape[:3]
         if not align:
             return output(cls, unaligned(image, size), count)
+        choice = Choice(faces, index, face_sources.point_of(point, (shape[0], shape[1])))
         given = told(count, (shape[0], shape[1]), five_points, box, box_kind, bounding_box, face_landmarks)
-        cut = Cut()
         if given is not None:
-            cut_all(cut, image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
-                    (faces, index), (size, pad))
+            cut = cut_all(image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
+                          choice, (size, pad), steady)
         else:
             settings = FaceSettings(threshold, any_direction, settled=True)
-            networks = load_faces()
-            patched = host.PatchedModule(nn.ModuleDict({"detector": networks.detector, "mesh": networks.mesh}))
-            with host.running(patched) as device:
-                cut_all(cut, image, finder(networks, settings, fallback), (faces, index), (size, pad), device)
+            with searching(settings, choice if steady else None) as (search, device):
+                cut = cut_all(image, partial(answered, search, fallback), choice, (size, pad), steady, device)
         if not cut.crops:
             raise ValueError("\n".join(cut.left))
         return output(cls, cut, count)
@@ -157,47 +179,79 @@ def told(count: int, shape: tuple[int, int], five_points: str, box: str, box_kin
     return face_sources.from_core_landmarks(face_landmarks, shape, count)
 
 
-def finder(networks: FaceNetworks, settings: FaceSettings, fallback: bool) -> Finder:
-    """Searches a picture with networks that are loaded."""
-    def find(picture: Tensor, place: int) -> Answer:
-        search = search_faces(networks, picture, settings)
-        squares = crops.squares_found(search, fallback)
-        return Answer(squares, "" if squares else crops.why_none(place, search))
-    return find
+@contextlib.contextmanager
+def searching(settings: FaceSettings, film: Choice | None = None) -> Iterator[tuple[Search, torch.device]]:
+    """Loads the networks of faces; gives the search of a picture (3, H, W) in [-1, 1] on the device, and that.
+
+    film: the pictures are its frames, one after the other; a single face that is asked for is followed."""
+    networks = load_faces()
+    patched = host.PatchedModule(nn.ModuleDict({"detector": networks.detector, "mesh": networks.mesh}))
+    with host.running(patched) as device:
+        if film is None or film.which in ("all", "by index"):
+            yield partial(search_faces, networks, settings=settings), device
+        else:
+            yield Follower(networks, settings, partial(picked, film)), device
 
 
-def cut_all(cut: Cut, image: Tensor, find: Finder, which: tuple[crops.Chosen, int], how: tuple[int, bool],
-            device: torch.device = images.CPU) -> None:
-    """Cuts the chosen faces out of every picture, and says what was found in which. how: size of the crops, pad."""
-    progress = NodeProgress(len(image))
+def picked(choice: Choice, faces: Sequence[Face]) -> Face | None:
+    """The one of a picture's faces that is asked for."""
+    rows = choice.of([FaceSquare.of(face) for face in faces])
+    return faces[rows[0][0]] if rows else None
+
+
+def answered(search: Search, fallback: bool, picture: Tensor, place: int) -> Answer:
+    """The squares that are found in a picture."""
+    found = search(picture)
+    squares = crops.squares_found(found, fallback)
+    return Answer(squares, "" if squares else crops.why_none(place, found))
+
+
+def cut_all(image: Tensor, find: Finder, choice: Choice, how: tuple[int, bool], steady: float = 0.0,
+            device: torch.device = images.CPU) -> Cut:
+    """Cuts the chosen faces out of every picture, and says what was found in which. how: size of the crops, pad.
+    steady: of the frames of a film, see `steadied`."""
+    progress, answers = NodeProgress(2 * len(image)), []
     for place in range(len(image)):
-        picture = images.checked(image[place:place + 1], "image", device)[0] * 2 - 1
-        answer = find(picture, place)
-        rows = crops.chosen(answer.squares, *which)
-        if not rows:
-            cut.left.append(crops.why_not_this(place, len(answer.squares), which[1]) if answer.squares
-                            else answer.why_none)
-        made = crops.cut_out(picture, place, rows, *how)
-        cut.crops += made
-        cut.pictures += [images.to_image(crop.crop[None]) for crop in made]
-        for (index, square), crop in zip(rows, made, strict=True):
-            cut.lines.append(f"picture {place}, face {index}: {square.origin}")
-            cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place)]
-        if len(cut.shown) < SHOWN:
-            cut.shown.append(outlined(picture, answer.squares))
+        answers.append(find(signed(image, place, device), place))
         progress()
+    frames = [answer.squares for answer in answers]
+    chosen = steadied(frames, choice, steady) if steady else [choice.of(squares) for squares in frames]
+    cut = Cut.of(sum(map(len, chosen)), how[0])
+    for place, (answer, rows) in enumerate(zip(answers, chosen, strict=True)):
+        if not rows:
+            cut.left.append(crops.why_not_this(place, len(answer.squares), choice.index) if answer.squares
+                            else answer.why_none)
+        picture = signed(image, place, device) if rows or len(cut.shown) < SHOWN else None
+        if picture is not None:
+            add_faces(cut, picture, place, rows, how)
+            if len(cut.shown) < SHOWN:
+                cut.shown.append(outlined(picture, [square for _, square in rows] if steady else answer.squares))
+        progress()
+    return cut
+
+
+def signed(image: Tensor, place: int, device: torch.device) -> Tensor:
+    """A picture of an IMAGE as (3, H, W) in [-1, 1] on the device."""
+    return images.checked(image[place:place + 1], "image", device)[0] * 2 - 1
+
+
+def add_faces(cut: Cut, picture: Tensor, place: int, rows: Frame, how: tuple[int, bool]) -> None:
+    """Cuts squares out of picture number `place`, and says what they are."""
+    for (index, square), crop in zip(rows, crops.cut_out(picture, place, rows, *how), strict=True):
+        cut.add(crop, images.to_image(crop.crop[None]))
+        cut.lines.append(f"picture {place}, face {index}: {square.origin}")
+        cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place)]
 
 
 def unaligned(image: Tensor, size: int) -> Cut:
     """Whole pictures, squashed to the size; those of that size stay as they are."""
-    cut = Cut()
+    cut = Cut.of(len(image), size)
     for place in range(len(image)):
         host.check_interrupt()
         picture = images.checked(image[place:place + 1], "image")
         crop = crops.whole_picture(picture[0] * 2 - 1, place, size)
-        cut.crops.append(crop)
-        cut.pictures.append(images.to_image(crop.crop[None]) if picture.shape[2:] != (size, size)
-                            else rearrange(picture, "b c h w -> b h w c"))
+        cut.add(crop, images.to_image(crop.crop[None]) if picture.shape[2:] != (size, size)
+                else rearrange(picture, "b c h w -> b h w c"))
         cut.lines.append(f"picture {place}: alignment is off, the whole picture")
     return cut
 
@@ -221,8 +275,8 @@ def output(node: type[io.ComfyNode], cut: Cut, count: int) -> io.NodeOutput:
         host.warn("\n".join(cut.left))
     report = "\n".join([*cut.lines, *(f"left out: {line}" for line in cut.left)])
     shown = ui.PreviewImage(torch.cat(cut.shown), cls=node).as_dict() if cut.shown else {}
-    return io.NodeOutput(torch.cat(cut.pictures), FaceCrops(tuple(cut.crops), count),
-                         torch.stack([crop.mask for crop in cut.crops]), report, ui=shown | {"text": (report,)})
+    return io.NodeOutput(cut.pictures, FaceCrops(tuple(cut.crops), count), cut.masks, report,
+                         ui=shown | {"text": (report,)})
 
 
 class PasteFaces(AtelierNode):
@@ -261,14 +315,16 @@ class PasteFaces(AtelierNode):
                 match_colour: ColourMatch, upscale: float, mask: Tensor | None = None) -> io.NodeOutput:
         check_batches(image, results, face_crop)
         masks = masks_of(face_crop, area, mask)
-        settings, progress, pasted = PasteSettings(feather, match_colour), NodeProgress(len(image)), []
+        settings, progress, pasted = PasteSettings(feather, match_colour), NodeProgress(len(image)), torch.empty(0)
         for place in range(len(image)):
             picture = images.checked(image[place:place + 1], "image")
             rows = [(crop, images.checked(results[k:k + 1], "results")[0] * 2 - 1, masks[k])
                     for k, crop in enumerate(face_crop.crops) if crop.picture == place]
-            pasted.append(with_faces(picture, rows, settings, upscale))
+            made = with_faces(picture, rows, settings, upscale)
+            pasted = pasted if place else torch.empty(len(image), *made.shape[1:])
+            pasted[place] = made[0]
             progress()
-        return io.NodeOutput(torch.cat(pasted))
+        return io.NodeOutput(pasted)
 
 
 def with_faces(picture: Tensor, rows: list[tuple[FaceCrop, Tensor, Tensor | None]], settings: PasteSettings,

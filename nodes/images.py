@@ -155,15 +155,12 @@ def stride_size(image: Tensor, stride: int, most: int, what: str = "image") -> t
     return height, width
 
 
-def to_strides(image: Tensor, stride: int, most: int, what: str = "image",
-               device: torch.device = CPU) -> tuple[Tensor, tuple[int, int]]:
-    """IMAGE of any shape -> (B, 3, H, W) in [-1, 1] with sides that are multiples of `stride`, reflected at the right
-    and lower border, and the (height, width) without that border; on the CPU or on `device`."""
-    height, width = stride_size(image, stride, most, what)
-    pad = (0, -width % stride, 0, -height % stride)
-    padded = in_chunks(image, what, lambda x: F.pad(_resized(x, height, width) * 2 - 1, pad, mode="reflect"),
-                       device)
-    return padded, (height, width)
+def to_strides(image: Tensor, stride: int, size: tuple[int, int], what: str = "image",
+               device: torch.device = CPU) -> Tensor:
+    """IMAGE of any shape, scaled to (height, width) -> (B, 3, H, W) in [-1, 1] with sides that are multiples of
+    `stride`, reflected at the right and lower border; on the CPU or on `device`."""
+    pad = (0, -size[1] % stride, 0, -size[0] % stride)
+    return in_chunks(image, what, lambda x: F.pad(_resized(x, *size) * 2 - 1, pad, mode="reflect"), device)
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:

@@ -12,22 +12,25 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models import stylegan2
+from ..models.faces import crops
 from ..models.features.clip import Clip
 from ..models.graphs import Graphs
-from ..models.mmfs import MMFS
+from ..models.mmfs import MMFS, MMFSConfig
 from ..models.precision import AUTO
 from ..models.style import MAX_STRENGTH, MMFSStyle, check_mmfs_style, styled
 from ..models.stylegan2 import NOISES, sampling_memory
 from ..models.stylizer import stylizer
+from ..models.tiles import Tiling
 from ..train.data import to_bytes
 from . import host, images, inputs, sockets
 from .base import AtelierNode
 from .host import NodeProgress
-from .osasis import chunks
 from .sockets import CLIPModel, MMFSModel, WPlus
 from .stylegan2 import layer_noise, mixed_w_plus, mixing_inputs, truncation_input
+from .whole_pictures import AS_IT_IS, FACE_SCALES, Part, parts_of, result_size, sizes_for_faces
 
 CROP, WHOLE = "crop", "whole picture"
+TILE = 1536
 GAP_ANCHOR = "photo"
 GAP_SAMPLES = 64  # random stylizations whose mean embedding stands for pictures
 PRECISION_TOOLTIP = ("Number format of the network on a GPU. auto is float16 where the pack's kernels run (NVIDIA, "
@@ -124,7 +127,7 @@ class StyleFromText(AtelierNode):
             raise ValueError("gap is above 0, which needs photos to stylize. Connect some faces to photos, or set gap "
                              "to 0")
         sockets.warn_of_clip(mmfs, clip)
-        x = fitted(photos, CROP, mmfs, 0)[0] if gap and photos is not None else None
+        x = images.to_square(photos, mmfs.net.config.resolution) if gap and photos is not None else None
         with host.running(mmfs.patched, clip.patched) as device:
             texts = F.normalize(clip.net.embed_text([prompt, GAP_ANCHOR] if gap else [prompt]).float(), dim=-1)
             seen = texts[:1]
@@ -205,78 +208,105 @@ class StylizeMMFS(AtelierNode):
                 inputs.fixed_seed("Seed of the noise. No effect with noise zero.", "noise_seed"),
                 inputs.choice("fit", (CROP, WHOLE), CROP,
                               "crop: the middle square, at the model's size. The face should be upright and fill most "
-                              "of it. whole picture: in its own shape and size (experimental: faces should be about as "
-                              "large as in the crop)."),
+                              "of it. whole picture: in its own shape and size (faces should be about as large as in "
+                              "the crop, see face_scale)."),
                 io.Int.Input("max_side", default=1024, min=0, max=8192, step=16,
-                             tooltip="Whole pictures with a longer side than this are scaled down first. 0: never."),
+                             tooltip="Whole pictures with a longer side than this are scaled down. 0: never."),
                 inputs.batch("Pictures of the model's size at a time."),
                 sockets.W_PLUS.Input("w_plus", display_name="w+ code", optional=True,
                                      tooltip="One code for each photo, one for all, or several for a single photo. "
                                              "Not connected: that of the fine-tuned style."),
                 sockets.MMFS_STYLE.Input("style", display_name="fine-tuned style", optional=True,
                                          tooltip="A fine-tuned style, loaded or just made."),
-                inputs.precision(PRECISION_TOOLTIP, optional=True)],
+                inputs.precision(PRECISION_TOOLTIP, optional=True),
+                inputs.choice("face_scale", FACE_SCALES, AS_IT_IS,
+                              "Of whole pictures: they are stylized at the size at which the largest face is as large "
+                              "as in the model's crops, and get their own size back. each picture: by its own face. "
+                              "whole batch: all alike, for the frames of a film. off: at their own size.",
+                              optional=True),
+                inputs.advanced(io.Int.Input(
+                    "tile", default=TILE, min=0, max=8192, step=16, optional=True,
+                    tooltip="Whole pictures with a longer side than this are computed in overlapping tiles. The result "
+                            "is the same, the memory bounded. 0: never."))],
             outputs=[io.Image.Output("stylized", display_name="image", tooltip="The stylized pictures.")])
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, image: Tensor, strength: float, noise: str, noise_seed: int, fit: str,
-                max_side: int, batch: int, w_plus: WPlus | None = None,
-                style: MMFSStyle | None = None, precision: str = AUTO) -> io.NodeOutput:
+                max_side: int, batch: int, w_plus: WPlus | None = None, style: MMFSStyle | None = None,
+                precision: str = AUTO, face_scale: str = AS_IT_IS, tile: int = TILE) -> io.NodeOutput:
         w, config = codes(mmfs, w_plus, style), mmfs.net.config
-        size = fitted_size(image, fit, mmfs, max_side)
+        size = result_size(image, fit == WHOLE, config, max_side)
         count = sockets.paired_length(len(image), len(w), ("pictures", "w+ codes"))
-        padded = [-(-side // config.stride) * config.stride for side in size]
-        rows = chunks(count, max(1, batch * config.resolution ** 2 // (padded[0] * padded[1])))
-        progress, out = NodeProgress(len(rows)), torch.empty(count, *size, 3)
-        memory = sampling_memory(max(config.decoder[-1], config.encoder[0]), padded[0], padded[1], rows[0].stop)
-        shapes = mmfs.net.noise_shapes(*padded)
+        sizes = [size] * len(image)
+        if fit == WHOLE and face_scale != AS_IT_IS:
+            sizes = sizes_for_faces(image, size, config, face_scale)
+        parts = parts_of(sizes if len(image) > 1 else sizes * count, config, batch, tile)
+        tilings = [Tiling.of(*part.padded(config), tile, config) for part in parts]
+        progress, out = NodeProgress(len(parts)), torch.empty(count, *size, 3)
+        memory = max(sampling_memory(max(config.decoder[-1], config.encoder[0]), *tiling.size,
+                                     part.rows.stop - part.rows.start) for part, tiling in zip(parts, tilings))
         with host.running(mmfs.patched, memory=memory) as device, Graphs() as graphs:
             net = mmfs.net if style is None else styled(mmfs.net, style, strength)
             stylize, where = stylizer(net, precision), device if device.type == "cuda" else images.CPU
 
-            def inputs_of(r: slice, drawn: list[Tensor]) -> list[Tensor]:
-                x = fitted(image[r] if len(image) > 1 else image, fit, mmfs, max_side, where)[0].to(device)
-                x, part = sockets.paired(x, (w[r] if len(w) > 1 else w).to(device), ("pictures", "w+ codes"))
-                return [x, part, *(host.sent(n, device) for n in drawn)]
+            def inputs_of(part: Part, drawn: list[Tensor]) -> list[Tensor]:
+                r = part.rows
+                x = fitted(image[r] if len(image) > 1 else image, fit, config, part.size, where).to(device)
+                x, code = sockets.paired(x, (w[r] if len(w) > 1 else w).to(device), ("pictures", "w+ codes"))
+                return [x, code, *(host.sent(n, device) for n in drawn)]
 
-            def keep(r: slice, given: list[Tensor], found: host.Received) -> None:
-                """The pictures of a chunk. Those that left float16's range are made again."""
+            def kept(part: Part, picture: Tensor) -> Tensor:
+                """The results (B, 3, H, W), as IMAGE on their device: without border, at their size."""
+                picture = picture[..., :part.size[0], :part.size[1]]
+                if part.size != size:
+                    picture = torch.stack([crops.scaled(one, *size) for one in picture])
+                return images.on_its_device(picture)
+
+            def keep(part: Part, tiling: Tiling, given: list[Tensor], found: host.Received) -> None:
+                """The pictures of a part. Those that left float16's range are made again."""
+                r = part.rows
                 if not torch.isfinite(picture := found.get()).all():
                     host.warn(f"Pictures {r.start + 1} to {r.stop} do not fit into {precision}. They were made in "
                               "float32")
-                    picture = images.to_image(stylizer(net, "float32")(*given)[..., :size[0], :size[1]])
+                    picture = kept(part, tiling(stylizer(net, "float32"), *given)).cpu()
                 out[r] = picture
                 progress(lambda: images.side_by_side(rearrange(out[r], "b h w c -> b c h w") * 2 - 1))
-            before: tuple[slice, list[Tensor], host.Received] | None = None
-            for r, drawn in ahead(lambda r: layer_noise(noise, shapes, r, noise_seed, images.CPU) or [], rows,
-                                  once=noise != "seeded"):
-                given = inputs_of(r, drawn)
-                result, = graphs("", lambda *tensors: (stylize(*tensors),), *given)
-                result = images.on_its_device(result[..., :size[0], :size[1]])
+
+            def graphed(*given: Tensor) -> Tensor:
+                return graphs("", lambda *tensors: (stylize(*tensors),), *given)[0]
+
+            def noise_of(part: Part) -> list[Tensor]:
+                shapes = mmfs.net.noise_shapes(*part.padded(config))
+                return layer_noise(noise, shapes, part.rows, noise_seed, images.CPU) or []
+            before: tuple[Part, Tiling, list[Tensor], host.Received] | None = None
+            drawn_once = noise != "seeded" and len(set(sizes)) == 1
+            for (part, drawn), tiling in zip(ahead(noise_of, parts, drawn_once), tilings):
+                given = inputs_of(part, drawn)
+                result = kept(part, tiling(graphed, *given))
                 if before is not None:
                     keep(*before)  # while the GPU works on the next ones
-                before = r, given, host.Received(result)
+                before = part, tiling, given, host.Received(result)
             if before is not None:
                 keep(*before)
         return io.NodeOutput(out)
 
 
-def ahead(make: Callable[[slice], list[Tensor]], rows: Sequence[slice],
-          once: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
+def ahead(make: Callable[[Part], list[Tensor]], parts: Sequence[Part],
+          once: bool = False) -> Iterator[tuple[Part, list[Tensor]]]:
     """(part, make(part)) of every part; the next one's is made by another thread meanwhile. once: the first one's
     serves all."""
     inference = torch.is_inference_mode_enabled()
 
-    def made(r: slice) -> list[Tensor]:
+    def made(part: Part) -> list[Tensor]:
         with torch.inference_mode(inference):  # which a thread does not inherit
-            return make(r)
+            return make(part)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(made, rows[0])
-        for r, following in zip(rows, [*rows[1:], None]):
+        coming = pool.submit(made, parts[0])
+        for part, following in zip(parts, [*parts[1:], None]):
             found = coming.result()
             if following is not None and not once:
                 coming = pool.submit(made, following)
-            yield r, found
+            yield part, found
 
 
 def codes(mmfs: MMFSModel, w_plus: WPlus | None, style: MMFSStyle | None) -> Tensor:
@@ -299,22 +329,12 @@ def codes(mmfs: MMFSModel, w_plus: WPlus | None, style: MMFSStyle | None) -> Ten
     return w_plus.w
 
 
-def fitted_size(image: Tensor, fit: str, mmfs: MMFSModel, max_side: int) -> tuple[int, int]:
-    """(height, width) of the results."""
-    config = mmfs.net.config
+def fitted(image: Tensor, fit: str, config: MMFSConfig, size: tuple[int, int],
+           device: torch.device = images.CPU) -> Tensor:
+    """Pictures in [-1, 1] that the model takes: the middle squares, or whole ones of this (height, width)."""
     if fit == WHOLE:
-        return images.stride_size(image, config.stride, max_side)
-    images.check(image, "image")
-    return config.resolution, config.resolution
-
-
-def fitted(image: Tensor, fit: str, mmfs: MMFSModel, max_side: int,
-           device: torch.device = images.CPU) -> tuple[Tensor, tuple[int, int]]:
-    """Pictures in [-1, 1] that the model takes, and the (height, width) of what is to be kept of them."""
-    config = mmfs.net.config
-    if fit == WHOLE:
-        return images.to_strides(image, config.stride, max_side, device=device)
-    return images.to_square(image, config.resolution, device=device), (config.resolution, config.resolution)
+        return images.to_strides(image, config.stride, size, device=device)
+    return images.to_square(image, config.resolution, device=device)
 
 
 NODES = [RandomStyle, StyleFromPicture, StyleFromText, MixStyles, StylizeMMFS]

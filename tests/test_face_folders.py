@@ -6,6 +6,7 @@ from PIL import Image
 
 from oneshot_atelier.cli import main
 from oneshot_atelier.models.faces import find
+from oneshot_atelier.models.faces.crops import Choice
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.train import face_folders, labels
 from oneshot_atelier.train.data import read_whole, to_unit
@@ -41,10 +42,10 @@ def test_the_largest_face_of_every_picture(photos, tmp_path, capsys, caplog):
 def test_all_faces_have_numbers_and_one_can_be_asked_for(photos, tmp_path, caplog):
     nets, every, second = load_faces(), tmp_path / "every", tmp_path / "second"
     search = find.FaceSettings(any_direction=True, settled=True)
-    config = face_folders.AlignConfig(64, "all", search=search)
+    config = face_folders.AlignConfig(64, Choice("all"), search=search)
     assert face_folders.align_folder(photos / "party", every, nets, config) == (5, 0)
     assert sorted(path.name for path in every.iterdir()) == [f"wall_{k}.png" for k in range(5)]
-    config = face_folders.AlignConfig(64, "by index", 1, search=search)
+    config = face_folders.AlignConfig(64, Choice("by index", 1), search=search)
     assert face_folders.align_folder(photos, second, nets, config) == (1, 2)
     assert torch.equal(read_whole(second / "party_wall.png"), read_whole(every / "wall_1.png"))
     assert "Picture one.png has 1 face (number 0); number 1 was asked for" in caplog.text
@@ -65,3 +66,15 @@ def test_whole_pictures_are_read_upright_and_on_white(tmp_path):
     exif[274] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "lying.jpg", exif=exif)
     assert read_whole(tmp_path / "lying.jpg").shape == (3, 6, 4)
+
+
+def test_the_face_nearest_to_a_point(photos, tmp_path, caplog, capsys):
+    align = ["align", str(photos / "party"), "--size", "64", "--device", "cpu", "--faces"]
+    assert main.main([*align, "all", "--out", str(tmp_path / "all")]) == 0
+    assert main.main([*align, "nearest point", "--point", "0,0", "--out", str(tmp_path / "one")]) == 0
+    one, *others = [(tmp_path / "one" / "wall.png").read_bytes() == path.read_bytes()
+                    for path in sorted((tmp_path / "all").glob("*.png"))]
+    assert sum([one, *others]) == 1
+    for more, words in ((["largest", "--point", "1,2"], "need each other"), (["nearest point"], "need each other"),
+                        (["nearest point", "--point", "1"], "write X,Y")):
+        assert main.main([*align, *more, "--out", str(tmp_path / "none")]) == 1 and words in caplog.text

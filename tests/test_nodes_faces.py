@@ -335,6 +335,51 @@ def test_texts_are_refused_before_the_run(nodes):
     assert nodes.AlignFaces.validate_inputs(five_points=None, box=None) is True
 
 
+# --- films and points -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def film(wall):
+    """Six frames that move over wall.png, the third of them grey."""
+    frames = torch.cat([wall[:, 10:390, 3 * t:600 + 3 * t] for t in range(6)])
+    frames[2] = 0.5
+    return frames
+
+
+def test_a_film_gives_a_crop_for_every_frame_of_one_face_and_steadily(cut, paste, film):
+    crops, face_crop, mask, report = cut(film, steady=2.0)
+    assert crops.shape == (6, SIZE, SIZE, 3) and mask.shape == (6, SIZE, SIZE) and len(face_crop.crops) == 6
+    centres = torch.stack([crop.quad.mean(0) for crop in face_crop.crops])
+    steps = centres[1:] - centres[:-1]
+    assert torch.allclose(steps, torch.tensor([-3.0, 0.0]).expand(5, 2), atol=0.25)
+    assert "picture 2, face 0: between frames 1 and 3" in report and "left out" not in report
+    assert (crops[0] - crops[5]).abs().mean() < 0.02  # the same face in the same place
+    assert torch.equal(paste(film, crops, face_crop), film)
+
+
+def test_without_steady_every_frame_is_a_picture_of_its_own(cut, said, film):
+    _, face_crop, _, report = cut(film)
+    assert [crop.picture for crop in face_crop.crops] == [0, 1, 3, 4, 5]
+    assert "left out: No face found in picture 2" in report
+
+
+def test_the_face_nearest_to_a_point(cut, wall):
+    _, every, _, _ = cut(wall, faces="all")
+    for crop in every.crops:
+        x, y = (crop.quad.mean(0) + torch.tensor([9.0, -7.0])).tolist()
+        _, found, _, report = cut(wall, faces="nearest point", point=f"{x:.0f}, {y:.0f}")
+        assert len(found.crops) == 1 and found.crops[0].index == crop.index and f"face {crop.index}:" in report
+        assert torch.equal(found.crops[0].quad, crop.quad)
+    _, middle, _, _ = cut(wall, faces="nearest point")
+    distances = [(crop.quad.mean(0) - torch.tensor([320.0, 200.0])).norm() for crop in every.crops]
+    assert middle.crops[0].index == int(torch.stack(distances).argmin())
+
+
+@pytest.mark.parametrize("point", ["3", "a, b", "1 2 3", "1 2; 3 4"])
+def test_a_point_that_is_none_is_refused(nodes, cut, wall, point):
+    assert "point" in nodes.AlignFaces.validate_inputs(five_points="", box="", point=point)
+    with pytest.raises(ValueError, match="point takes two numbers"):
+        cut(wall, faces="nearest point", point=point)
+
+
 # --- alignment off --------------------------------------------------------------------------------------------------
 def test_without_alignment_square_pictures_pass_through(cut, paste):
     square = picture(3, 2, SIZE)

@@ -9,12 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from oneshot_atelier.models.faces.align import side_of
+from oneshot_atelier.models.faces.crops import scaled
+from oneshot_atelier.models.faces.find import FaceSettings, find_faces
+from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.loading import save_mmfs, save_mmfs_style, save_stylegan2
 from oneshot_atelier.models.mmfs import MMFS
 from oneshot_atelier.models.stylegan2 import seeded_noise
 from oneshot_atelier.tests import golden_cases, mmfs_files, tiny_mmfs, tiny_models
 from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
+from oneshot_atelier.train.data import read_whole, to_unit
 from oneshot_atelier.train.source_faces import known_faces
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("comfy")]
@@ -307,6 +313,42 @@ def test_a_film_needs_hardly_more_memory_than_its_result(root, tmp_path, tiny):
     assert 0.9 < fit < 2 and 0.5 < stylize < 2
 
 
+FILM = MEMORY[:MEMORY.index("def stylized")] + """
+node = lambda name, *values, **named: nodes["Atelier" + name].execute(*values, **named).args
+
+def aligned(film):
+    return node("AlignFaces", film, 64, True, "largest", 0, False, 0.5, True, False, "", "10, 5, 70, 70", "crop",
+                steady=2.0)
+
+def stylized(crops):
+    return node("MMFSStylize", mmfs, crops, 1.0, "constant", 0, "crop", 1024, 8, w_plus=w)[0]
+
+def pasted(film, results, crops):
+    return node("PasteFaces", film, results, crops, 0.1, "square", "none", 1.0)[0]
+
+with torch.inference_mode():
+    mmfs = node("LoadMMFS", "demo")[0]
+    w = node("MMFSRandomStyle", mmfs, 0, 1, 1, 0, 1.0)[0]
+    film = torch.rand(1000, 96, 128, 3)
+    crops, places, *_ = aligned(film[:9])
+    pasted(film[:9], stylized(crops), places)
+    found = []
+    crops = added(lambda: found.append(aligned(film)) or found[0][0])
+    results = added(lambda: stylized(crops))
+    assert added(lambda: pasted(film, results, found[0][1])).shape == film.shape
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_a_thousand_frames_need_what_comes_out_and_hardly_more(root, tmp_path, tiny):
+    """Aligned, stylized and put back. face_crop holds each crop once more, and there is the mask: 7/3 of the crops."""
+    done = subprocess.run([sys.executable, "-c", FILM, str(root), str(tmp_path), str(tiny)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    align, stylize, paste = map(float, done.stdout.split()[-3:])
+    assert 2 < align < 3.5 and 0.5 < stylize < 2 and 0.5 < paste < 1.6
+
+
 @pytest.mark.parametrize("noise", ["seeded", "constant", "zero"])
 def test_chunks_that_overlap_in_time_give_what_the_network_gives(loaded, stylized, styles, noise):
     """Noise is drawn ahead, and a chunk is kept while the next one is made."""
@@ -337,11 +379,96 @@ def test_pictures_that_leave_float16_are_made_again_in_float32(nodes, stylized, 
                     for first, last in ((1, 3), (4, 6), (7, 7))]
 
 
+# --- whole pictures -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("noise", ["seeded", "constant"])
+def test_a_large_picture_in_tiles_is_the_same_picture(stylized, styles, noise):
+    """Of 300 x 210 px, in tiles of 48 px (four times the reach of the tiny model)."""
+    image, whole = torch.rand(2, 300, 210, 3), {"fit": "whole picture", "noise": noise, "batch": 4}
+    assert torch.allclose(stylized(image, w_plus=styles(), tile=16, **whole),
+                          stylized(image, w_plus=styles(), tile=0, **whole), atol=1e-5)
+
+
+def test_tiles_bound_the_memory_that_is_asked_for(nodes, stylized, styles, monkeypatch):
+    asked, running = [], nodes.host.running
+    monkeypatch.setattr(nodes.host, "running", lambda *modules, memory=0: asked.append(memory) or running(
+        *modules, memory=memory))
+    w_plus = styles()
+    asked.clear()
+    for side in (96, 480):
+        stylized(torch.rand(1, side, side, 3), w_plus=w_plus, fit="whole picture", tile=96, batch=1)
+    assert 0.5 * asked[0] < asked[1] <= asked[0]
+
+
+@pytest.fixture
+def portrait(root):
+    """IMAGE (1, 240, 300, 3) with a face, and the side of the face's square in it."""
+    shown = F.interpolate(to_unit(read_whole(root / "workflows" / "inputs" / "astronaut.png"))[None], (300, 300),
+                          mode="bilinear", antialias=True)[:, :, :240]
+    face = find_faces(load_faces(), shown[0], FaceSettings(settled=True))[0]
+    return shown.movedim(1, 3) / 2 + 0.5, side_of(face.quad)
+
+
+def test_whole_pictures_are_scaled_for_their_face_and_get_their_size_back(nodes, stylized, styles, portrait):
+    """As if they had been scaled by hand."""
+    image, side = portrait
+    found = stylized(image, w_plus=styles(), fit="whole picture", noise="zero", face_scale="each picture")
+    height, width = round(240 * PX / side), round(300 * PX / side)
+    small = F.interpolate(image.movedim(3, 1), (height, width), mode="bilinear", antialias=True).movedim(1, 3)
+    made = stylized(small, w_plus=styles(), fit="whole picture", noise="zero")
+    wanted = scaled(made[0].movedim(2, 0) * 2 - 1, 240, 300).movedim(0, 2) / 2 + 0.5
+    assert found.shape == image.shape and height < 200 and torch.allclose(found[0], wanted, atol=1e-4)
+    assert not torch.allclose(found, stylized(image, w_plus=styles(), fit="whole picture", noise="zero"), atol=1e-2)
+
+
+def test_each_picture_by_its_face_or_all_alike(nodes, loaded, portrait):
+    module = sys.modules[nodes.MMFSStylize.__module__]
+    image, side = portrait
+    small = F.pad(F.interpolate(image.movedim(3, 1), (168, 210)), (45, 45, 36, 36), value=0.5).movedim(1, 3)
+    batch, config = torch.cat([image, small, image]), loaded.mmfs.net.config
+    each = module.sizes_for_faces(batch, (240, 300), config, "each picture")
+    assert each[0] == each[2] == (round(240 * PX / side), round(300 * PX / side))
+    assert each[1][0] == pytest.approx(each[0][0] / 0.7, rel=0.03)
+    assert module.sizes_for_faces(batch, (240, 300), config, "whole batch") == [each[0]] * 3
+
+
+def test_pictures_of_several_sizes_are_stylized_each_as_alone(stylized, styles, portrait, monkeypatch, nodes):
+    module = sys.modules[nodes.MMFSStylize.__module__]
+    batch, sizes = torch.cat([portrait[0]] * 4), [(60, 75), (60, 75), (120, 150), (60, 75)]
+    settings = {"w_plus": styles(), "fit": "whole picture", "face_scale": "each picture", "noise": "constant"}
+    monkeypatch.setattr(module, "sizes_for_faces", lambda *_: sizes)
+    together = stylized(batch, **settings)
+    for k in range(4):
+        monkeypatch.setattr(module, "sizes_for_faces", lambda *_, k=k: [sizes[k]])
+        assert torch.allclose(together[k:k + 1], stylized(batch[k:k + 1], **settings), atol=1e-5)
+
+
+def test_without_a_face_the_picture_stays_at_its_size_and_that_is_said(nodes, stylized, styles, monkeypatch):
+    told = []
+    monkeypatch.setattr(nodes.host, "inform", told.append)
+    image = torch.full((2, 70, 90, 3), 0.4)
+    for scale in ("each picture", "whole batch"):
+        found = stylized(image, w_plus=styles(), fit="whole picture", face_scale=scale)
+        assert torch.equal(found, stylized(image, w_plus=styles(), fit="whole picture"))
+    assert told == ["No face found in picture 0, 1. face_scale has no effect there"] * 2
+
+
+def test_a_face_that_is_too_small_is_said(nodes, monkeypatch):
+    told, module = [], sys.modules[nodes.MMFSStylize.__module__]
+    monkeypatch.setattr(nodes.host, "inform", told.append)
+    pictures = sys.modules[module.sizes_for_faces.__module__]
+    assert pictures.scaled_size((1000, 500), 10.0, 16) == (4096, 2048)
+    assert told and "10000 px" in told[0] and "4096 px" in told[0]
+    assert pictures.scaled_size((1000, 500), 0.5, 16) == (500, 250)
+    assert pictures.scaled_size((40, 20), 0.1, 16) == (32, 16)
+    assert len(told) == 1
+
+
 def test_a_picture_narrower_than_the_stride(nodes):
     with pytest.raises(ValueError, match="too narrow"):
-        nodes.images.to_strides(torch.rand(1, 8, 40, 3), 16, 0)
-    x, size = nodes.images.to_strides(torch.rand(1, 17, 40, 3), 16, 0)
-    assert x.shape == (1, 3, 32, 48) and size == (17, 40)
+        nodes.images.stride_size(torch.rand(1, 8, 40, 3), 16, 0)
+    assert nodes.images.stride_size(torch.rand(1, 17, 40, 3), 16, 0) == (17, 40)
+    x = nodes.images.to_strides(torch.rand(1, 17, 40, 3), 16, (17, 40))
+    assert x.shape == (1, 3, 32, 48)
     assert torch.equal(x[:, :, 17], x[:, :, 15])  # reflected
 
 

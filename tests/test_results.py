@@ -17,8 +17,8 @@ FIGURES = {*results.SHOWN, *(claim.metric for claim in results.CLAIMS), *results
 
 def rows_of(names, value):
     """Rows in which every figure is `value`, or -value where lower is better: a larger value is better in all."""
-    return {name: {figure: value(name.partition(LABEL)[0]) * (1 if metric(figure).better == "higher" else -1) for figure in FIGURES}
-            for name in names}
+    signs = {figure: 1 if metric(figure).better == "higher" else -1 for figure in FIGURES}
+    return {name: {figure: sign * value(name.partition(LABEL)[0]) for figure, sign in signs.items()} for name in names}
 
 
 @pytest.fixture

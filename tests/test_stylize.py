@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def test_a_folder_of_another_style_is_refused(nets, photos, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (("--part", "3/2"), "write K/N"), (("--batch", "0"), "--batch is 0"), (("--workers", "0"), "--workers is 0"),
+    (("--part", "3/2"), "write K/N"), (("--film", "-1"), "--film is -1"),
+    (("--batch", "0"), "--batch is 0"), (("--workers", "0"), "--workers is 0"),
     (("--style", "nowhere"), "there is no style nowhere")])
 def test_wrong_options_are_refused(nets, photos, tmp_path, caplog, more, message):
     assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", *more)) == 1
@@ -192,3 +194,79 @@ def test_faces_are_stylized_in_place_and_the_rest_keeps_its_pixels(nets, tmp_pat
     before, after = (np.asarray(Image.open(path)) for path in (photos / "wall.png", tmp_path / "out" / "wall.png"))
     changed = (before != after).any(2)
     assert before.shape == after.shape and 0.02 < changed.mean() < 0.9 and not changed[0, 0]
+
+
+@pytest.fixture
+def film(tmp_path) -> Path:
+    """Nine frames that move over wall.png; the fifth is grey, the seventh cannot be read."""
+    wall = Image.open(INPUTS / "wall.png").convert("RGB").resize((320, 200))
+    (tmp_path / "film").mkdir()
+    for k in range(9):
+        wall.crop((2 * k, 0, 290 + 2 * k, 200)).save(tmp_path / "film" / f"{k:03}.png")
+    Image.new("RGB", (290, 200), (128, 128, 128)).save(tmp_path / "film" / "004.png")
+    (tmp_path / "film" / "006.png").write_bytes(b"torn")
+    return tmp_path / "film"
+
+
+def test_a_film_has_steady_faces_and_every_frame_that_can_be_read(nets, film, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(arguments(nets, STYLES[1], film, out, "--faces", "--film", "2")) == 0
+    assert "8 stylized, 0 were there, 1 left out" in capsys.readouterr().out
+    squares = stylized_folders.read_film(out / stylized_folders.FILM)
+    largest = [dict(squares[f"{k:03}"])[0].quad.mean(0) for k in range(9)]  # in the grey one, too
+    steps = torch.stack(largest[1:]) - torch.stack(largest[:-1])
+    assert torch.allclose(steps, torch.tensor([-2.0, 0.0]).expand(8, 2), atol=0.3)
+
+
+def test_a_film_depends_on_no_part_and_no_interruption(nets, film, tmp_path):
+    more = ("--faces", "--film", "2")
+    assert main(arguments(nets, STYLES[1], film, tmp_path / "whole", *more)) == 0
+    wanted = results(tmp_path / "whole")
+    for part in ("1/2", "2/2"):
+        assert main(arguments(nets, STYLES[1], film, tmp_path / "parts", *more, "--part", part)) == 0
+    assert results(tmp_path / "parts") == wanted and len(wanted) == 8
+    assert main(arguments(nets, STYLES[1], film, tmp_path / "workers", *more, "--workers", "2")) == 0
+    assert results(tmp_path / "workers") == wanted
+
+
+def test_frames_of_a_film_have_the_same_noise(nets, tmp_path):
+    photos = tmp_path / "photos"
+    for k in range(3):
+        picture(photos / f"{k}.png", 5)
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "film", "--film", "0")) == 0
+    assert main(arguments(nets, STYLES[1], photos, tmp_path / "own")) == 0
+    assert len(set(results(tmp_path / "film").values())) == 1 and len(set(results(tmp_path / "own").values())) == 3
+
+
+def test_the_frames_of_a_film_are_searched_one_at_a_time_and_once(nets, film, tmp_path, monkeypatch):
+    alive, most, read = [0], [0], stylized_folders.read_whole
+
+    def counted(path):
+        found = read(path)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(found, lambda: alive.__setitem__(0, alive[0] - 1))
+        return found
+    monkeypatch.setattr(stylized_folders, "read_whole", counted)
+    jobs = stylized_folders.jobs_of(film)
+    (tmp_path / "out").mkdir()
+    stylized_folders.prepare_film(jobs, tmp_path / "out", CPU, 1.0)
+    assert most[0] == 1
+    monkeypatch.setattr(stylized_folders, "read_whole", None)
+    stylized_folders.prepare_film(jobs, tmp_path / "out", CPU, 1.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_a_thousand_frames_take_no_more_memory_than_a_hundred(nets, tmp_path, monkeypatch):
+    """All of a film but the search of its faces, which has a test of its own."""
+    memory, save, frames = [], stylized_folders.save_picture, tmp_path / "film"
+    frames.mkdir()
+    for k in range(1000):
+        Image.fromarray(np.full((64, 64, 3), k % 256, np.uint8)).save(frames / f"{k:04}.png")
+
+    def saved(shown, path):
+        save(shown, path)
+        memory.append(psutil.Process().memory_info().rss)
+    monkeypatch.setattr(stylized_folders, "save_picture", saved)
+    assert main(arguments(nets, STYLES[1], frames, tmp_path / "out", "--film", "0")) == 0
+    assert len(memory) == 1000 and max(memory[100:]) - memory[100] < 24 * 2 ** 20

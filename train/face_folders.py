@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..models.faces.crops import Chosen, FaceCrop, chosen, cut_out, remarks, squares_found, why_none, why_not_this
+from ..models.faces.crops import Choice, FaceCrop, cut_out, remarks, squares_found, why_none, why_not_this
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks
 from . import labels
@@ -18,11 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """size: of the aligned faces, in pixels. faces, index: which of each picture, see `chosen`. pad: see `align`.
-    fallback: see `squares_found`. search: how they are searched."""
+    """size: of the aligned faces, in pixels. faces: which of each picture. pad: see `align`. fallback: see
+    `squares_found`. search: how they are searched."""
     size: int = 256
-    faces: Chosen = "largest"
-    index: int = 0
+    faces: Choice = Choice()
     pad: bool = True
     fallback: bool = False
     search: FaceSettings = field(default_factory=lambda: FaceSettings(settled=True))
@@ -44,7 +43,7 @@ def align_folder(photos: Path, out: Path, nets: FaceNetworks, config: AlignConfi
         crops = faces_of(path, nets, config)
         written, left = written + len(crops), left + (not crops)
         for crop in crops:
-            file = f"{name}_{crop.index}.png" if config.faces == "all" else f"{name}.png"
+            file = f"{name}_{crop.index}.png" if config.faces.which == "all" else f"{name}.png"
             save_picture(crop.crop, out / file)
             table |= {file: shown[path]} if path in shown else {}
     if table:
@@ -61,9 +60,9 @@ def faces_of(path: Path, nets: FaceNetworks, config: AlignConfig) -> list[FaceCr
         return []
     search = search_faces(nets, picture, config.search)
     squares = squares_found(search, config.fallback)
-    rows = chosen(squares, config.faces, config.index)
+    rows = config.faces.of(squares)
     if not rows:
-        log.warning("left out: %s", why_not_this(path.name, len(squares), config.index) if squares
+        log.warning("left out: %s", why_not_this(path.name, len(squares), config.faces.index) if squares
                     else why_none(path.name, search))
     crops = cut_out(picture, 0, rows, config.size, config.pad)
     for (_, square), crop in zip(rows, crops, strict=True):

@@ -4,17 +4,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..models.checkpoints import store
-from ..models.faces.crops import FaceCrop, chosen, cut_out, put_back, squares_found
+from ..models.faces.crops import Choice, FaceCrop, FaceSquare, cut_out, put_back, squares_found
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
+from ..models.faces.steady import Frame, steadied
 from ..models.rng import stream_seed
 from ..models.whole_files import whole_file
 from .data import flat_names, picture_files, read_picture, read_whole, to_unit
@@ -23,6 +24,7 @@ from .stylists import Stylist, StylistConfig, stylist
 
 log = logging.getLogger(__name__)
 SETTINGS = "stylize.json"  # in the folder of results: what they were made with
+FILM = "film.json"  # there, too: the squares of each frame's faces
 BLOCK = 8  # pictures that are read before they are stylized
 
 
@@ -51,11 +53,13 @@ def jobs_of(folder: Path) -> dict[str, Path]:
     return flat_names(picture_files(folder), folder)
 
 
-def prepare_folder(out: Path, config: StylistConfig, faces: bool) -> None:
-    """Makes the folder of results, and writes down what they are made with. ValueError if it holds others."""
+def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | None = None) -> None:
+    """Makes the folder of results, and writes down what they are made with. ValueError if it holds others. film: see
+    `prepare_film`."""
     files = {name: path and store.sha256(path)[:16]
              for name, path in (("style", config.style), ("model", config.model), ("clip", config.clip))}
     settings = {key: value for key, value in asdict(config).items() if key not in files} | files | {"faces": faces}
+    settings |= {} if film is None else {"film": film}
     path = out / SETTINGS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{out} holds pictures of another style or other settings ({SETTINGS}); name another folder")
@@ -63,15 +67,47 @@ def prepare_folder(out: Path, config: StylistConfig, faces: bool) -> None:
         file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
+def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: float,
+                 check_interrupt: Callable[[], None] = lambda: None) -> None:
+    """Finds the faces of all frames of a film, in the order of `jobs`, and writes their squares, smoothed over `sigma`
+    frames, to OUT/FILM, if they are not there yet. One frame is in memory at a time."""
+    path = out / FILM
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).keys() == jobs.keys():
+        return
+    nets, frames = load_faces().to(device), []
+    for file in jobs.values():
+        check_interrupt()
+        try:
+            search = search_faces(nets, prepared(read_whole(file), device), FaceSettings(settled=True))
+            frames.append([replace(square, points=None) for square in squares_found(search)])
+        except ValueError:  # who reads it to stylize it says so
+            frames.append([])
+    film = steadied(frames, Choice("all"), sigma)
+    told = {name: [[number, square.quad.tolist()] for number, square in frame] for name, frame in zip(jobs, film)}
+    with whole_file(path, writer=str(os.getpid())) as file:
+        file.write_text(json.dumps(told), encoding="utf-8")
+
+
+def read_film(path: Path) -> dict[str, Frame]:
+    """What `prepare_film` wrote, by the frame's name."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return {name: [(number, FaceSquare(torch.tensor(quad), "film")) for number, quad in frame]
+            for name, frame in told.items()}
+
+
 @dataclass(frozen=True)
 class Networks:
-    """What a process loads once. faces: to find faces with, or None."""
+    """What a process loads once. faces: to find faces with, or None. film: the pictures are the frames of one, with
+    these squares, and have the same noise; None for pictures of their own."""
     stylist: Stylist
     faces: FaceNetworks | None
+    film: Mapping[str, Frame] | None = None
 
     @classmethod
-    def load(cls, config: StylistConfig, device: torch.device, faces: bool) -> Networks:
-        return cls(stylist(config, device), load_faces().to(device) if faces else None)
+    def load(cls, config: StylistConfig, device: torch.device, faces: bool, film: Path | None = None) -> Networks:
+        """film: the folder of results of a film, see `prepare_film`."""
+        squares = None if film is None else read_film(film / FILM) if faces else {}
+        return cls(stylist(config, device), load_faces().to(device) if faces else None, squares)
 
 
 def stylize_folder(jobs: dict[str, Path], out: Path, load: Callable[[], Networks],
@@ -85,7 +121,7 @@ def stylize_folder(jobs: dict[str, Path], out: Path, load: Callable[[], Networks
     nets = load()
     for found in blocks(read(left, nets, count.left_out)):
         check_interrupt()
-        for name, picture in stylized(nets.stylist, found):
+        for name, picture in stylized(nets, found):
             save_picture(picture, out / f"{name}.png")
             count.made += 1
         log.info("%d of %d stylized", count.made, len(left))
@@ -98,20 +134,26 @@ def read(jobs: dict[str, Path], nets: Networks, left_out: dict[str, str]) -> Ite
     for name, path in jobs.items():
         try:
             yield (Found(name, to_unit(read_picture(path, size))[None]) if nets.faces is None
-                   else found_faces(name, path, size, nets.faces))
+                   else found_faces(name, path, nets))
         except ValueError as error:
             left_out[str(path)] = str(error)
             log.warning("left out: %s", error)
 
 
-def found_faces(name: str, path: Path, size: int, nets: FaceNetworks) -> Found:
-    """All faces of a whole picture. ValueError if it has none."""
-    picture = prepared(read_whole(path), nets.device)
-    squares = squares_found(search_faces(nets, picture, FaceSettings(settled=True)), False)
-    if not squares:
-        raise ValueError(f"{path} shows no face; stylize it without --faces")
-    crops = cut_out(picture, 0, chosen(squares, "all", 0), size)
-    return Found(name, torch.stack([crop.crop for crop in crops]), crops, picture.cpu())
+def found_faces(name: str, path: Path, nets: Networks) -> Found:
+    """All faces of a whole picture, or those of a film's frame. ValueError if a picture has none; a frame may."""
+    assert nets.faces is not None
+    picture = prepared(read_whole(path), nets.faces.device)
+    if nets.film is None:
+        rows = Choice("all").of(squares_found(search_faces(nets.faces, picture, FaceSettings(settled=True))))
+        if not rows:
+            raise ValueError(f"{path} shows no face; stylize it without --faces")
+    else:
+        rows = nets.film[name]
+    size = nets.stylist.size
+    crops = cut_out(picture, 0, rows, size)
+    squares = torch.stack([crop.crop for crop in crops]) if crops else torch.empty(0, 3, size, size)
+    return Found(name, squares, crops, picture.cpu())
 
 
 def blocks(found: Iterator[Found]) -> Iterator[list[Found]]:
@@ -126,10 +168,14 @@ def blocks(found: Iterator[Found]) -> Iterator[list[Found]]:
         yield block
 
 
-def stylized(work: Stylist, found: Sequence[Found]) -> Iterator[tuple[str, Tensor]]:
-    """(name, picture (3, H, W) in [-1, 1]). A square's random numbers depend on its picture's name and its place."""
-    items = [stream_seed(0, f"picture {one.name}", place) for one in found for place in range(len(one.squares))]
-    results = work(torch.cat([one.squares for one in found]), items).split([len(one.squares) for one in found])
+def stylized(nets: Networks, found: Sequence[Found]) -> Iterator[tuple[str, Tensor]]:
+    """(name, picture (3, H, W) in [-1, 1]). A square's random numbers depend on its picture's name and its place; those
+    of a film's frames on the number of its face."""
+    numbers = [[crop.index for crop in one.crops] or range(len(one.squares)) for one in found]
+    items = [stream_seed(0, f"picture {one.name}" if nets.film is None else "film", number)
+             for one, own in zip(found, numbers) for number in own]
+    squares = torch.cat([one.squares for one in found])
+    results = (nets.stylist(squares, items) if len(squares) else squares).split([len(one.squares) for one in found])
     for one, result in zip(found, results, strict=True):
         if one.whole is None:
             yield one.name, result[0]

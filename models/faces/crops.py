@@ -27,7 +27,7 @@ from .align import (
 )
 from .find import SURE, TURNED, Face, FaceSearch
 
-Chosen = Literal["largest", "by index", "all"]
+Chosen = Literal["largest", "by index", "all", "nearest point"]
 CHOICES: tuple[Chosen, ...] = get_args(Chosen)
 SMALL_FACE, FAR_OUTSIDE, SAME_SQUARE, SAME_SHAPE = 32, 0.25, 0.02, 0.02
 BY_HAND = "give the five points or the square by hand"
@@ -56,6 +56,29 @@ class FaceSquare:
         points = points[:468, :2].float()
         box = torch.cat([points.amin(0), points.amax(0)])
         return cls(ffhq_quad(points), "landmarks", points, float(box[2] - box[0]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which faces of a picture are asked for. index: of "by index". point (2,): x, y in pixels, of "nearest point"."""
+    which: Chosen = "largest"
+    index: int = 0
+    point: Tensor | None = None
+
+    def of(self, squares: Sequence[FaceSquare]) -> list[tuple[int, FaceSquare]]:
+        """Those that are asked for among squares, the largest first, with their indices; [] if there is none."""
+        rows = list(enumerate(squares))
+        if self.which == "nearest point":
+            return sorted(rows, key=lambda row: self.distance(row[1]))[:1]
+        return rows if self.which == "all" else rows[self.index:self.index + 1] if self.which == "by index" else (
+            rows[:1])
+
+    def distance(self, square: FaceSquare) -> float:
+        """Of a square's centre from the point. ValueError without a point."""
+        if self.point is None:
+            raise ValueError("the face nearest to a point is asked for, and there is no point. Give its x and y in "
+                             "pixels")
+        return float((square.quad.mean(0) - self.point).norm())
 
 
 @dataclass(frozen=True)
@@ -121,12 +144,6 @@ def squares_of_landmarks(faces: Sequence[Tensor]) -> list[FaceSquare]:
 def square_of_five(points: Tensor) -> FaceSquare:
     """The square of five points (5, 2): eyes, nose, corners of the mouth. ValueError."""
     return FaceSquare(five_point_quad(points), "five points")
-
-
-def chosen(squares: Sequence[FaceSquare], which: Chosen, index: int = 0) -> list[tuple[int, FaceSquare]]:
-    """The squares that are asked for, with their indices; [] if there is none of that index."""
-    rows = list(enumerate(squares))
-    return rows if which == "all" else rows[index:index + 1] if which == "by index" else rows[:1]
 
 
 def cut_out(picture: Tensor, place: int, rows: Sequence[tuple[int, FaceSquare]], size: int,

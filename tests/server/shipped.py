@@ -50,6 +50,6 @@ def reduced(graph: Graph) -> dict:
 
 
 def upload_pictures(client: Client) -> None:
-    """Give ComfyUI the pictures that the shipped workflows load."""
-    for picture in sorted(INPUTS.glob("*.png")):
+    """Give ComfyUI the pictures and films that the shipped workflows load."""
+    for picture in sorted(path for path in INPUTS.iterdir() if path.suffix in (".png", ".mp4")):
         client.upload(picture)
