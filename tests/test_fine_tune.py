@@ -127,12 +127,13 @@ def test_frozen_networks_and_inputs_are_left_alone():
     t = trainer(replace(CONFIG, iterations=1), photos)
     nets = (t.nets.diffae, t.nets.clip, t.perceptual)
     before = [tiny.copy_of(net) for net in nets]
-    pictures = t.aim.style_image.clone(), t.aim.twin.picture.clone(), t.aim.twin.z.clone(), t.aim.twin.x.clone()
+    given = t.aim.style_image, t.aim.twin.picture, t.aim.twin.z, t.aim.twin.x
+    before_too = [tensor.clone() for tensor in given]
     osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
     assert all(tiny.same(b, net.state_dict()) for b, net in zip(before, nets))
     assert all(p.grad is None and not p.requires_grad for net in nets for p in net.parameters())
     assert not t.nets.diffae.training and torch.equal(photos, kept)
-    assert all(torch.equal(a, b) for a, b in zip(pictures, (t.aim.style_image, t.aim.twin.picture, t.aim.twin.z, t.aim.twin.x)))
+    assert all(torch.equal(a, b) for a, b in zip(before_too, given))
 
 
 @pytest.mark.parametrize("spn", osasis.SPNS)
@@ -298,6 +299,47 @@ def test_training_lowers_the_loss():
     run = tuned(replace(CONFIG, iterations=8, dropout=False, lr=2e-3), photos)
     history = run.loss_history["loss"]
     assert len(history) == 8 and sum(history[-2:]) < 0.85 * sum(history[:2])
+
+
+# --- several style images ------------------------------------------------------------------------------------------
+def references(count):
+    t = trainer()
+    twin = prepare_content(t.nets.diffae, tiny.pictures(count, 1), CONFIG)
+    return t, osasis.References.of(t.nets, twin, tiny.pictures(count, 2), CONFIG)
+
+
+def test_several_style_images_take_turns_each_with_its_own_twin():
+    t, aim = references(3)
+    pairs = [aim.pair(k, CONFIG.seed) for k in range(12)]
+    chosen = [rows_in(aim.style_image, pair.style_image)[0] for pair in pairs]
+    assert all(sorted(chosen[start:start + 3]) == [0, 1, 2] for start in range(0, 12, 3))
+    assert len({tuple(chosen[start:start + 3]) for start in range(0, 12, 3)}) > 1, "the order changes"
+    assert chosen == [rows_in(aim.style_image, aim.pair(k, CONFIG.seed).style_image)[0] for k in range(12)]
+    for row, pair in zip(chosen, pairs):
+        assert torch.equal(pair.twin.picture[0], aim.twin.picture[row]) and torch.equal(pair.twin.x[0], aim.twin.x[row])
+        assert torch.equal(pair.style_a[0], aim.style_a[row]) and torch.equal(pair.style_b[0], aim.style_b[row])
+    content = t.content(0)
+    streams = aim.streams(4, content, t.embed(content.picture), CONFIG)
+    assert torch.equal(streams.picture[0], aim.twin.picture[chosen[4]]) and len(streams.z) == 3 and streams.styles == 1
+    assert torch.equal(streams.wanted[0][0], aim.style_image[chosen[4]])
+
+
+def test_a_single_style_image_is_the_pair_of_every_iteration_bit_for_bit():
+    _, aim = references(1)
+    for k in (0, 1, 7):
+        pair = aim.pair(k, CONFIG.seed)
+        assert all(torch.equal(a, b) for a, b in zip(
+            (pair.style_image, pair.style_a, pair.style_b, pair.twin.picture, pair.twin.z, pair.twin.x),
+            (aim.style_image, aim.style_a, aim.style_b, aim.twin.picture, aim.twin.z, aim.twin.x)))
+
+
+def test_the_code_of_several_style_images_is_the_mean_of_theirs():
+    nets, twin, image = trainer().nets, tiny.pictures(2, 1), tiny.pictures(2, 2)
+    style, _ = osasis.tune_style(nets, twin, image, replace(CONFIG, iterations=2))
+    assert torch.allclose(style.semantic_code(), nets.diffae.encode(image).mean(0, keepdim=True), atol=1e-5)
+    assert torch.equal(style.style_image, to_bytes(image[0]))
+    with pytest.raises(ValueError, match="2 style images and 1 twins; give each"):
+        osasis.tune_style(nets, twin[:1], image, CONFIG)
 
 
 # --- content -----------------------------------------------------------------------------------------------------

@@ -357,7 +357,7 @@ def test_fit_makes_squares(nodes, mode):
 
 
 def test_where_one_picture_is_needed(nodes, loaded, tune):
-    with pytest.raises(ValueError, match="one picture is needed, not 2"):
+    with pytest.raises(ValueError, match="2 style images and 1 twins"):
         tune(style_image=picture(2, 2))
     with pytest.raises(ValueError, match="one picture is needed"):
         nodes.PhotoTwin.execute(loaded.ddpm, loaded.perceptual, picture(2, 2), 1, 0.5, 10, 0, 0, "official")
@@ -548,7 +548,7 @@ def test_contents_of_a_list_are_one_batch_of_one_training(nodes, tune):
     batch = torch.cat([nodes.images.fit(x, PX) for x in (one, two)])
     assert same(weights_of(listed[0]), weights_of(tune("b", contents=batch)[0]))
     assert not same(weights_of(listed[0]), weights_of(tune("c", contents=one)[0]))
-    with pytest.raises(ValueError, match="twin: one value is needed, not a list of 2"):
+    with pytest.raises(ValueError, match="1 style images and 2 twins. Connect a twin of each"):
         tune("d", twin=[one, picture(1)])
 
 
@@ -557,6 +557,17 @@ def test_a_twin_that_is_the_style_image_teaches_nothing(tune, comfy, twin):
     with pytest.raises(ValueError, match="no change to learn. Connect the twin of Make Photo Twin, .* not bypassed"):
         tune(twin=twin)
     assert not (comfy / "output" / "atelier").exists()
+
+
+def test_several_style_images_are_one_style(nodes, tune):
+    twins, images = [picture(1), picture(11)], [picture(2), picture(12, side=48)]
+    style, code, predictions, *_ = tune("list", twin=twins, style_image=images).args
+    batch = tune("batch", twin=torch.cat(twins), style_image=torch.cat([nodes.images.fit(x, PX) for x in images]))
+    assert same(weights_of(style), weights_of(batch[0])) and predictions.shape == (3, PX, PX, 3)
+    assert not same(weights_of(style), weights_of(tune("one")[0]))
+    alone = [tune(f"alone {n}", twin=twin, style_image=image, iterations=1)[1].z
+             for n, (twin, image) in enumerate(zip(twins, images))]
+    assert torch.allclose(code.z, torch.cat(alone).mean(0, keepdim=True), atol=1e-4)
 
 
 def test_inputs_stay_as_they_are(loaded, tune):
@@ -688,6 +699,57 @@ def test_options(nodes):
         nodes.OSASISFineTuneOptions.execute(**values | dict.fromkeys(weights, 0.0))
     with pytest.raises(ValueError, match="preset"):
         nodes.OSASISFineTuneOptions.execute(**values | {"preset": "best"})
+
+
+# --- to text -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def tune_text(nodes, loaded):
+    def run(name="words", prompt="drawing", options=QUICK, **changes):
+        return nodes.OSASISFineTuneText.execute(
+            loaded.diffae, loaded.clip, loaded.perceptual, options=nodes.sockets.TuneOptions(options),
+            **{"prompt": prompt, "source": "photo", "photo_weight": 1.0, "name": name} | TUNE | changes)
+    return run
+
+
+def test_words_become_a_style_that_is_used_and_saved_like_any_other(nodes, loaded, tune_text):
+    style, code, predictions, curve, losses = tune_text().args
+    assert predictions.shape == (2, PX, PX, 3) and curve.ndim == 4 and len(losses["loss"]) == 2
+    assert style.style.style_image is None and style.style.settings["target"] == "drawing" and code.z.shape == (1, 16)
+    _, semantic, structure = encoded(nodes, loaded)
+    mix = nodes.MixCodes.execute(semantic, code, 32, False, "")[0]
+    made = stylized(nodes, style, structure, mix)
+    nodes.SaveOSASISStyle.execute(style, "words", False)
+    again, its_code, its_picture = nodes.LoadOSASISStyle.execute("words.safetensors").args
+    assert torch.equal(made, stylized(nodes, again, structure, mix))
+    assert torch.allclose(its_code.z, code.z, atol=2e-3)
+    assert "learned from the text 'drawing'" in its_picture.message and "official" not in its_picture.message
+    blend = nodes.BlendOSASISStyles.execute(style, tune_text("other", prompt="face")[0], 0.5)
+    assert stylized(nodes, blend[0], structure, mix).shape == (2, PX, PX, 3)
+
+
+def test_a_cancelled_fine_tune_to_text_resumes_exactly(nodes, tune_text, comfy, monkeypatch):
+    whole = tune_text("whole", iterations=3)
+    with monkeypatch.context() as patch:
+        _, interrupted = interrupt_after(patch, nodes, 8)
+        with pytest.raises(interrupted):
+            tune_text("parts", iterations=3)
+    assert (comfy / "output" / "atelier" / "snapshots" / "parts.snapshot").is_file()
+    rest = tune_text("parts", iterations=3)
+    assert same(weights_of(rest[0]), weights_of(whole[0])) and torch.equal(rest[1].z, whole[1].z)
+    assert rest[4] == whole[4]
+    with pytest.raises(ValueError, match="target was 'drawing' and is 'face' now"):
+        tune_text("parts", iterations=3, prompt="face")
+
+
+def test_prompts_that_cannot_be_learned(nodes, tune_text):
+    validate = nodes.OSASISFineTuneText.validate_inputs
+    assert "the prompt is empty" in validate(name="a", prompt=[" "], source=["photo"])
+    assert "the source is empty" in validate(name="a", prompt="x", source=" ")
+    assert "file's name" in validate(name="..", prompt="x", source="photo")
+    assert validate(name=None, prompt=None, source=None) is True
+    for prompt, message in (("dog", "dog"), ("photo", "is the same as the source")):
+        with pytest.raises(ValueError, match=message):
+            tune_text(prompt=prompt)
 
 
 # --- styles as files -----------------------------------------------------------------------------------------------

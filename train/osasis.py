@@ -305,13 +305,15 @@ def encode_style(nets: FrozenNetworks, style_image: Tensor) -> Tensor:
     return nets.diffae.encode(style_image).float().mean(0, keepdim=True).cpu()
 
 
-def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, z_style: Tensor, settings: dict) -> OSASISStyle:
-    """The style as it stands: 16-bit weights on the CPU, z of the style image, everything needed to use it."""
+def finish(nets: FrozenNetworks, run: Run, style_image: Tensor | None, z_style: Tensor | None,
+           settings: dict) -> OSASISStyle:
+    """The style as it stands: 16-bit weights on the CPU, its code, everything needed to use it. style_image: the first
+    of these is kept."""
     def weights(name: str) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", torch.float16) for k, v in run.nets[name].state_dict().items()}
     spn = weights("spn") if "spn" in run.nets else None
-    return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, to_bytes(style_image[0]),
-                       nets.fingerprint, settings)
+    picture = None if style_image is None else to_bytes(style_image[0])
+    return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, picture, nets.fingerprint, settings)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
