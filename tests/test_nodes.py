@@ -261,6 +261,35 @@ def test_levels_override_the_change_point(nodes):
     assert nodes.MixCodes.execute(z, z, 32, True, "")[0].weights(tiny_models.UNET) == (0.0, 1.0, 1.0)
 
 
+def test_levels_of_0_and_1_are_the_change_point_bit_for_bit(nodes, loaded, own_style):
+    _, semantic, structure = encoded(nodes, loaded)
+    code = nodes.SemanticEncode.execute(loaded.diffae, picture(2))[0]
+
+    def made(change_point, levels):
+        mix = nodes.MixCodes.execute(semantic, code, change_point, False, levels)[0]
+        return stylized(nodes, own_style, structure, mix)
+    by_change_point = made(32, "")
+    assert torch.equal(made(512, "32:1, 16:0, middle:0"), by_change_point)
+    assert torch.equal(made(1, "16:0, middle:0"), by_change_point)
+    half = made(512, "32:0.5")
+    assert not torch.equal(half, by_change_point) and not torch.equal(half, made(512, ""))
+
+
+def test_codes_between_two_pictures(nodes, loaded):
+    one, two = (nodes.SemanticEncode.execute(loaded.diffae, picture(n, 2))[0] for n in (5, 6))
+    at = [nodes.InterpolateCodes.execute(one, two, share)[0] for share in (0.0, 0.25, 1.0)]
+    assert torch.equal(at[0].z, one.z) and torch.equal(at[2].z, two.z)
+    assert torch.allclose(at[1].z, 0.75 * one.z + 0.25 * two.z, atol=1e-6)
+    assert {code.fingerprint for code in at} == {loaded.diffae.fingerprint}
+    single = nodes.SemanticEncode.execute(loaded.diffae, picture(7))[0]
+    for pair in ((one, single), (single, one)):
+        assert nodes.InterpolateCodes.execute(*pair, 1.0)[0].z.shape == (2, 16)
+    with pytest.raises(ValueError, match="2 first codes cannot be paired with 3 second codes"):
+        nodes.InterpolateCodes.execute(one, nodes.SemanticEncode.execute(loaded.diffae, picture(8, 3))[0], 0.5)
+    with pytest.raises(ValueError, match="the second code was made with another DiffAE"):
+        nodes.InterpolateCodes.execute(one, replace(two, fingerprint="x"), 0.5)
+
+
 @pytest.mark.parametrize("text", ["128", "128:2", "a:1", "128:1 64:1", "middle:-1"])
 def test_unreadable_levels_are_refused_before_anything_runs(nodes, text):
     assert "cannot be read" in nodes.MixCodes.validate_inputs(levels=text)
@@ -750,6 +779,50 @@ def test_prompts_that_cannot_be_learned(nodes, tune_text):
     for prompt, message in (("dog", "dog"), ("photo", "is the same as the source")):
         with pytest.raises(ValueError, match=message):
             tune_text(prompt=prompt)
+
+
+# --- snapshots that are kept ---------------------------------------------------------------------------------------
+@pytest.fixture
+def choose(nodes, loaded):
+    def run(style, code, name, **more):
+        _, semantic, structure = encoded(nodes, loaded, count=3)
+        mix = nodes.MixCodes.execute(semantic, code, 16, False, "")[0]
+        return nodes.ChooseOSASISSnapshot.execute(style, name, loaded.clip, structure, mix, 10, **more), structure, mix
+    return run
+
+
+def test_the_kept_snapshots_are_scored_shown_and_the_best_is_taken(nodes, tune, choose):
+    style, code, *_ = tune("kept", iterations=3, save_every=1, keep=3)
+    chosen, structure, mix = choose(style, code, "kept", twin=picture(1))
+    best, strip, results, iterations, report = chosen.args
+    lines = report.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["iteration 1", "iteration 2", "iteration 3"]
+    scores = [float(line.split(" = ")[1].split()[0]) for line in lines]
+    assert scores.index(max(scores)) + 1 == iterations and lines[iterations - 1].endswith("(best)")
+    as_trained = tune(f"only {iterations}", iterations=iterations)[0]
+    assert same(weights_of(best), weights_of(as_trained)), "the style of a training of so many iterations"
+    assert best.style.settings["iterations"] == iterations and torch.equal(best.style.z_style, style.style.z_style)
+    assert torch.equal(results, stylized(nodes, best, structure, mix))
+    assert strip.shape[0] == 1 and strip.shape[2] > 4 * PX and strip.shape[1] > 3 * PX
+
+
+def test_snapshots_of_words_are_scored_along_the_text(nodes, tune_text, choose):
+    style, code, *_ = tune_text("said", iterations=2, save_every=1, keep=2)
+    chosen = choose(style, code, "said")[0]
+    assert chosen[3] in (1, 2) and len(chosen[4].splitlines()) == 2
+
+
+def test_snapshots_of_another_training_are_refused(nodes, tune, choose):
+    style, code, *_ = tune("mine")
+    tune("other", seed=4)
+    with pytest.raises(ValueError, match="seed was 4 and is 3 now"):
+        choose(style, code, "other")
+    with pytest.raises(ValueError, match="there is no snapshot none.snapshot. Give the name of the fine-tune"):
+        choose(style, code, "none")
+    assert "file's name" in nodes.ChooseOSASISSnapshot.validate_inputs(name="../x", steps=10)
+    assert "cannot be spaced" in nodes.ChooseOSASISSnapshot.validate_inputs(name="x", steps=300)
+    one = nodes.ChooseOSASISSnapshot.fingerprint_inputs
+    assert one(name="mine") != one(name="none") == one(name=None) == one(name="../x") == ""
 
 
 # --- styles as files -----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class WordsConfig:
     """
     target: str
     source: str = "photo"
-    photo_weight: float = 1.0
+    photo_weight: float = 0.3
     templates: str = "auto"
 
     def __post_init__(self) -> None:
