@@ -54,13 +54,6 @@ class ChooseOSASISSnapshot(AtelierNode):
         return valid if valid is not True else inputs.valid_steps(steps)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **others: object) -> str:
-        if not name or inputs.valid_name(name) is not True:
-            return ""
-        path = snapshot_file(host.snapshot_folder(), name)
-        return str(path.stat().st_mtime_ns) if path.is_file() else ""
-
-    @classmethod
     def execute(cls, style: LoadedStyle, name: str, clip: CLIPModel, structure: StructuralCode, mix: MixedCodes,
                 steps: int, twin: Tensor | None = None) -> io.NodeOutput:
         inputs.require(inputs.valid_steps(steps))
