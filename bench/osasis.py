@@ -135,7 +135,8 @@ def training_call(nets: Networks, rows: int) -> Work:
 def iterations(nets: Networks, config: OSASISConfig) -> Work:
     """Iteration after iteration of a fine-tune; content that is reused is prepared here."""
     twin = prepare_content(nets.fast, nets.pictures(1), config)
-    trainer = osasis.Trainer(nets.frozen, twin, twin.picture.clone(), config, content_source(nets.fast, config))
+    aim = osasis.References.of(nets.frozen, twin, twin.picture.clone(), config)
+    trainer = osasis.Trainer(nets.frozen, aim, config, content_source(nets.fast, config))
     run, numbers = osasis.start(nets.net, config), itertools.count()
 
     def iteration() -> object:

@@ -28,7 +28,7 @@ from ..train import osasis
 from ..train.content import content_source, prepare_content
 from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks, Run, StepResult
-from ..train.osasis import OSASISConfig, Trainer
+from ..train.osasis import OSASISConfig, References, Trainer
 from ..train.plots import chart
 
 STYLE = Path(__file__).resolve().parents[1] / "workflows" / "inputs" / "style_poster.png"
@@ -139,7 +139,7 @@ def compare(models: Models, style_image: Tensor, config: OSASISConfig) -> tuple[
     found = {}
     for name, (precision, scaled) in VARIANTS.items():
         tuned = replace(config, precision=precision)
-        trainer = Trainer(nets, twin, style_image, tuned, content)
+        trainer = Trainer(nets, References.of(nets, twin, style_image, tuned), tuned, content)
         found[name] = fine_tuned(trainer, osasis.start(models.diffae, tuned), scaled)
     return found, flat_weights(osasis.start(models.diffae, exact))
 

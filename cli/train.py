@@ -1,4 +1,4 @@
-"""`atelier train`: the models of OSASIS and of MMFS, from folders of pictures."""
+"""`atelier train`: the models of OSASIS and of MMFS, from folders of pictures, and OSASIS styles from words."""
 from __future__ import annotations
 
 import argparse
@@ -16,7 +16,7 @@ from ..train.diffusion_pretraining import PretrainingConfig
 from ..train.loop import Hooks
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
-from . import train_mmfs
+from . import train_mmfs, train_osasis
 from .options import add_device, changed, given, names_in, weights_in
 from .processes import processes
 from .stopping import Stopped, StopSignals
@@ -36,7 +36,7 @@ LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", choices=[*TRAINED, ATTRIBUTES, *train_mmfs.STAGES])
+    p.add_argument("model", choices=[*TRAINED, ATTRIBUTES, *train_mmfs.STAGES, train_osasis.OSASIS])
     p.add_argument("--photos", type=Path, required=True, help="folder of photos of one domain, such as aligned faces")
     p.add_argument("--art", type=Path, help="folder with a folder of drawings for each class")
     p.add_argument("--exclude", default="", help="art classes that stay unseen, separated by commas")
@@ -66,14 +66,16 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "--nproc_per_node N PATH/TO/oneshot-atelier/cli train ... --accelerate (on CPUs with --device cpu); "
                    "--minutes is then checked every --log-every steps")
     train_mmfs.add_arguments(p)
+    train_osasis.add_arguments(p)
     p.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     folders = Folders(options.photos, options.art, names_in(options.exclude), options.holdout,
                       weights_in(options.weights))
-    train = train_mmfs.train if options.model in train_mmfs.STAGES else (
-        train_attributes if options.model == ATTRIBUTES else train_diffusion)
+    others = dict.fromkeys(train_mmfs.STAGES, train_mmfs.train) | {
+        ATTRIBUTES: train_attributes, train_osasis.OSASIS: train_osasis.train}
+    train = others.get(options.model, train_diffusion)
     try:
         # every step has the same shapes
         with (ProgressBar() as bar, processes(options) as (distributed, device),

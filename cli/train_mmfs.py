@@ -24,7 +24,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     """Options of the MMFS trainings."""
     p.add_argument("--source", type=Path, help="what a stage starts from: StyleGAN2 for mmfs-stage1 (and stylegan2, "
                    "none: from scratch), Stage I for mmfs-stage2 (none: from scratch), Stage II for mmfs-mapping; the "
-                   "DiffAE of attributes (default: the demo's)")
+                   "DiffAE of attributes and osasis (default: the demo's)")
     p.add_argument("--stylegan2", type=Path, help="the StyleGAN2 whose discriminator mmfs-stage2 starts from (default: "
                    "that of --source, which may be of mmfs-stage2 itself: then it is trained on)")
     p.add_argument("--clip", type=Path, help="default: the demo CLIP")

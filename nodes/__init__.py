@@ -17,6 +17,7 @@ from . import (
     mmfs_stages,
     mmfs_training,
     osasis,
+    osasis_snapshots,
     osasis_training,
     photo_twin,
     stylegan2,
@@ -24,7 +25,7 @@ from . import (
 )
 
 NODES: list[type[io.ComfyNode]] = [
-    *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *metrics.NODES,
+    *loaders.NODES, *photo_twin.NODES, *osasis.NODES, *osasis_training.NODES, *osasis_snapshots.NODES, *metrics.NODES,
     *stylegan2.NODES, *mmfs.NODES, *mmfs_training.NODES, *mmfs_stages.NODES, *faces.NODES, *edit.NODES,
     *density.NODES, *sweep.NODES, *evaluation_table.NODES,
     *blend.NODES, *geometry.NODES]

@@ -1,4 +1,4 @@
-"""Nodes that weigh what a style does: its strength, a blend of two styles, and the photo's own colours."""
+"""Nodes that weigh what a style does: its strength, blends of styles and of codes, and the photo's own colours."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -70,6 +70,27 @@ class BlendOSASISStyles(AtelierNode):
         return io.NodeOutput(LoadedStyle.of(style), SemanticCode(style.semantic_code().float(), style.model))
 
 
+class InterpolateCodes(AtelierNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierInterpolateCodes", display_name="Interpolate Semantics", category="Atelier/osasis",
+            description="Makes semantic codes between those of two pictures: of two portraits a face between them, of "
+                        "two style images a style's colours and textures between theirs.",
+            inputs=[
+                sockets.SEMANTIC_CODE.Input("first", tooltip="Semantic codes."),
+                sockets.SEMANTIC_CODE.Input("second", tooltip="As many other ones, or one for all."),
+                slider("share", 0.5, 1.0, "0: the first codes, exactly. 1: the second.")],
+            outputs=[sockets.SEMANTIC_CODE.Output("semantic", display_name="semantic",
+                                                  tooltip="The codes between them, for Decode and Mix Codes.")])
+
+    @classmethod
+    def execute(cls, first: SemanticCode, second: SemanticCode, share: float) -> io.NodeOutput:
+        sockets.same_model("the second code", second.fingerprint, first.fingerprint)
+        one, other = sockets.paired(first.z, second.z, ("first codes", "second codes"))
+        return io.NodeOutput(SemanticCode(torch.lerp(one, other, share), first.fingerprint or second.fingerprint))
+
+
 class KeepColours(AtelierNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -98,4 +119,4 @@ class KeepColours(AtelierNode):
         return io.NodeOutput(images.to_image(torch.cat(parts)))
 
 
-NODES = [OSASISStrength, BlendOSASISStyles, KeepColours]
+NODES = [OSASISStrength, BlendOSASISStyles, KeepColours, InterpolateCodes]

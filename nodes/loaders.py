@@ -10,7 +10,7 @@ from ..models import loading
 from ..models.checkpoints import store
 from ..models.features.encoder import EncoderKeys
 from ..models.mmfs import MMFS
-from ..models.style import fingerprint
+from ..models.style import OSASISStyle, fingerprint
 from ..train.data import to_unit
 from . import host, images, inputs, sockets
 from .base import AtelierNode
@@ -208,11 +208,17 @@ class LoadOSASISStyle(StyleLoader):
     def execute(cls, file: str) -> io.NodeOutput:
         path = host.model_path(cls.KIND, file)
         style = loading.load_style(path)
-        advice = host.blocked(
-            f"{path.name} is a style of the official program, which holds neither the style image nor its code. Load "
-            "the picture and connect Encode Semantics to Mix Codes instead")
+        advice = host.blocked(no_picture(path.name, style))
         code = advice if style.z_style is None else SemanticCode(style.z_style.float(), style.model)
         return io.NodeOutput(LoadedStyle.of(style), code, image_of(style.style_image, advice))
+
+
+def no_picture(name: str, style: OSASISStyle) -> str:
+    """Why a style has no style image, and what to do."""
+    if text := style.settings.get("target"):
+        return f"{name} was learned from the text {str(text)[:80]!r}, so it has no style image. Disconnect this output"
+    return (f"{name} is a style of the official program, which holds neither the style image nor its code. Load the "
+            "picture and connect Encode Semantics to Mix Codes instead")
 
 
 class LoadStyleGAN2(ModelLoader):

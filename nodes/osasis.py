@@ -266,21 +266,26 @@ class StylizeOSASIS(AtelierNode):
         if solver != FROM_STYLE:
             settings = replace(settings, solver=solver)
         ddim_steps(steps, settings.t0)
-        _, indices = osasis.reverse_chain(steps, settings)
-        codes = mix.codes(structure)
         if use_spn and style.spn is None:
             host.show_text("this style has no SPN: stylized without it")
-        rows = chunks(len(structure.x), batch)
-        progress, parts = NodeProgress(len(rows) * len(indices)), []
-        memory = sampling_memory(structure.config, min(batch, len(structure.x)))
-        with host.sampling(style.patched, precision, memory) as (device, nets):
-            spn = nets["spn"] if use_spn and style.spn else None
-            for r in rows:
-                x = osasis.stylize(nets["unet"], structure.x[r].to(device), [c[r].to(device) for c in codes],
-                                   steps=steps, settings=settings, spn=spn, picture=structure.picture[r].to(device),
-                                   hook=progress_hook(progress))
-                parts.append(images.to_image(x))
-        return io.NodeOutput(torch.cat(parts))
+        return io.NodeOutput(stylized(style, structure, mix, steps, settings, use_spn, batch, precision))
+
+
+def stylized(style: LoadedStyle, structure: StructuralCode, mix: MixedCodes, steps: int, settings: SamplingSettings,
+             use_spn: bool = True, batch: int = CHUNK, precision: str = AUTO) -> Tensor:
+    """IMAGE of the photos in the style, `batch` at a time."""
+    _, indices = osasis.reverse_chain(steps, settings)
+    codes, rows = mix.codes(structure), chunks(len(structure.x), batch)
+    progress, parts = NodeProgress(len(rows) * len(indices)), []
+    memory = sampling_memory(structure.config, min(batch, len(structure.x)))
+    with host.sampling(style.patched, precision, memory) as (device, nets):
+        spn = nets["spn"] if use_spn and style.spn else None
+        for r in rows:
+            x = osasis.stylize(nets["unet"], structure.x[r].to(device), [c[r].to(device) for c in codes],
+                               steps=steps, settings=settings, spn=spn, picture=structure.picture[r].to(device),
+                               hook=progress_hook(progress))
+            parts.append(images.to_image(x))
+    return torch.cat(parts)
 
 
 def chosen_settings(style: LoadedStyle, structure: StructuralCode, spn_weight: float, spn_time: str,

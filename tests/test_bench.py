@@ -18,7 +18,7 @@ from oneshot_atelier.models.diffae import CONFIGS
 from oneshot_atelier.models.unet import GroupNorm, UNet
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train.content import content_source, prepare_content
-from oneshot_atelier.train.osasis import Trainer, start
+from oneshot_atelier.train.osasis import References, Trainer, start
 from oneshot_atelier.train.plots import chart, ticks
 
 CPU = torch.device("cpu")
@@ -120,7 +120,8 @@ def test_a_loss_scaler_changes_the_gradients_scale_alone():
     twin = prepare_content(nets.net, tiny.pictures(1), config)
     content, outcomes, seen = content_source(nets.net, config), [], []
     for scaled in (False, True):
-        trainer, run = Trainer(nets.frozen, twin, tiny.pictures(1, 2), config, content), start(nets.net, config)
+        aim = References.of(nets.frozen, twin, tiny.pictures(1, 2), config)
+        trainer, run = Trainer(nets.frozen, aim, config, content), start(nets.net, config)
         outcomes.append(precision.fine_tuned(trainer, run, scaled))
         seen.append(trainer.config.l1_weight)
     plain, scaled = outcomes
@@ -137,7 +138,8 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_halved():
     nets = Networks(SMALL, CPU)
     config = replace(SMALL.tune, cached_content=2)
     twin = prepare_content(nets.net, tiny.pictures(1), config)
-    trainer = Trainer(nets.frozen, twin, twin.picture, config, content_source(nets.net, config))
+    aim = References.of(nets.frozen, twin, twin.picture, config)
+    trainer = Trainer(nets.frozen, aim, config, content_source(nets.net, config))
     run = start(nets.net, config)
     steps = precision.Scaled(trainer, run, torch.amp.GradScaler("cpu"))
     before = precision.flat_weights(run)

@@ -33,7 +33,8 @@ def trainer(config=CONFIG, photos=None, content=None):
     twin, style_image = tiny.pictures(1, 1), tiny.pictures(1, 2)
     content = content or content_source(frozen, config, photos)
     nets = FrozenNetworks(frozen, tiny.clip(), EncoderDistance(frozen.encoder), fingerprint(frozen))
-    return osasis.Trainer(nets, prepare_content(frozen, twin, config), style_image, config, content)
+    aim = osasis.References.of(nets, prepare_content(frozen, twin, config), style_image, config)
+    return osasis.Trainer(nets, aim, config, content)
 
 
 def tuned(config=CONFIG, photos=None, **options):
@@ -105,7 +106,7 @@ def test_a_snapshot_of_another_run_does_not_fit():
 def test_a_run_can_start_from_a_style():
     t = trainer(replace(CONFIG, iterations=1))
     run = osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
-    style = osasis.finish(t.nets, run, t.style_image, osasis.encode_style(t.nets, t.style_image), {})
+    style = osasis.finish(t.nets, run, t.aim.style_image, osasis.encode_style(t.nets, t.aim.style_image), {})
     again = osasis.start(t.nets.diffae, CONFIG, style)
     for name, weights in (("unet", style.unet), ("spn", style.spn)):
         assert tiny.same({k: v.half() for k, v in again.nets[name].state_dict().items()}, dict(weights))
@@ -126,12 +127,13 @@ def test_frozen_networks_and_inputs_are_left_alone():
     t = trainer(replace(CONFIG, iterations=1), photos)
     nets = (t.nets.diffae, t.nets.clip, t.perceptual)
     before = [tiny.copy_of(net) for net in nets]
-    pictures = t.style_image.clone(), t.twin.picture.clone(), t.twin.z.clone(), t.twin.x.clone()
+    given = t.aim.style_image, t.aim.twin.picture, t.aim.twin.z, t.aim.twin.x
+    before_too = [tensor.clone() for tensor in given]
     osasis.fine_tune(t, osasis.start(t.nets.diffae, CONFIG))
     assert all(tiny.same(b, net.state_dict()) for b, net in zip(before, nets))
     assert all(p.grad is None and not p.requires_grad for net in nets for p in net.parameters())
     assert not t.nets.diffae.training and torch.equal(photos, kept)
-    assert all(torch.equal(a, b) for a, b in zip(pictures, (t.style_image, t.twin.picture, t.twin.z, t.twin.x)))
+    assert all(torch.equal(a, b) for a, b in zip(before_too, given))
 
 
 @pytest.mark.parametrize("spn", osasis.SPNS)
@@ -184,7 +186,7 @@ def one_update(config, scale=1.0):
     t = trainer(config, tiny.pictures(config.batch, 5))
     run = osasis.start(t.nets.diffae, config)
     content = t.content(0)
-    streams = osasis.Streams.of(t.twin, content, t.embed(content.picture), config)
+    streams = t.aim.streams(0, content, t.embed(content.picture), config)
     streams = replace(streams, x=streams.x * scale)
     values, predictions, further = osasis.update(t, run, streams, 1)
     return t, run, values, predictions, further
@@ -212,9 +214,9 @@ def test_the_total_is_the_sum_of_the_weighted_terms():
     assert set(values) == {"cross", "in", "clip", "l1", "perceptual", "loss"}
     assert float(values["loss"]) == pytest.approx(sum(float(v) for k, v in values.items() if k != "loss"), rel=1e-5)
     x0, embedded = predictions[:1], t.embed(predictions)
-    assert float(values["l1"]) == pytest.approx(10 * float((x0 - t.style_image).abs().mean()), rel=1e-4)
-    assert float(values["perceptual"]) == pytest.approx(10 * float(t.perceptual(x0, t.style_image)), rel=1e-4)
-    style_a, style_b = t.direction
+    assert float(values["l1"]) == pytest.approx(10 * float((x0 - t.aim.style_image).abs().mean()), rel=1e-4)
+    assert float(values["perceptual"]) == pytest.approx(10 * float(t.perceptual(x0, t.aim.style_image)), rel=1e-4)
+    style_a, style_b = t.aim.style_a, t.aim.style_b
     content = t.embed(t.content(0).picture)
     cross = losses.cross_domain_loss(style_a, style_b, content, embedded[1:]).mean()
     assert float(values["cross"]) == pytest.approx(float(cross), rel=1e-3)
@@ -225,9 +227,9 @@ def test_the_total_is_the_sum_of_the_weighted_terms():
 def test_the_style_stream_has_its_own_spn_weight_and_both_take_their_own_code():
     t = trainer(replace(CONFIG, spn_weight=0.3, style_spn_weight=0.7), tiny.pictures(2, 5))
     content = t.content(0)
-    streams = osasis.Streams.of(t.twin, content, t.embed(content.picture), t.config)
+    streams = t.aim.streams(0, content, t.embed(content.picture), t.config)
     assert streams.spn_weight.flatten().tolist() == pytest.approx([0.7, 0.3, 0.3])
-    assert torch.equal(streams.z[0], t.twin.z[0]) and torch.equal(streams.z[1:], content.z)
+    assert torch.equal(streams.z[0], t.aim.twin.z[0]) and torch.equal(streams.z[1:], content.z)
     assert [len(c.z) for c in streams.chunks(2)] == [2, 1] and [len(c.z) for c in streams.chunks(0)] == [3]
 
 
@@ -246,7 +248,7 @@ def test_both_clamps_agree_where_nothing_is_clamped():
         t = trainer(replace(CONFIG, dropout=False, clamp=clamp), tiny.pictures(2, 5))
         run = osasis.start(t.nets.diffae, t.config)
         content = t.content(0)
-        streams = osasis.Streams.of(t.twin, content, t.embed(content.picture), t.config)
+        streams = t.aim.streams(0, content, t.embed(content.picture), t.config)
         part = replace(streams, x=streams.x * 0.05)
         for p in run.nets["unet"].out[2].parameters():
             p.data.zero_()
@@ -297,6 +299,47 @@ def test_training_lowers_the_loss():
     run = tuned(replace(CONFIG, iterations=8, dropout=False, lr=2e-3), photos)
     history = run.loss_history["loss"]
     assert len(history) == 8 and sum(history[-2:]) < 0.85 * sum(history[:2])
+
+
+# --- several style images ------------------------------------------------------------------------------------------
+def references(count):
+    t = trainer()
+    twin = prepare_content(t.nets.diffae, tiny.pictures(count, 1), CONFIG)
+    return t, osasis.References.of(t.nets, twin, tiny.pictures(count, 2), CONFIG)
+
+
+def test_several_style_images_take_turns_each_with_its_own_twin():
+    t, aim = references(3)
+    pairs = [aim.pair(k, CONFIG.seed) for k in range(12)]
+    chosen = [rows_in(aim.style_image, pair.style_image)[0] for pair in pairs]
+    assert all(sorted(chosen[start:start + 3]) == [0, 1, 2] for start in range(0, 12, 3))
+    assert len({tuple(chosen[start:start + 3]) for start in range(0, 12, 3)}) > 1, "the order changes"
+    assert chosen == [rows_in(aim.style_image, aim.pair(k, CONFIG.seed).style_image)[0] for k in range(12)]
+    for row, pair in zip(chosen, pairs):
+        assert torch.equal(pair.twin.picture[0], aim.twin.picture[row]) and torch.equal(pair.twin.x[0], aim.twin.x[row])
+        assert torch.equal(pair.style_a[0], aim.style_a[row]) and torch.equal(pair.style_b[0], aim.style_b[row])
+    content = t.content(0)
+    streams = aim.streams(4, content, t.embed(content.picture), CONFIG)
+    assert torch.equal(streams.picture[0], aim.twin.picture[chosen[4]]) and len(streams.z) == 3 and streams.styles == 1
+    assert torch.equal(streams.wanted[0][0], aim.style_image[chosen[4]])
+
+
+def test_a_single_style_image_is_the_pair_of_every_iteration_bit_for_bit():
+    _, aim = references(1)
+    for k in (0, 1, 7):
+        pair = aim.pair(k, CONFIG.seed)
+        assert all(torch.equal(a, b) for a, b in zip(
+            (pair.style_image, pair.style_a, pair.style_b, pair.twin.picture, pair.twin.z, pair.twin.x),
+            (aim.style_image, aim.style_a, aim.style_b, aim.twin.picture, aim.twin.z, aim.twin.x)))
+
+
+def test_the_code_of_several_style_images_is_the_mean_of_theirs():
+    nets, twin, image = trainer().nets, tiny.pictures(2, 1), tiny.pictures(2, 2)
+    style, _ = osasis.tune_style(nets, twin, image, replace(CONFIG, iterations=2))
+    assert torch.allclose(style.semantic_code(), nets.diffae.encode(image).mean(0, keepdim=True), atol=1e-5)
+    assert torch.equal(style.style_image, to_bytes(image[0]))
+    with pytest.raises(ValueError, match="2 style images and 1 twins; give each"):
+        osasis.tune_style(nets, twin[:1], image, CONFIG)
 
 
 # --- content -----------------------------------------------------------------------------------------------------
@@ -382,14 +425,14 @@ def test_a_style_is_saved_and_loaded_whole(tmp_path, spn):
     config = replace(CONFIG, iterations=1, spn=spn)
     t = trainer(config)
     run = osasis.fine_tune(t, osasis.start(t.nets.diffae, config))
-    z_style = osasis.encode_style(t.nets, t.style_image)
-    style = osasis.finish(t.nets, run, t.style_image, z_style, asdict(config) | {"twin": "seed 3"})
+    z_style = osasis.encode_style(t.nets, t.aim.style_image)
+    style = osasis.finish(t.nets, run, t.aim.style_image, z_style, asdict(config) | {"twin": "seed 3"})
     found = load_style(save_style(tmp_path / "my style.safetensors", style))
     assert tiny.same(dict(found.unet), dict(style.unet)) and (found.config, found.model) == (style.config, style.model)
     assert (found.spn is None) == (spn == "none") and tiny.same(dict(found.spn or {}), dict(style.spn or {}))
     assert found.settings["spn"] == spn
-    assert torch.equal(found.style_image, to_bytes(t.style_image[0]))
-    assert torch.allclose(found.z_style.float(), t.nets.diffae.encode(t.style_image), atol=2e-3)
+    assert torch.equal(found.style_image, to_bytes(t.aim.style_image[0]))
+    assert torch.allclose(found.z_style.float(), t.nets.diffae.encode(t.aim.style_image), atol=2e-3)
     check_osasis_style(found, t.nets.diffae.config.unet, fingerprint(t.nets.diffae))
     unet, net = found.networks()
     assert not unet.training and not any(p.requires_grad for p in unet.parameters())

@@ -83,7 +83,8 @@ def test_comfyui_runs_a_locked_copy_of_the_node(nodes, node):
 def test_trainings_rankings_and_grids_join_lists_of_pictures_and_no_other_node_takes_lists(nodes):
     found = {name: getattr(nodes, name.removeprefix("Atelier")) for name in GOLDEN}
     assert {name: node.JOINED for name, node in found.items() if node.INPUT_IS_LIST} == {
-        "AtelierOSASISFineTune": ("contents",), "AtelierMMFSFineTune": ("references", "photos"),
+        "AtelierOSASISFineTune": ("twin", "style_image", "contents"), "AtelierOSASISFineTuneText": ("contents",),
+        "AtelierMMFSFineTune": ("references", "photos"),
         "AtelierMMFSFineTuneText": ("photos",), "AtelierMMFSTrainStage1": ("photos",),
         "AtelierMMFSTrainStage2": ("photos", "art"), "AtelierMMFSTrainMapping": ("photos",),
         "AtelierRankByDensity": ("image",), "AtelierSweepGrid": ("images",)}

@@ -261,6 +261,35 @@ def test_levels_override_the_change_point(nodes):
     assert nodes.MixCodes.execute(z, z, 32, True, "")[0].weights(tiny_models.UNET) == (0.0, 1.0, 1.0)
 
 
+def test_levels_of_0_and_1_are_the_change_point_bit_for_bit(nodes, loaded, own_style):
+    _, semantic, structure = encoded(nodes, loaded)
+    code = nodes.SemanticEncode.execute(loaded.diffae, picture(2))[0]
+
+    def made(change_point, levels):
+        mix = nodes.MixCodes.execute(semantic, code, change_point, False, levels)[0]
+        return stylized(nodes, own_style, structure, mix)
+    by_change_point = made(32, "")
+    assert torch.equal(made(512, "32:1, 16:0, middle:0"), by_change_point)
+    assert torch.equal(made(1, "16:0, middle:0"), by_change_point)
+    half = made(512, "32:0.5")
+    assert not torch.equal(half, by_change_point) and not torch.equal(half, made(512, ""))
+
+
+def test_codes_between_two_pictures(nodes, loaded):
+    one, two = (nodes.SemanticEncode.execute(loaded.diffae, picture(n, 2))[0] for n in (5, 6))
+    at = [nodes.InterpolateCodes.execute(one, two, share)[0] for share in (0.0, 0.25, 1.0)]
+    assert torch.equal(at[0].z, one.z) and torch.equal(at[2].z, two.z)
+    assert torch.allclose(at[1].z, 0.75 * one.z + 0.25 * two.z, atol=1e-6)
+    assert {code.fingerprint for code in at} == {loaded.diffae.fingerprint}
+    single = nodes.SemanticEncode.execute(loaded.diffae, picture(7))[0]
+    for pair in ((one, single), (single, one)):
+        assert nodes.InterpolateCodes.execute(*pair, 1.0)[0].z.shape == (2, 16)
+    with pytest.raises(ValueError, match="2 first codes cannot be paired with 3 second codes"):
+        nodes.InterpolateCodes.execute(one, nodes.SemanticEncode.execute(loaded.diffae, picture(8, 3))[0], 0.5)
+    with pytest.raises(ValueError, match="the second code was made with another DiffAE"):
+        nodes.InterpolateCodes.execute(one, replace(two, fingerprint="x"), 0.5)
+
+
 @pytest.mark.parametrize("text", ["128", "128:2", "a:1", "128:1 64:1", "middle:-1"])
 def test_unreadable_levels_are_refused_before_anything_runs(nodes, text):
     assert "cannot be read" in nodes.MixCodes.validate_inputs(levels=text)
@@ -357,7 +386,7 @@ def test_fit_makes_squares(nodes, mode):
 
 
 def test_where_one_picture_is_needed(nodes, loaded, tune):
-    with pytest.raises(ValueError, match="one picture is needed, not 2"):
+    with pytest.raises(ValueError, match="2 style images and 1 twins"):
         tune(style_image=picture(2, 2))
     with pytest.raises(ValueError, match="one picture is needed"):
         nodes.PhotoTwin.execute(loaded.ddpm, loaded.perceptual, picture(2, 2), 1, 0.5, 10, 0, 0, "official")
@@ -548,7 +577,7 @@ def test_contents_of_a_list_are_one_batch_of_one_training(nodes, tune):
     batch = torch.cat([nodes.images.fit(x, PX) for x in (one, two)])
     assert same(weights_of(listed[0]), weights_of(tune("b", contents=batch)[0]))
     assert not same(weights_of(listed[0]), weights_of(tune("c", contents=one)[0]))
-    with pytest.raises(ValueError, match="twin: one value is needed, not a list of 2"):
+    with pytest.raises(ValueError, match="1 style images and 2 twins. Connect a twin of each"):
         tune("d", twin=[one, picture(1)])
 
 
@@ -557,6 +586,17 @@ def test_a_twin_that_is_the_style_image_teaches_nothing(tune, comfy, twin):
     with pytest.raises(ValueError, match="no change to learn. Connect the twin of Make Photo Twin, .* not bypassed"):
         tune(twin=twin)
     assert not (comfy / "output" / "atelier").exists()
+
+
+def test_several_style_images_are_one_style(nodes, tune):
+    twins, images = [picture(1), picture(11)], [picture(2), picture(12, side=48)]
+    style, code, predictions, *_ = tune("list", twin=twins, style_image=images).args
+    batch = tune("batch", twin=torch.cat(twins), style_image=torch.cat([nodes.images.fit(x, PX) for x in images]))
+    assert same(weights_of(style), weights_of(batch[0])) and predictions.shape == (3, PX, PX, 3)
+    assert not same(weights_of(style), weights_of(tune("one")[0]))
+    alone = [tune(f"alone {n}", twin=twin, style_image=image, iterations=1)[1].z
+             for n, (twin, image) in enumerate(zip(twins, images))]
+    assert torch.allclose(code.z, torch.cat(alone).mean(0, keepdim=True), atol=1e-4)
 
 
 def test_inputs_stay_as_they_are(loaded, tune):
@@ -688,6 +728,99 @@ def test_options(nodes):
         nodes.OSASISFineTuneOptions.execute(**values | dict.fromkeys(weights, 0.0))
     with pytest.raises(ValueError, match="preset"):
         nodes.OSASISFineTuneOptions.execute(**values | {"preset": "best"})
+
+
+# --- to text -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def tune_text(nodes, loaded):
+    def run(name="words", prompt="drawing", options=QUICK, **changes):
+        return nodes.OSASISFineTuneText.execute(
+            loaded.diffae, loaded.clip, loaded.perceptual, options=nodes.sockets.TuneOptions(options),
+            **{"prompt": prompt, "source": "photo", "photo_weight": 1.0, "name": name} | TUNE | changes)
+    return run
+
+
+def test_words_become_a_style_that_is_used_and_saved_like_any_other(nodes, loaded, tune_text):
+    style, code, predictions, curve, losses = tune_text().args
+    assert predictions.shape == (2, PX, PX, 3) and curve.ndim == 4 and len(losses["loss"]) == 2
+    assert style.style.style_image is None and style.style.settings["target"] == "drawing" and code.z.shape == (1, 16)
+    _, semantic, structure = encoded(nodes, loaded)
+    mix = nodes.MixCodes.execute(semantic, code, 32, False, "")[0]
+    made = stylized(nodes, style, structure, mix)
+    nodes.SaveOSASISStyle.execute(style, "words", False)
+    again, its_code, its_picture = nodes.LoadOSASISStyle.execute("words.safetensors").args
+    assert torch.equal(made, stylized(nodes, again, structure, mix))
+    assert torch.allclose(its_code.z, code.z, atol=2e-3)
+    assert "learned from the text 'drawing'" in its_picture.message and "official" not in its_picture.message
+    blend = nodes.BlendOSASISStyles.execute(style, tune_text("other", prompt="face")[0], 0.5)
+    assert stylized(nodes, blend[0], structure, mix).shape == (2, PX, PX, 3)
+
+
+def test_a_cancelled_fine_tune_to_text_resumes_exactly(nodes, tune_text, comfy, monkeypatch):
+    whole = tune_text("whole", iterations=3)
+    with monkeypatch.context() as patch:
+        _, interrupted = interrupt_after(patch, nodes, 8)
+        with pytest.raises(interrupted):
+            tune_text("parts", iterations=3)
+    assert (comfy / "output" / "atelier" / "snapshots" / "parts.snapshot").is_file()
+    rest = tune_text("parts", iterations=3)
+    assert same(weights_of(rest[0]), weights_of(whole[0])) and torch.equal(rest[1].z, whole[1].z)
+    assert rest[4] == whole[4]
+    with pytest.raises(ValueError, match="target was 'drawing' and is 'face' now"):
+        tune_text("parts", iterations=3, prompt="face")
+
+
+def test_prompts_that_cannot_be_learned(nodes, tune_text):
+    validate = nodes.OSASISFineTuneText.validate_inputs
+    assert "the prompt is empty" in validate(name="a", prompt=[" "], source=["photo"])
+    assert "the source is empty" in validate(name="a", prompt="x", source=" ")
+    assert "file's name" in validate(name="..", prompt="x", source="photo")
+    assert validate(name=None, prompt=None, source=None) is True
+    for prompt, message in (("dog", "dog"), ("photo", "is the same as the source")):
+        with pytest.raises(ValueError, match=message):
+            tune_text(prompt=prompt)
+
+
+# --- snapshots that are kept ---------------------------------------------------------------------------------------
+@pytest.fixture
+def choose(nodes, loaded):
+    def run(style, code, name, **more):
+        _, semantic, structure = encoded(nodes, loaded, count=3)
+        mix = nodes.MixCodes.execute(semantic, code, 16, False, "")[0]
+        return nodes.ChooseOSASISSnapshot.execute(style, name, loaded.clip, structure, mix, 10, **more), structure, mix
+    return run
+
+
+def test_the_kept_snapshots_are_scored_shown_and_the_best_is_taken(nodes, tune, choose):
+    style, code, *_ = tune("kept", iterations=3, save_every=1, keep=3)
+    chosen, structure, mix = choose(style, code, "kept", twin=picture(1))
+    best, strip, results, iterations, report = chosen.args
+    lines = report.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["iteration 1", "iteration 2", "iteration 3"]
+    scores = [float(line.split(" = ")[1].split()[0]) for line in lines]
+    assert scores.index(max(scores)) + 1 == iterations and lines[iterations - 1].endswith("(best)")
+    as_trained = tune(f"only {iterations}", iterations=iterations)[0]
+    assert same(weights_of(best), weights_of(as_trained)), "the style of a training of so many iterations"
+    assert best.style.settings["iterations"] == iterations and torch.equal(best.style.z_style, style.style.z_style)
+    assert torch.equal(results, stylized(nodes, best, structure, mix))
+    assert strip.shape[0] == 1 and strip.shape[2] > 4 * PX and strip.shape[1] > 3 * PX
+
+
+def test_snapshots_of_words_are_scored_along_the_text(nodes, tune_text, choose):
+    style, code, *_ = tune_text("said", iterations=2, save_every=1, keep=2)
+    chosen = choose(style, code, "said")[0]
+    assert chosen[3] in (1, 2) and len(chosen[4].splitlines()) == 2
+
+
+def test_snapshots_of_another_training_are_refused(nodes, tune, choose):
+    style, code, *_ = tune("mine")
+    tune("other", seed=4)
+    with pytest.raises(ValueError, match="seed was 4 and is 3 now"):
+        choose(style, code, "other")
+    with pytest.raises(ValueError, match="there is no snapshot none.snapshot. Give the name of the fine-tune"):
+        choose(style, code, "none")
+    assert "file's name" in nodes.ChooseOSASISSnapshot.validate_inputs(name="../x", steps=10)
+    assert "cannot be spaced" in nodes.ChooseOSASISSnapshot.validate_inputs(name="x", steps=300)
 
 
 # --- styles as files -----------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ function layOut ({ note, rows, seeds }) {
     LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierOSASISFineTune: 700, AtelierSaveOSASISStyle: 180,
     AtelierStructuralEncode: 400, AtelierOSASISStylize: 480, AtelierDecode: 380, AtelierSampleDiffAE: 480,
     AtelierMMFSStylize: 480, AtelierSampleStyleGAN2: 480, AtelierMMFSFineTune: 780, AtelierMMFSFineTuneText: 860,
+    AtelierOSASISFineTuneText: 860, AtelierChooseOSASISSnapshot: 480,
     AtelierMMFSTrainStage1: 760, AtelierMMFSTrainStage2: 860, AtelierMMFSTrainMapping: 800, AtelierSaveMMFSStyle: 180,
     AtelierSaveMMFS: 200, AtelierAlignFaces: 680 }
   const text = window.LiteGraph.createNode('Note')

@@ -227,8 +227,7 @@ def content_source(frozen: DiffAE, config: ContentSettings, photos: Tensor | Non
     if photos is not None:
         parts = [prepare_content(frozen, chunk, config, hooks) for chunk in photos.split(config.batch)]
         return ReusedContent(Content.joined(parts), config.batch, config.seed)
-    count = config.cached_content
-    made = GeneratedContent(frozen, "cached content" if count else "content", config, hooks, folder)
+    count, made = config.cached_content, generated(frozen, config, hooks, folder)
     made.tell(range(count or config.iterations * config.batch))
     if not count:
         return FreshContent(made, config.batch)
@@ -237,3 +236,16 @@ def content_source(frozen: DiffAE, config: ContentSettings, photos: Tensor | Non
         parts.append(made.items(range(first, min(first + BLOCK, count))))
         hooks.tell(f"content: {min(first + BLOCK, count)} of {count} pictures are prepared{made.place()}")
     return ReusedContent(Content.joined(parts), config.batch, config.seed)
+
+
+def generated(frozen: DiffAE, config: ContentSettings, hooks: Hooks, folder: ContentFolder | None) -> GeneratedContent:
+    """The items that a fine-tune takes its content from."""
+    return GeneratedContent(frozen, "cached content" if config.cached_content else "content", config, hooks, folder)
+
+
+def first_content(frozen: DiffAE, config: ContentSettings, photos: Tensor | None = None, hooks: Hooks = Hooks(),
+                  folder: ContentFolder | None = None) -> Content:
+    """The first BLOCK pictures that a fine-tune takes its content from, or as many photos as there are up to it."""
+    if photos is not None:
+        return prepare_content(frozen, photos[:BLOCK], config, hooks)
+    return generated(frozen, config, hooks, folder).items(range(BLOCK))

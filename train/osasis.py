@@ -7,9 +7,10 @@ the official program's; each deviation of that program from the paper is a field
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -125,26 +126,39 @@ class FrozenNetworks:
     leaves: bool = False
 
 
+class Aim(Protocol):
+    """What a style is learned from: the rows of a walk, and the losses of their predictions."""
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Of the loss, by name."""
+        ...
+
+    def streams(self, k: int, content: Content, embedded: Tensor, config: OSASISConfig) -> Streams:
+        """The rows of iteration k. embedded (B, D): of the content pictures."""
+        ...
+
+    def losses(self, trainer: Trainer, part: Streams, x0: Tensor, embedded: Tensor, count: int) -> dict[str, Tensor]:
+        """Weighted terms of some rows' predictions x0 and their embeddings, to be summed over all rows' parts; content
+        terms are means over `count`."""
+        ...
+
+
 @dataclass
 class Trainer:
-    """The frozen side of a fine-tune: A, the style image and its twin, CLIP, and where content comes from."""
+    """The frozen side of a fine-tune: A, CLIP, what the style is learned from, and where content comes from."""
     nets: FrozenNetworks
-    twin: Content
-    style_image: Tensor
+    aim: Aim
     config: OSASISConfig
     content: Callable[[int], Content]
-    direction: tuple[Tensor, Tensor] = field(init=False)
     levels: Tensor = field(init=False)
     graphs: Graphs = field(default_factory=Graphs)
 
     def __post_init__(self) -> None:
-        with torch.no_grad(), self.autocast():
-            self.direction = self.embed(self.twin.picture), self.embed(self.style_image)
         self.levels = levels_of(self.config, self.device)
 
     @property
     def device(self) -> torch.device:
-        return self.style_image.device
+        return self.nets.clip.mean.device
 
     @property
     def perceptual(self) -> Perceptual:
@@ -157,36 +171,105 @@ class Trainer:
         return self.nets.clip.embed(pictures, self.config.clip_preprocessing)
 
 
+@dataclass(frozen=True)
+class References:
+    """Style images (R, 3, px, px) and their twins; style_a, style_b (R, D): CLIP embeddings of twins and images. An
+    iteration takes one pair of them (H.2)."""
+    twin: Content
+    style_image: Tensor
+    style_a: Tensor
+    style_b: Tensor
+    terms = TERMS
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, nets: FrozenNetworks, twin: Content, style_image: Tensor, config: OSASISConfig) -> References:
+        with autocast(style_image.device, config.precision):
+            style_a, style_b = (nets.clip.embed(pictures, config.clip_preprocessing)
+                                for pictures in (twin.picture, style_image))
+        return cls(twin, style_image, style_a, style_b)
+
+    def pair(self, k: int, seed: int) -> References:
+        """The one of iteration k: every pair once in an order that the seed decides, then all again in another."""
+        count = len(self.style_image)
+        turn, place = divmod(k, count)
+        order = torch.randperm(count, generator=rng.generator(seed, "reference order", turn)) if count > 1 else [0]
+        row = int(order[place])
+        rows = slice(row, row + 1)
+        return References(self.twin.rows(rows), self.style_image[rows], self.style_a[rows], self.style_b[rows])
+
+    def streams(self, k: int, content: Content, embedded: Tensor, config: OSASISConfig) -> Streams:
+        """The pair's style stream, then the content streams."""
+        pair, count = self.pair(k, config.seed), len(content.z)
+        weight = content.x.new_tensor([config.style_spn_weight] + [config.spn_weight] * count)[:, None, None, None]
+        return Streams(torch.cat([pair.twin.picture, content.picture]), torch.cat([pair.twin.z, content.z]),
+                       torch.cat([pair.twin.x, content.x]), weight, torch.cat([embedded[:1], embedded]),
+                       (pair.style_image, pair.style_a, pair.style_b), styles=1)
+
+    def losses(self, trainer: Trainer, part: Streams, x0: Tensor, embedded: Tensor, count: int) -> dict[str, Tensor]:
+        """The five losses of C.4."""
+        config, (style_image, style_a, style_b) = trainer.config, part.wanted
+        style_a, style_b, terms = style_a.float(), style_b.float(), {}
+        first = part.styles
+        if first:
+            terms["clip"] = config.clip_weight * losses.clip_reconstruction_loss(embedded[:1], style_b).sum()
+            terms["l1"] = config.l1_weight * losses.pixel_loss(x0[:1], style_image).sum()
+            terms["perceptual"] = config.perceptual_weight * trainer.perceptual(x0[:1], style_image).sum()
+        if len(x0) > first:
+            content, result = part.embedded[first:].float(), embedded[first:]
+            cross = losses.cross_domain_loss(style_a, style_b, content, result)
+            in_domain = losses.in_domain_loss(style_a, style_b, content, result)
+            terms["cross"] = config.cross_weight * cross.sum() / count
+            terms["in"] = config.in_domain_weight * in_domain.sum() / count
+        return terms
+
+
 # --- a fine-tune as a session -----------------------------------------------------------------------------------------
 def tune_style(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
                photos: Tensor | None = None, checkpointing: Checkpointing = Checkpointing(),
                hooks: Hooks = Hooks(), folder: ContentFolder | None = None) -> tuple[OSASISStyle, Run]:
     """Fine-tune a style; resume its snapshot if there is one. Returns the style and the finished run.
 
-    twin, style_image (1, 3, px, px), photos (N, 3, px, px) or None: in [-1, 1], on the networks' device. folder: where
-    content pictures are kept for other styles, which changes nothing but the time. Raises ValueError (CheckpointError)
-    for a snapshot of other settings or a damaged one, before anything long.
+    twin, style_image (R, 3, px, px), mostly one, photos (N, 3, px, px) or None: in [-1, 1], on the networks' device.
+    folder: where content pictures are kept for other styles, which changes nothing but the time. Raises ValueError
+    (CheckpointError) for a snapshot of other settings or a damaged one, before anything long, and for another number of
+    twins than of style images.
     """
+    if len(twin) != len(style_image):
+        raise ValueError(f"{len(style_image)} style images and {len(twin)} twins; give each style image its own twin")
+    z_style = encode_style(nets, style_image)
+
+    def aim(frozen: DiffAE, hooks: Hooks) -> References:
+        parts = [prepare_content(frozen, part, config, hooks) for part in twin.split(config.batch)]
+        return References.of(nets, Content.joined(parts), style_image, config)
+    settings = describe(nets, twin, style_image, config, photos)
+    run, settings = tune(nets, aim, settings, config, photos, checkpointing, hooks, folder)
+    return finish(nets, run, style_image, z_style, settings), run
+
+
+def tune(nets: FrozenNetworks, aim: Callable[[DiffAE, Hooks], Aim], settings: dict, config: OSASISConfig,
+         photos: Tensor | None, checkpointing: Checkpointing, hooks: Hooks,
+         folder: ContentFolder | None) -> tuple[Run, dict]:
+    """A session of any fine-tune of OSASIS: (the finished run, the settings that were run). aim: makes what the style
+    is learned from, with the frozen A. settings: all that decides the result."""
     if photos is None and nets.diffae.latent_net is None:
         raise ValueError("this DiffAE has no latent DDIM to generate content pictures with: connect photos as "
                          "contents, or load the '..._autoenc_latent' checkpoint")
-    run = start(nets.diffae, config)
+    run, device = start(nets.diffae, config), nets.clip.mean.device
+
     def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
-        frozen = accelerated(nets.diffae, style_image.device, config.precision)
+        frozen = accelerated(nets.diffae, device, config.precision)
         if nets.leaves and frozen is not nets.diffae:
             nets.diffae.to("cpu")
         content = content_source(frozen, config, photos, hooks, folder)
-        twin_content = prepare_content(frozen, twin, config, hooks)
-        trainer = Trainer(nets, twin_content, style_image, config, content)
+        trainer = Trainer(nets, aim(frozen, hooks), config, content)
         if content.is_prepared(range(run.step, config.iterations)) and (nets.leaves or frozen is not nets.diffae):
             frozen.to("cpu")
             release(frozen)
         return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
-    with Session.open(run, describe(nets, twin, style_image, config, photos), checkpointing, hooks) as session:
-        z_style = encode_style(nets, style_image)
-        settings = session.train(work, config.iterations, style_image.device, hooks)
-    return finish(nets, run, style_image, z_style, settings), run
+    with Session.open(run, settings, checkpointing, hooks) as session:
+        return run, session.train(work, config.iterations, device, hooks)
 
 
 def describe(nets: FrozenNetworks, twin: Tensor, style_image: Tensor, config: OSASISConfig,
@@ -218,17 +301,19 @@ def start(frozen: DiffAE, config: OSASISConfig, weights: OSASISStyle | None = No
 
 @torch.no_grad()
 def encode_style(nets: FrozenNetworks, style_image: Tensor) -> Tensor:
-    """z of the style image, (1, E), on the CPU."""
-    return nets.diffae.encode(style_image).float().cpu()
+    """z of the style image, of several their mean, (1, E), on the CPU."""
+    return nets.diffae.encode(style_image).float().mean(0, keepdim=True).cpu()
 
 
-def finish(nets: FrozenNetworks, run: Run, style_image: Tensor, z_style: Tensor, settings: dict) -> OSASISStyle:
-    """The style as it stands: 16-bit weights on the CPU, z of the style image, everything needed to use it."""
+def finish(nets: FrozenNetworks, run: Run, style_image: Tensor | None, z_style: Tensor | None,
+           settings: dict) -> OSASISStyle:
+    """The style as it stands: 16-bit weights on the CPU, its code, everything needed to use it. style_image: the first
+    of these is kept."""
     def weights(name: str) -> dict[str, Tensor]:
         return {k: v.detach().to("cpu", torch.float16) for k, v in run.nets[name].state_dict().items()}
     spn = weights("spn") if "spn" in run.nets else None
-    return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, to_bytes(style_image[0]),
-                       nets.fingerprint, settings)
+    picture = None if style_image is None else to_bytes(style_image[0])
+    return OSASISStyle(run.net("unet", UNet).config, weights("unet"), spn, z_style, picture, nets.fingerprint, settings)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -248,7 +333,7 @@ def iteration(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> dic
     config, content = trainer.config, trainer.content(k)
     with torch.no_grad(), trainer.autocast():
         embedded = trainer.embed(content.picture)
-    streams = Streams.of(trainer.twin, content, embedded, config)
+    streams = trainer.aim.streams(k, content, embedded, config)
     done, sums = int(run.partial.get("done", 0)), {}
     if done:
         streams = streams.at(run.partial["x"].to(trainer.device))
@@ -265,31 +350,36 @@ def iteration(trainer: Trainer, run: Run, k: int, hooks: Hooks = Hooks()) -> dic
 
 @dataclass(frozen=True)
 class Streams:
-    """Row 0 is the style stream, the others the content stream; x is where each stands on the chain."""
+    """The rows of a walk: `styles` style streams (0 or 1), then the content streams; x is where each stands on the
+    chain. wanted: what the losses compare them with, of no rows of its own."""
     picture: Tensor
     z: Tensor
     x: Tensor
     spn_weight: Tensor
     embedded: Tensor
+    wanted: tuple[Tensor, ...] = ()
+    styles: int = 0
 
-    @classmethod
-    def of(cls, twin: Content, content: Content, embedded: Tensor, config: OSASISConfig) -> Streams:
-        count = len(content.z)
-        weight = content.x.new_tensor([config.style_spn_weight] + [config.spn_weight] * count)[:, None, None, None]
-        return cls(torch.cat([twin.picture, content.picture]), torch.cat([twin.z, content.z]),
-                   torch.cat([twin.x, content.x]), weight, torch.cat([embedded[:1], embedded]))
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        return self.picture, self.z, self.x, self.spn_weight, self.embedded
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.picture, self.z, self.x, self.spn_weight, self.embedded
+        return *self.rows, *self.wanted
+
+    def of(self, tensors: Sequence[Tensor]) -> Streams:
+        """The same streams with other `tensors`."""
+        count = len(self.rows)
+        return Streams(*tensors[:count], wanted=tuple(tensors[count:]), styles=self.styles)
 
     def at(self, x: Tensor) -> Streams:
         """The same streams, standing at x."""
-        return Streams(self.picture, self.z, x, self.spn_weight, self.embedded)
+        return replace(self, x=x)
 
     def chunks(self, size: int) -> list[Streams]:
-        parts = [t.split(size or len(self.z)) for t in self.tensors]
-        return [Streams(*part) for part in zip(*parts)]
+        parts = zip(*(t.split(size or len(self.z)) for t in self.rows))
+        return [Streams(*part, wanted=self.wanted, styles=0 if n else self.styles) for n, part in enumerate(parts)]
 
 
 def update(trainer: Trainer, run: Run, streams: Streams, i: int,
@@ -298,29 +388,31 @@ def update(trainer: Trainer, run: Run, streams: Streams, i: int,
     hooks.check_interrupt()
     within = Hooks() if trainer.graphs.enabled(trainer.device) else hooks  # a graph is one call
     values, predictions, x = trainer.graphs(
-        "gradients", lambda level, *tensors: gradients(trainer, run, level, Streams(*tensors), within),
+        "gradients", lambda level, *tensors: gradients(trainer, run, level, streams.of(tensors), within),
         trainer.levels[i], *streams.tensors)
     for optimizer in run.optimizers.values():
         optimizer.step()
     values = values.clone()  # a graph's outputs are overwritten by its next run
-    return dict(zip((*TERMS, "loss"), values)), predictions.clone(), streams.at(x.clone())
+    return dict(zip((*trainer.aim.terms, "loss"), values)), predictions.clone(), streams.at(x.clone())
 
 
 def gradients(trainer: Trainer, run: Run, level: Tensor, streams: Streams,
               hooks: Hooks = Hooks()) -> tuple[Tensor, Tensor, Tensor]:
-    """Leaves the gradients of the losses in the networks. Returns (losses of TERMS and their sum, x0 predictions, x one
-    index further). level: where the streams stand, see `levels_of`."""
+    """Leaves the gradients of the losses in the networks. Returns (losses of the aim's terms and their sum, x0
+    predictions, x one index further). level: where the streams stand, see `levels_of`."""
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=not trainer.graphs.enabled(level.device))
-    parts = streams.chunks(trainer.config.micro_batch)
-    totals, predictions, following = level.new_zeros(len(TERMS), dtype=torch.float32), [], []
-    for n, part in enumerate(parts):
+    terms, count = trainer.aim.terms, len(streams.z) - streams.styles
+    totals, predictions, following = level.new_zeros(len(terms), dtype=torch.float32), [], []
+    for part in streams.chunks(trainer.config.micro_batch):
         hooks.check_interrupt()
         x0, x = predict(trainer, run.nets, part, level)
-        values = row_losses(trainer, part, x0, has_style=n == 0, count=len(streams.z) - 1)
+        with trainer.autocast():
+            embedded = trainer.embed(x0).float()
+        values = trainer.aim.losses(trainer, part, x0, embedded, count)
         total(values).backward()
         totals = totals + torch.stack([values[name].detach() if name in values else totals.new_zeros(())
-                                       for name in TERMS])
+                                       for name in terms])
         predictions.append(x0.detach())
         following.append(x.detach())
     return torch.cat([totals, totals.sum(0, keepdim=True)]), torch.cat(predictions), torch.cat(following)
@@ -357,23 +449,3 @@ def recomputed(net: nn.Module, picture: Tensor, time: Tensor) -> Tensor:
     if picture.device.type != "cuda":
         return net(picture, time)
     return checkpoint(net, picture, time, use_reentrant=False, preserve_rng_state=False)
-
-
-def row_losses(trainer: Trainer, part: Streams, x0: Tensor, has_style: bool, count: int) -> dict[str, Tensor]:
-    """Weighted loss terms of some rows, to be summed over all rows' parts; content terms are means over `count`."""
-    config, (style_a, style_b) = trainer.config, trainer.direction
-    with trainer.autocast():
-        embedded = trainer.embed(x0).float()
-    style_a, style_b, terms = style_a.float(), style_b.float(), {}
-    first = int(has_style)
-    if has_style:
-        terms["clip"] = config.clip_weight * losses.clip_reconstruction_loss(embedded[:1], style_b).sum()
-        terms["l1"] = config.l1_weight * losses.pixel_loss(x0[:1], trainer.style_image).sum()
-        terms["perceptual"] = config.perceptual_weight * trainer.perceptual(x0[:1], trainer.style_image).sum()
-    if len(x0) > first:
-        content, result = part.embedded[first:].float(), embedded[first:]
-        cross = losses.cross_domain_loss(style_a, style_b, content, result)
-        in_domain = losses.in_domain_loss(style_a, style_b, content, result)
-        terms["cross"] = config.cross_weight * cross.sum() / count
-        terms["in"] = config.in_domain_weight * in_domain.sum() / count
-    return terms

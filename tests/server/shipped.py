@@ -20,6 +20,8 @@ LOWERED = {
     "AtelierOSASISFineTuneOptions": {"preset": "as set below", "forward_steps": 10, "reverse_steps": 10,
                                      "latent_steps": 10, "generate_steps": 10, "cached_content": 1},
     "AtelierOSASISFineTune": {"iterations": 2, "save_every": 1, "batch": 1},
+    "AtelierOSASISFineTuneText": {"iterations": 2, "save_every": 1, "batch": 1},
+    "AtelierChooseOSASISSnapshot": {"steps": 10},
     "AtelierStructuralEncode": {"steps": 10},
     "AtelierOSASISStylize": {"steps": 10},
     "AtelierDecode": {"steps": 10},

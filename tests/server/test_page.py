@@ -40,8 +40,9 @@ def test_the_main_workflow_opens_from_templates_and_runs(server: ComfyServer, tm
 
 def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
     """And a loaded workflow keeps what it was saved with."""
-    fixed = ["AtelierOSASISFineTune", "AtelierPhotoTwin", "AtelierMMFSFineTune", "AtelierMMFSFineTuneText",
-             "AtelierMMFSTrainStage1", "AtelierMMFSTrainStage2", "AtelierMMFSTrainMapping", "AtelierMMFSStylize"]
+    fixed = ["AtelierOSASISFineTune", "AtelierOSASISFineTuneText", "AtelierPhotoTwin", "AtelierMMFSFineTune",
+             "AtelierMMFSFineTuneText", "AtelierMMFSTrainStage1", "AtelierMMFSTrainStage2", "AtelierMMFSTrainMapping",
+             "AtelierMMFSStylize"]
     changing = ["AtelierSampleDiffAE", "AtelierSampleStyleGAN2", "AtelierMMFSRandomStyle"]
     printed = drive(server.url, "controls", *fixed, *changing, timeout=120)
     assert json.loads(printed.split("controls ", 1)[1].splitlines()[0]) == (

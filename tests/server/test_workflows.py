@@ -39,6 +39,8 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
                      "atelier/twins_blend": (1, (400, 287))},
     "geometry": {"atelier/geometry_osasis": (1, (532, 287)), "atelier/geometry_mmfs": (1, (532, 287)),
                  "atelier/geometry_twin": (1, (268, 287))},
+    "osasis_words": {f"atelier/words_{what}": (1, (400, height)) for what, height in (
+        ("snapshots", 287), ("levels", 287), ("between", 155))},
     "osasis_text_edit": {f"atelier/text_edit{part}": (1, (400, 551)) for part in ("", "_stylized")},
     "osasis_attribute_edit": {"atelier/attribute_edit": (1, (532, 551))},
     "mmfs_sweeps": {"atelier/sweep_strength": (1, (400, 287)), "atelier/sweep_projection": (1, (268, 287))},

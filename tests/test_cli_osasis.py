@@ -1,0 +1,45 @@
+"""`atelier train osasis --text`: a style from words, from a folder of photos."""
+
+import pytest
+from PIL import Image
+
+from oneshot_atelier.cli import main
+from oneshot_atelier.models.loading import load_diffae, load_style
+from oneshot_atelier.models.style import check_osasis_style, fingerprint
+from oneshot_atelier.tests import tiny, tiny_models
+from oneshot_atelier.train.data import to_bytes
+
+QUICK = "forward_steps=10,reverse_steps=10"
+
+
+@pytest.fixture
+def train(tmp_path):
+    models, photos = tiny_models.write(tmp_path), tmp_path / "photos"
+    photos.mkdir()
+    for i, x in enumerate(tiny.pictures(3)):
+        Image.fromarray(to_bytes(x).permute(1, 2, 0).numpy()).save(photos / f"{i}.png")
+    return lambda *more: main.main([
+        "train", "osasis", "--photos", str(photos), "--holdout", "0", "--source", str(models / "diffae.safetensors"),
+        "--clip", str(models / "clip.safetensors"), "--device", "cpu", "--out", str(tmp_path / "made" / "words.st"),
+        "--steps", "2", "--batch", "1", "--set", QUICK, *more])
+
+
+def test_words_become_a_style_file_that_more_steps_go_on_from(train, tmp_path):
+    assert train("--text", "drawing", "--photo-weight", "0.5") == 0
+    out = tmp_path / "made" / "words.st"
+    style, net = load_style(out), load_diffae(tmp_path / "diffae.safetensors")
+    check_osasis_style(style, net.config.unet, fingerprint(net))
+    assert {name: style.settings[name] for name in ("source", "target", "photo_weight", "iterations")} == {
+        "source": "photo", "target": "drawing", "photo_weight": 0.5, "iterations": 2}
+    assert out.with_suffix(".snapshot").is_file()
+    assert train("--text", "drawing", "--photo-weight", "0.5", "--steps", "3") == 0
+    assert load_style(out).settings["iterations"] == 3
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ((), "name the style with --text"), (("--text", "dog"), "knows no word of 'dog'"),
+    (("--text", "drawing", "--preset", "best"), "there is no preset 'best'"),
+    (("--text", "drawing", "--text-source", "drawing"), "is the same as the source")])
+def test_what_cannot_be_learned_is_one_line(train, caplog, more, message):
+    assert train(*more) == 1
+    assert message in caplog.text
