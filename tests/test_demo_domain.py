@@ -14,7 +14,7 @@ from oneshot_atelier.models import loading
 from oneshot_atelier.tests import tiny_models
 from oneshot_atelier.tools import demo_domain, scenes
 from oneshot_atelier.tools.demo_domain import JOBS, TRIALS
-from oneshot_atelier.tools.demo_models import planned
+from oneshot_atelier.tools.jobs import planned
 
 TINY = "iterations=1,batch=1,cached_content=1,forward_steps=4,reverse_steps=4,latent_steps=2,generate_steps=2"
 

@@ -14,7 +14,9 @@ from oneshot_atelier.cli.main import parser
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.tools import demo_models
-from oneshot_atelier.tools.demo_models import JOBS, Job, chosen, planned, ready
+from oneshot_atelier.tools import jobs as scheduler
+from oneshot_atelier.tools.demo_models import JOBS, chosen
+from oneshot_atelier.tools.jobs import Job, planned, ready
 from oneshot_atelier.train.data import to_bytes
 
 
@@ -77,14 +79,14 @@ class Pretended:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_models.subprocess, "Popen", Pretended)
-    monkeypatch.setattr(demo_models.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(scheduler.subprocess, "Popen", Pretended)
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def run(jobs, *gpus, **commands):
         Pretended.started = []
         words = {job.name: ["train", commands.get(job.name, ""), job.name] for job in jobs}
-        return demo_models.Jobs(jobs, words, tmp_path, gpus).run(), Pretended.started
+        return scheduler.Jobs(jobs, words, tmp_path, gpus).run(), Pretended.started
     return run
 
 

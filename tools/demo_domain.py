@@ -8,7 +8,7 @@ Scenes are rendered, some of them drawn by our filters; a DDPM and a DiffAE lear
 models of faces; then styles are learned and measured, inside the domain and across domains (docs/osasis.md G.1): a
 style image of one domain, its twin made by the DDPM of that domain, photos and prior of the other. Beside each stands
 the same with the DDPM of the photos' domain. What is finished stays, and what was stopped goes on when the command is
-given again, as in tools/demo_models.py. OUT/numbers.json and OUT/numbers.md hold all figures, OUT/sheet.png
+given again, as in tools/jobs.py. OUT/numbers.json and OUT/numbers.md hold all figures, OUT/sheet.png
 all trials.
 """
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..models.loading import DEMO
 from ..models.whole_files import whole_file
 from ..train.data import read_picture, to_unit
 from . import scenes
-from .demo_models import ROOT, Job, Jobs, arguments_of, gpu_names, planned
+from .jobs import ROOT, Job, Jobs, arguments_of, gpu_names, planned
 from .sheet import contact_sheet, stacked
 
 log = logging.getLogger(__name__)

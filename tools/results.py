@@ -6,7 +6,7 @@
 
 DATA holds inputs/ and inputs_rare/ (aligned portraits that no model was trained on) and art/ (a folder a class, of
 which one held-out picture is taken). Each of several GPUs measures its share of the styles. What is finished stays:
-when it was stopped, the same command goes on (tools/demo_models.py, `atelier evaluate --out`).
+when it was stopped, the same command goes on (tools/jobs.py, `atelier evaluate --out`).
 
 The page names every claim of both papers that these measures can see, with yes, no or unclear and the number. A claim
 is a difference between two ways on the same styles and photos; it is yes or no where the 95 % interval of a bootstrap
@@ -37,7 +37,7 @@ from ..evaluate.tables import LABEL, Rows, first_of_each, split_groups, table
 from ..models.features.clip import Clip
 from ..models.loading import DEMO, load_clip
 from ..train.data import find_pictures, split
-from .demo_models import ROOT, Job, Jobs, gpu_names, planned
+from .jobs import ROOT, Job, Jobs, arguments_of, gpu_names, planned
 
 log = logging.getLogger(__name__)
 PAGE = ROOT / "docs" / "results.md"
@@ -306,9 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("there is no folder %s: name the folder of pictures with --data", options.data / missing[0])
         return 1
     jobs = jobs_of(classes_of(folders["data"] / "art"), max(1, len(gpu_names())))
-    names = {key: shlex.quote(str(path)) for key, path in folders.items()}
-    commands = {job.name: shlex.split(job.command.format(**names)) + (
-        shlex.split(options.more) if job.command.startswith("evaluate") else []) for job in jobs}
+    more = {job.name: shlex.split(options.more) if job.command.startswith("evaluate") else [] for job in jobs}
+    commands = {job.name: arguments_of(job, folders) + more[job.name] for job in jobs}
     if options.list:
         print("\n".join(f"atelier {shlex.join(commands[job.name])}" for job in planned(jobs)))
         return 0
