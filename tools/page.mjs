@@ -1,5 +1,6 @@
 // Drives ComfyUI's real web page in a headless Chromium. Called by page.py, which starts ComfyUI:
 //   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
+//   page.mjs blueprints FOLDER                       the subgraphs of blueprints.json, made of workflows, into FOLDER
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
 //   page.mjs queued FOLDER UI.json ...               load each; what the page would queue goes into FOLDER, in API format
 //   page.mjs controls TYPE ...                  what each node's seed control is when it is added, and after loading it
@@ -17,6 +18,8 @@ const env = name => process.env[name] ?? fail(`${name} is not set: call tools/pa
 const { chromium } = createRequire(path.join(env('ATELIER_PAGE_MODULES'), 'x.js'))('playwright-core')
 const url = env('ATELIER_URL')
 const LAYOUTS = new URL('layouts.json', import.meta.url).pathname
+const BLUEPRINTS = new URL('blueprints.json', import.meta.url).pathname
+const WORKFLOWS = new URL('../workflows/', import.meta.url).pathname
 const START_MS = 120_000
 const RUN_MS = Number(process.env.ATELIER_RUN_SECONDS ?? 900) * 1000
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -200,6 +203,27 @@ async function convert (page, apiFile, uiFile, shot) {
   await screenshot(page, shot)
 }
 
+/** Blueprints: nodes of a workflow as one subgraph node that shows some of their widgets. */
+async function blueprints (page, folder) {
+  for (const [name, { workflow, nodes, outputs, widgets }] of Object.entries(readJson(BLUEPRINTS))) {
+    await load(page, path.join(WORKFLOWS, `${workflow}.json`))
+    const made = await page.evaluate(([name, ids, outputs, widgets]) => {
+      const { graph } = window.app
+      const { subgraph, node } = graph.convertToSubgraph(new Set(ids.map(id => graph.getNodeById(id))))
+      subgraph.name = node.title = name
+      outputs.forEach((label, slot) => subgraph.renameOutput(subgraph.outputs[slot], label))
+      for (const other of [...graph._nodes]) if (other !== node) graph.remove(other)
+      for (const group of [...graph._groups]) graph.remove(group)
+      node.properties.proxyWidgets = widgets.map(([id, widget]) => [String(id), widget])
+      node.pos = [0, 0]
+      return graph.serialize()
+    }, [name, nodes, outputs, widgets])
+    const file = path.join(folder, `${name}.json`)
+    fs.writeFileSync(file, JSON.stringify(made, null, 1) + '\n')
+    console.log('wrote', file)
+  }
+}
+
 async function check (page, ...files) {
   for (const file of files) {
     await load(page, file)
@@ -297,7 +321,7 @@ async function template (page, pack, name, shot, values) {
   await screenshot(page, shot)
 }
 
-const commands = { convert, check, queued, controls, shown, run, template }
+const commands = { convert, blueprints, check, queued, controls, shown, run, template }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page
