@@ -1,6 +1,7 @@
 // Drives ComfyUI's real web page in a headless Chromium. Called by page.py, which starts ComfyUI:
 //   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
 //   page.mjs blueprints FOLDER                       the subgraphs of blueprints.json, made of workflows, into FOLDER
+//   page.mjs library NAME API.json [SHOT.png]        a blueprint, added by hand from the node library; what it would queue
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
 //   page.mjs queued FOLDER UI.json ...               load each; what the page would queue goes into FOLDER, in API format
 //   page.mjs controls TYPE ...                  what each node's seed control is when it is added, and after loading it
@@ -224,6 +225,24 @@ async function blueprints (page, folder) {
   }
 }
 
+/** As a user would: node library, search, click; then what its nodes and widgets would queue. */
+async function library (page, name, apiFile, shot) {
+  await page.evaluate(() => window.app.graph.clear())
+  await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library'))
+  await page.locator('.node-lib-search-box input').first().fill(name)
+  await page.locator('.node-lib-tree-explorer, .tree-explorer').getByText(name, { exact: true }).last().click({ timeout: 20_000 })
+  await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 })
+  await settle(page)
+  const [node, ...others] = await page.evaluate(() => window.app.graph._nodes.map(node => ({
+    title: node.title, inputs: node.inputs.map(input => input.name), outputs: node.outputs.map(output => output.label ?? output.name),
+    widgets: node.widgets.map(widget => widget.name) })))
+  if (others.length) fail(`${name} adds ${others.length + 1} nodes`)
+  console.log('library', JSON.stringify(node))
+  const { output } = await page.evaluate(() => window.app.graphToPrompt())
+  fs.writeFileSync(apiFile, JSON.stringify(output, null, 2))
+  await screenshot(page, shot)
+}
+
 async function check (page, ...files) {
   for (const file of files) {
     await load(page, file)
@@ -321,7 +340,7 @@ async function template (page, pack, name, shot, values) {
   await screenshot(page, shot)
 }
 
-const commands = { convert, blueprints, check, queued, controls, shown, run, template }
+const commands = { convert, blueprints, library, check, queued, controls, shown, run, template }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

@@ -1,6 +1,8 @@
 """Drives ComfyUI's real web page (page.mjs) against a running ComfyUI, or one started for it.
 
     python3 tools/launch.py tools.page convert workflows/api/a.json workflows/a.json [shot.png]
+    python3 tools/launch.py tools.page blueprints subgraphs
+    python3 tools/launch.py tools.page library "Stylize Photo with MMFS" queued.json [shot.png]
     python3 tools/launch.py tools.page check workflows/*.json
     python3 tools/launch.py tools.page controls AtelierPhotoTwin ...
     python3 tools/launch.py tools.page shown zh AtelierPhotoTwin ...
