@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from oneshot_atelier.evaluate import mmfs, osasis
 from oneshot_atelier.evaluate.registry import metric
@@ -76,7 +77,27 @@ def test_what_is_not_finished_is_left_out(out, tmp_path):
             path.unlink()
     results.write_page(out, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "## MMFS" in page and "## OSASIS" not in page and "Edit by" not in page
+    assert "## MMFS" in page and "## OSASIS" not in page and "Edit by" not in page and "![" not in page
+
+
+def test_contact_sheets_show_style_and_results_of_every_class(out, tmp_path):
+    """Sheets of 8 columns of one colour each, of which the row asked for is light."""
+    for method, row, rows in (("osasis", 1, 7), ("mmfs", 3, 4)):
+        for k, name in enumerate(("npr_ink_0", "npr_oil_0", "npr_pencil_0")):
+            sheet = Image.new("RGB", (64, 8 * rows), (40, 0, 0))
+            sheet.paste((200, 10 * k, 0), (0, 8 * row, 64, 8 * row + 8))
+            sheet.paste((0, 0, 200), (0, 0, 8, 8))
+            sheet.save(out / method / f"{'mmfs_' if method == 'mmfs' else ''}{name}.png")
+    Image.new("RGB", (64, 24)).save(out / "mmfs" / "mmfs_low-poly.png")  # of a prompt, not of a class
+    results.write_page(out, tmp_path / "page.md")
+    assert "![OSASIS](page_osasis.jpg)" in (tmp_path / "page.md").read_text()
+    seen = {(40, 120): (0, 0, 200), (120, 120): (200, 0, 0), (120, 200): (200, 10, 0), (530, 120): (200, 20, 0),
+            (120, 40): (40, 0, 0), (530, 200): (255, 255, 255)}
+    for method in ("osasis", "mmfs"):
+        with Image.open(tmp_path / f"page_{method}.jpg") as made:
+            assert made.size == (2 * 400 + 8, 3 * 80)
+            for place, colour in seen.items():
+                assert made.getpixel(place) == pytest.approx(colour, abs=8), (method, place)
 
 
 def test_gpus_share_the_styles_and_one_command_gathers_them(tmp_path, capsys):

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..evaluate import intervals
 from ..evaluate import mmfs as M
 from ..evaluate import osasis as O
 from ..evaluate.kept import write_whole
 from ..evaluate.registry import METRICS, metric
-from ..evaluate.tables import LABEL, Rows, first_of_each, split_groups, table
+from ..evaluate.tables import LABEL, Rows, file_name, first_of_each, split_groups, table
 from ..models.features.clip import Clip
 from ..models.loading import DEMO, load_clip
 from ..train.data import find_pictures, split
@@ -45,6 +46,7 @@ HOLDOUT = 10  # as in training
 PROMPTS = "pencil,watercolor,oil,ink,pop art,charcoal,cartoon,low-poly"
 TEXTS, ATTRIBUTES = "smiling,surprised,old", "glasses,hat,smiling,beard,blond hair,old"
 PARTS = ("inputs", "inputs_rare")
+COLUMNS, CELL, GAP = (0, 1, 2, 4, 6), 80, 8  # of a sheet, in a contact sheet; pixels
 Results = dict[str, Any]
 
 
@@ -261,7 +263,39 @@ def sections(results: Results) -> list[tuple[str, list[str]]]:
     return found
 
 
-def page_of(results: Results, photos: Sequence[str]) -> str:
+def contact_sheet(sheets: Sequence[Path], row: int) -> Image.Image:
+    """Of `atelier evaluate`'s sheets of several styles: the photos on top, then the style image and the row of its
+    results; in two columns."""
+    half = -(-len(sheets) // 2)
+    out = Image.new("RGB", (2 * len(COLUMNS) * CELL + GAP, (half + 1) * CELL), "white")
+    for k, path in enumerate(sheets):
+        with Image.open(path) as sheet:
+            side = sheet.width // (O.SHOWN + 1)
+            at, left = row % (sheet.height // side), k // half * (len(COLUMNS) * CELL + GAP)
+            for column, i in enumerate(COLUMNS):
+                for top, source in ((0, 0), (k % half + 1, at if i else 0)):
+                    if top or i:
+                        cell = sheet.crop((i * side, source * side, (i + 1) * side, (source + 1) * side))
+                        out.paste(cell.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS),
+                                  (left + column * CELL, top * CELL))
+    return out
+
+
+def write_pictures(out: Path, page: Path) -> list[str]:
+    """A contact sheet of each method beside the page; the lines that show them."""
+    lines = []
+    for method, row, pattern in (("OSASIS", 1, "osasis/*.png"), ("MMFS", -1, "mmfs/mmfs_*_*.png")):
+        prompts = {f"mmfs_{file_name(prompt)}.png" for prompt in PROMPTS.split(",")}
+        sheets = sorted(path for path in out.glob(pattern) if path.name not in prompts)
+        if sheets:
+            name = f"{page.stem}_{method.lower()}.jpg"
+            contact_sheet(sheets, row).save(page.with_name(name), quality=72)
+            lines += ["", f"{method}, every class: the style picture, then four of the photos on top in its style "
+                      "(the first seed, not selected).", "", f"![{method}]({name})"]
+    return lines
+
+
+def page_of(results: Results, photos: Sequence[str], pictures: Sequence[str] = ()) -> str:
     """docs/results.md."""
     lines = ["# Results", "", "Made by `make results` (tools/results.py) on the demo models; do not edit by hand.",
              f"{len(photos)} portraits that no model was trained on "
@@ -270,8 +304,8 @@ def page_of(results: Results, photos: Sequence[str]) -> str:
              "compare with each other, not with the papers'. `atelier evaluate` takes the papers' networks, too.", ""]
     lines += [f"- {METRICS[name].title}: {METRICS[name].text}"
               for name in dict.fromkeys((*SHOWN, "patch_similarity", "clip_direction", "prompt_similarity"))]
-    for title, text in sections(results):
-        lines += ["", f"## {title}", "", *text]
+    for k, (title, text) in enumerate(sections(results)):
+        lines += ["", f"## {title}", "", *text, *(pictures if k == 0 else ())]
     return "\n".join(lines) + "\n"
 
 
@@ -287,7 +321,7 @@ def read_results(out: Path) -> Results:
 
 def write_page(out: Path, page: Path) -> None:
     photos = [path.parent.name for path in find_pictures(out / "photos")]
-    write_whole(page, page_of(read_results(out), photos))
+    write_whole(page, page_of(read_results(out), photos, write_pictures(out, page)))
     log.info("wrote %s", page)
 
 
