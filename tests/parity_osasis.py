@@ -118,7 +118,8 @@ def trained(case, folder):
     run = osasis.start(nets.frozen, config)
     run.nets["spn"].load_state_dict(golden.weights(case.name, "model_map."))
     frozen = osasis.FrozenNetworks(nets.frozen, nets.clip, nets.lpips)
-    trainer = osasis.Trainer(frozen, twin, style_b, config, lambda k: content)
+    aim = osasis.References.of(frozen, twin, style_b, config)
+    trainer = osasis.Trainer(frozen, aim, config, lambda k: content)
     osasis.fine_tune(trainer, run, hooks=Hooks(on_step=record(case, found, run, updates)))
     found |= {name: parameter(run, *parts) for name, parts in case.named(r"after_(B|SPN):(.+)").items()}
     down = range(ddim_schedule(c["T_for"]).num_steps(c["t0_ratio"]))

@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, photos
     assert tiny.same(snapshot(run)[0], snapshot(again)[0]) and run.loss_history == again.loss_history
     assert torch.equal(style.z_style, whole.z_style) and style.settings == whole.settings
     for changes, message in (({"target": "red"}, "target was 'cartoon' and is 'red' now"),
-                             ({"photo_weight": 2.0}, "photo_weight was 1.0 and is 2.0 now")):
+                             ({"photo_weight": 2.0}, "photo_weight was 0.3 and is 2.0 now")):
         with pytest.raises(ValueError, match=message):
             tune_to_words(networks(), replace(WORDS, **changes), CONFIG, photos, saved)
     unused = replace(CONFIG, clip_weight=1.0, l1_weight=1.0, style_spn_weight=0.0, clip_preprocessing="osasis")
