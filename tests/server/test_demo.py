@@ -67,8 +67,9 @@ def test_the_fine_tunes_are_set_as_the_demo_preset(name: str) -> None:
     """Also below the preset, so that the first change that a user makes there starts from it."""
     graph = shipped.shipped(name)
     tune, options = (graph[node_of(graph, kind)]["inputs"] for kind in (TUNES[name], "AtelierMMFSFineTuneOptions"))
-    wanted = asdict(FewShotConfig(**MMFS_PRESETS["demo"]))
-    assert options["preset"] == "demo"
+    preset = "demo text" if TUNES[name] == "AtelierMMFSFineTuneText" else "demo"
+    wanted = asdict(FewShotConfig(**MMFS_PRESETS[preset]))
+    assert options["preset"] == preset
     assert {key: (tune | options)[key] for key in wanted} == wanted
 
 
