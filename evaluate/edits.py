@@ -17,12 +17,11 @@ from torch import Tensor
 from ..models.attributes import STRENGTH, AttributeClassifier
 from ..models.edit import z_statistics
 from ..train.loop import Hooks
-from ..train.plots import grid
 from ..train.text_edit import Subject, TextEditConfig, edit_by_text, text_directions
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .kept import KEPT, kept, pictures_identity
 from .registry import means, preservation
-from .tables import Rows, file_name, table, write
+from .tables import Rows, file_name, table, write, write_sheet
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -145,9 +144,7 @@ def evaluate(evaluator: Evaluator, classifier: AttributeClassifier | None, pictu
         row = row_of(classifier, name)
         attribute = (classifier, row) if classifier is not None and row is not None else None
         rows, sheet = measured(evaluator, photos, edits, direction, attribute, settings)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            grid(sheet).save(out / f"{file_name(title)}.png")
+        write_sheet(sheet, out, file_name(title))
         return rows
 
     def finish(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> None:

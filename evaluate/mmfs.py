@@ -28,7 +28,6 @@ from ..train.data import read_picture, read_pictures, to_unit
 from ..train.fewshot import FewShotConfig, Reference, read_reference, tune_mmfs
 from ..train.gan import TrainingStage, device_of
 from ..train.loop import Hooks
-from ..train.plots import grid
 from ..train.recipes.mmfs import FacesMeasure, StageMeasure
 from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
@@ -59,6 +58,7 @@ from .tables import (
     split_groups,
     table,
     write,
+    write_sheet,
 )
 
 log = logging.getLogger(__name__)
@@ -357,9 +357,7 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
 
     def measured(title: str, measure: Callable[..., tuple[Rows, list[Tensor]]], *arguments: object) -> Rows:
         rows, sheet = measure(models, photos, *arguments)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            grid(sheet).save(out / f"mmfs_{file_name(title)}.png")
+        write_sheet(sheet, out, f"mmfs_{file_name(title)}")
         return rows
 
     def publish(rows: Rows) -> None:

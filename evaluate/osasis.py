@@ -27,13 +27,25 @@ from ..train.content_files import ContentFolder
 from ..train.data import read_picture, to_unit
 from ..train.loop import Hooks
 from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
-from ..train.plots import grid, save_picture
+from ..train.plots import save_picture
 from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .kept import KEPT, kept, networks_identity, pictures_identity
 from .registry import grouped, means, measure, preservation, style_similarity
 from .report import reconstruction
-from .tables import ResultFolder, Rows, Sets, gaps, group_rows, mean_rows, name_of, split_groups, table, write
+from .tables import (
+    ResultFolder,
+    Rows,
+    Sets,
+    gaps,
+    group_rows,
+    mean_rows,
+    name_of,
+    split_groups,
+    table,
+    write,
+    write_sheet,
+)
 
 log = logging.getLogger(__name__)
 SHOWN = 7  # photos on a picture sheet
@@ -234,9 +246,8 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
 
     def measured(name: str, style_image: Tensor) -> dict:
         found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
+        write_sheet(found.sheet, out, name)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            grid(found.sheet).save(out / f"{name}.png")
             save_picture(found.sheet[1][0], out / "twins" / f"{name}.png")
         return found.numbers()
     for path in styles:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..train.plots import save_picture
+from ..train.plots import grid, save_picture
 from .evaluator import Evaluator, PictureFeatures
+from .kept import write_whole
 from .registry import FeatureSet, gather, metric, public_distances, public_notes, there
 
 Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> number
@@ -172,8 +173,14 @@ def beside(osasis: Rows, mmfs: Rows) -> Rows:
 def write(report: Mapping, out: Path | None, name: str) -> None:
     """The numbers so far, as OUT/NAME.json; nothing without a folder."""
     if out is not None:
+        write_whole(out / f"{name}.json", json.dumps(report, indent=1))
+
+
+def write_sheet(rows: Sequence[Tensor], out: Path | None, name: str) -> None:
+    """Rows of pictures (n, 3, H, W) in [-1, 1] as OUT/NAME.png; nothing without a folder."""
+    if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        grid(rows).save(out / f"{name}.png")
 
 
 def name_of(path: Path) -> str:

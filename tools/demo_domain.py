@@ -24,6 +24,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..evaluate.kept import write_whole
 from ..evaluate.metrics import edge_agreement
 from ..evaluate.tables import name_of
 from ..models.loading import DEMO
@@ -175,8 +176,7 @@ def write_figures(out: Path) -> None:
     found = figures(out)
     write_sheet(out)
     for name, text in (("numbers.json", json.dumps(found, indent=1)), ("numbers.md", table(found))):
-        with whole_file(out / name) as file:
-            file.write_text(text, encoding="utf-8")
+        write_whole(out / name, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
