@@ -24,6 +24,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--text-source", default=WordsConfig.source, help="osasis: what the photos are (%(default)s)")
     p.add_argument("--photo-weight", type=float, default=WordsConfig.photo_weight, help="osasis: more keeps more of "
                    "the photo (%(default)s)")
+    p.add_argument("--pixel-weight", type=float, default=WordsConfig.pixel_weight, help="osasis: of L1 within the "
+                   "photo's weight; 0 lets go of the photo's colours, as a pencil drawing must (%(default)s)")
     p.add_argument("--preset", default="official", help=f"osasis: {', '.join(OSASIS_PRESETS)} (%(default)s)")
     p.add_argument("--lpips", type=Path, help="osasis: VGG-16 file; without it the DiffAE encoder's features are used")
 
@@ -36,4 +38,4 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
     config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **settings)
     perceptual = None if options.lpips is None else loading.load_lpips(options.lpips)
     recipes.words(options.source or loading.DEMO / "diffae.safetensors", load_clip(options), perceptual, folders,
-                  WordsConfig(options.text, options.text_source, options.photo_weight), config, recipe)
+                  WordsConfig(options.text, options.text_source, options.photo_weight, pixel_weight=options.pixel_weight), config, recipe)

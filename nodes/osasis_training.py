@@ -280,7 +280,10 @@ class OSASISFineTuneText(AtelierNode):
                                tooltip="Weight of what keeps a result near its photo (L1 and perceptual distance). "
                                        "More keeps more of the photo, less gives more style. 0: nothing but the text "
                                        "and the SPN."),
-                *tune_inputs()],
+                *tune_inputs(),
+                io.Float.Input("pixel_weight", default=WordsConfig.pixel_weight, min=0.0, max=100.0, step=0.1,
+                               optional=True, tooltip="Weight of L1 within the photo's weight. 0 lets go of the photo's "
+                                                      "colours, as a pencil drawing must.")],
             outputs=tune_outputs("A semantic code in the style image's stead, for Mix Codes: the mean code of eight "
                                  "content pictures in the style.", "The network's last one-step predictions of content "
                                                                    "pictures."))
@@ -294,8 +297,9 @@ class OSASISFineTuneText(AtelierNode):
 
     @classmethod
     def execute(cls, diffae: DiffAEModel, clip: CLIPModel, perceptual: PerceptualModel, prompt: str, source: str,
-                photo_weight: float, **values: Any) -> io.NodeOutput:
-        given, words = TuneValues(**values), WordsConfig(prompt.strip(), source.strip(), photo_weight)
+                photo_weight: float, pixel_weight: float = WordsConfig.pixel_weight, **values: Any) -> io.NodeOutput:
+        given = TuneValues(**values)
+        words = WordsConfig(prompt.strip(), source.strip(), photo_weight, pixel_weight=pixel_weight)
         for text in (words.source, words.target):  # before anything long starts
             clip.net.check_prompt(text)
         models = TuneModels(diffae, clip, perceptual)

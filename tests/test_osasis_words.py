@@ -30,7 +30,7 @@ def networks():
 def one_update(config, words=WORDS):
     """(trainer, run, losses, predictions) of one optimiser step from the start."""
     nets = networks()
-    aim = TextAim(words.direction(nets.clip), words.photo_weight)
+    aim = TextAim(words.direction(nets.clip), words.photo_weight, words.pixel_weight)
     t = osasis.Trainer(nets, aim, config, content_source(nets.diffae, config, tiny.pictures(config.batch, 5)))
     run, content = osasis.start(nets.diffae, config), t.content(0)
     streams = aim.streams(0, content, t.embed(content.picture), config)
@@ -38,9 +38,10 @@ def one_update(config, words=WORDS):
     return t, run, values, predictions
 
 
-def test_the_total_is_the_sum_of_the_three_weighted_terms():
+@pytest.mark.parametrize("pixel_weight", (1.0, 0.5, 0.0))
+def test_the_total_is_the_sum_of_the_three_weighted_terms(pixel_weight):
     config = replace(CONFIG, dropout=False)
-    t, _, values, x0 = one_update(config, WordsConfig("cartoon", photo_weight=2.0))
+    t, _, values, x0 = one_update(config, WordsConfig("cartoon", photo_weight=2.0, pixel_weight=pixel_weight))
     assert set(values) == {"cross", "in", "photo", "loss"} and x0.shape == (2, 3, 32, 32)
     photo, direction = t.content(0).picture, t.aim.direction
     before, after = t.embed(photo), t.embed(x0)
@@ -50,7 +51,7 @@ def test_the_total_is_the_sum_of_the_three_weighted_terms():
     moved = [mean + (b - a).norm() * direction[0] for a, b in zip(before, after)]
     within = [1 - F.cosine_similarity(a - mean, b - m, dim=0) for a, b, m in zip(before, after, moved)]
     assert float(values["in"]) == pytest.approx(0.5 * float(sum(within)) / 2, rel=1e-3)
-    apart = (x0 - photo).abs().mean() + t.perceptual(x0, photo).mean()
+    apart = pixel_weight * (x0 - photo).abs().mean() + t.perceptual(x0, photo).mean()
     assert float(values["photo"]) == pytest.approx(2 * float(apart), rel=1e-4)
     assert float(values["loss"]) == pytest.approx(sum(float(v) for k, v in values.items() if k != "loss"), rel=1e-5)
 
@@ -59,7 +60,7 @@ def test_the_in_domain_loss_is_zero_for_a_change_along_the_text_and_not_for_anot
     t, *_ = one_update(CONFIG)
     before = F.normalize(torch.randn(3, 24, generator=torch.Generator().manual_seed(1)), dim=1)
     part = osasis.Streams(*[torch.zeros(3, 3, 4, 4)] * 4, before, (t.aim.direction, before.mean(0, keepdim=True)))
-    aim, x0 = TextAim(t.aim.direction, 0.0), torch.zeros(3, 3, 4, 4)
+    aim, x0 = TextAim(t.aim.direction, 0.0, 1.0), torch.zeros(3, 3, 4, 4)
     along = aim.losses(t, part, x0, before + 0.7 * t.aim.direction, 3)
     assert float(along["in"]) < 1e-5 and float(along["cross"]) < 1e-5 and set(along) == {"cross", "in"}
     other = aim.losses(t, part, x0, before - 0.7 * t.aim.direction, 3)
@@ -133,7 +134,8 @@ def test_the_first_content_is_what_the_training_takes_it_from():
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"target": " "}, "target is empty"), ({"source": ""}, "source is empty"),
-    ({"templates": "many"}, "templates is 'many'"), ({"photo_weight": -1.0}, "photo_weight is -1.0")])
+    ({"templates": "many"}, "templates is 'many'"), ({"photo_weight": -1.0}, "photo_weight is -1.0"),
+    ({"pixel_weight": -1.0}, "pixel_weight is -1.0")])
 def test_words_that_cannot_work(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(WORDS, **changes)

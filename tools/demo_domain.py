@@ -50,7 +50,7 @@ DRAWINGS = tuple(Job(f"draw-{style}", f"render-art --photos {{out}}/drawn --out 
                      gpus=0) for style in STYLES)
 TRAININGS = (
     Job("ddpm", f"train ddpm --photos {{out}}/scenes --init {{demo}}/ddpm.safetensors {STILL} --set decay_from=0.5 "
-        "--out {out}/ddpm.safetensors", 0.03, 1_600),
+        "--out {out}/ddpm.safetensors", 0.05, 3_200),
     Job("diffae", "train diffae --photos {out}/scenes --art {out}/art --exclude npr_popart,npr_engraving --lr 5e-4 "
         f"--init {{demo}}/diffae.safetensors {STILL} --set decay_from=0.5 --out {{out}}/diffae.safetensors", 0.05,
         2_000, tuple(job.name for job in DRAWINGS)),

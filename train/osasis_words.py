@@ -35,12 +35,13 @@ class WordsConfig:
     """What a style is learned from instead of a picture. source: what the photos are, target: what they shall become.
 
     photo_weight: of what keeps a result near its photo, L1 and the perceptual distance together. templates: sentences
-    around the texts, as of TextEditConfig.
+    around the texts, as of TextEditConfig. pixel_weight: of L1 within it; 0 lets go of the photo's colours.
     """
     target: str
     source: str = "photo"
     photo_weight: float = 0.3
     templates: str = "auto"
+    pixel_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,9 +59,10 @@ class WordsConfig:
 
 @dataclass(frozen=True)
 class TextAim:
-    """direction (1, D), of length 1: from source to target text. photo_weight: as of WordsConfig."""
+    """direction (1, D), of length 1: from source to target text. photo_weight, pixel_weight: as of WordsConfig."""
     direction: Tensor
     photo_weight: float
+    pixel_weight: float
     terms = ("cross", "in", "photo")
 
     def streams(self, k: int, content: Content, embedded: Tensor, config: OSASISConfig) -> Streams:
@@ -77,7 +79,7 @@ class TextAim:
         terms = {"cross": config.cross_weight * losses.text_edit_loss(content, embedded, direction),
                  "in": config.in_domain_weight * losses.in_domain_loss(mean, moved, content, embedded)}
         if self.photo_weight:
-            apart = losses.pixel_loss(x0, part.picture) + trainer.perceptual(x0, part.picture)
+            apart = self.pixel_weight * losses.pixel_loss(x0, part.picture) + trainer.perceptual(x0, part.picture)
             terms["photo"] = self.photo_weight * apart
         return {name: value.sum() / count for name, value in terms.items()}
 
@@ -93,7 +95,7 @@ def tune_to_words(nets: FrozenNetworks, words: WordsConfig, config: OSASISConfig
     if not config.cross_weight:
         raise ValueError("cross_weight is 0, so nothing would be learned from the text; set it above 0")
     config = replace(config, clip_preprocessing="openai")
-    aim = TextAim(words.direction(nets.clip), words.photo_weight)
+    aim = TextAim(words.direction(nets.clip), words.photo_weight, words.pixel_weight)
     run, settings = tune(nets, lambda *_: aim, describe(nets, words, config, photos), config, photos, checkpointing,
                          hooks, folder)
     device = nets.clip.mean.device
