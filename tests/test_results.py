@@ -100,6 +100,23 @@ def test_contact_sheets_show_style_and_results_of_every_class(out, tmp_path):
                 assert made.getpixel(place) == pytest.approx(colour, abs=8), (method, place)
 
 
+def test_the_sheet_of_edits_shows_every_edit_of_two_photos_in_its_strengths(out, tmp_path):
+    """A sheet of 7 photos, of which photo p in row r has the colour (30 p, 60 r, 0)."""
+    sheet = Image.new("RGB", (7 * 80, 4 * 80))
+    for p in range(7):
+        for r in range(4):
+            sheet.paste((30 * p, 60 * r, 0), (80 * p, 80 * r, 80 * p + 80, 80 * r + 80))
+    sheet.save(out / "edits" / "text_old.png")
+    results.write_page(out, tmp_path / "page.md")
+    assert "![edits](page_edits.jpg)" in (tmp_path / "page.md").read_text()
+    with Image.open(tmp_path / "page_edits.jpg") as made:
+        column = [made.getpixel((48, y)) for y in range(made.height)]
+    wanted = [(30 * p, 60 * r, 0) for p in results.EDITED for r in (1, 2, 3)]
+    places = [min(range(len(column)), key=lambda y: sum(abs(a - b) for a, b in zip(column[y], colour)))
+              for colour in wanted]
+    assert places == sorted(places) and all(column[y] == pytest.approx(c, abs=8) for y, c in zip(places, wanted))
+
+
 def test_gpus_share_the_styles_and_one_command_gathers_them(tmp_path, capsys):
     for part in results.PARTS:
         save_pictures(tmp_path / part, 1)

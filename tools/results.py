@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..evaluate import edits as E
 from ..evaluate import intervals
 from ..evaluate import mmfs as M
 from ..evaluate import osasis as O
@@ -39,14 +40,20 @@ from ..models.features.clip import Clip
 from ..models.loading import DEMO, load_clip
 from ..train.data import find_pictures, split
 from .jobs import ROOT, Job, Jobs, arguments_of, gpu_names, planned
+from .sheet import contact_sheet as labelled_sheet
+from .sheet import stacked
 
 log = logging.getLogger(__name__)
 PAGE = ROOT / "docs" / "results.md"
 HOLDOUT = 10  # as in training
 PROMPTS = "pencil,watercolor,oil,ink,pop art,charcoal,cartoon,low-poly"
-TEXTS, ATTRIBUTES = "smiling,surprised,old", "glasses,hat,smiling,beard,blond hair,old"
+TEXTS = "smiling,surprised,old,child,beard,glasses,sunglasses,hat"
+ATTRIBUTES = ("glasses,sunglasses,hat,black hair,brown hair,blond hair,red hair,gray hair,blue hair,green hair,pink hair,"
+              "long hair,smiling,surprised,beard,child,old,head turned")  # all of the demo's classifier
 PARTS = ("inputs", "inputs_rare")
 COLUMNS, CELL, GAP = (0, 1, 2, 4, 6), 80, 8  # of a sheet, in a contact sheet; pixels
+EDITED, STEPS = (1, 3), ("not edited", "strength 1", "strength 2")  # photos and rows (from 1 on) of a sheet of edits
+BLOCK = 9  # edits side by side
 Results = dict[str, Any]
 
 
@@ -281,8 +288,29 @@ def contact_sheet(sheets: Sequence[Path], row: int) -> Image.Image:
     return out
 
 
+def edits_sheet(sheets: Mapping[str, Path]) -> Image.Image:
+    """Of `atelier edits`' sheets {edit: file}: a column an edit, below each other STEPS of the photos EDITED; edits by
+    text and by attribute in blocks of their own."""
+    columns: dict[str, dict[str, list[Image.Image | None]]] = {}
+    for title, path in sheets.items():
+        kind, name = title.split(" ", 1)
+        with Image.open(path) as sheet:
+            side = sheet.width // E.SHOWN
+            columns.setdefault(f"by {kind}", {})[name] = [
+                sheet.crop((photo * side, row * side, (photo + 1) * side, (row + 1) * side))
+                for photo in EDITED for row in range(1, len(STEPS) + 1)]
+    blocks = {}
+    for kind, cells in columns.items():
+        names = list(cells)
+        for start in range(0, len(names), BLOCK):
+            part = names[start:start + BLOCK]
+            blocks[kind if not start else f"{kind}, more"] = labelled_sheet(
+                part, list(zip(*(cells[name] for name in part), strict=True)), CELL)
+    return stacked(blocks)
+
+
 def write_pictures(out: Path, page: Path) -> list[str]:
-    """A contact sheet of each method beside the page; the lines that show them."""
+    """A contact sheet of each method and of the edits beside the page; the lines that show them."""
     lines = []
     for method, row, pattern in (("OSASIS", 1, "osasis/*.png"), ("MMFS", -1, "mmfs/mmfs_*_*.png")):
         prompts = {f"mmfs_{file_name(prompt)}.png" for prompt in PROMPTS.split(",")}
@@ -292,6 +320,11 @@ def write_pictures(out: Path, page: Path) -> list[str]:
             contact_sheet(sheets, row).save(page.with_name(name), quality=72)
             lines += ["", f"{method}, every class: the style picture, then four of the photos on top in its style "
                       "(the first seed, not selected).", "", f"![{method}]({name})"]
+    edits = {title: path for title in edits_of(out)
+             for path in (out / "edits").glob(f"{file_name(title)}.[pj][np]g")}
+    if edits:
+        edits_sheet(edits).save(page.with_name(f"{page.stem}_edits.jpg"), quality=72)
+        lines += ["", f"Edits of two photos: {', '.join(STEPS)}.", "", f"![edits]({page.stem}_edits.jpg)"]
     return lines
 
 
@@ -309,11 +342,19 @@ def page_of(results: Results, photos: Sequence[str], pictures: Sequence[str] = (
     return "\n".join(lines) + "\n"
 
 
+def json_of(path: Path) -> Results:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def edits_of(out: Path) -> dict[str, Rows]:
+    """The rows of every edit."""
+    return json_of(out / "edits" / "edits.json")
+
+
 def read_results(out: Path) -> Results:
     """What is finished; {} for what is not."""
-    files = {"osasis": "osasis/results.json", "mmfs": "mmfs/mmfs.json", "edits": "edits/edits.json"}
-    found = {name: json.loads((out / file).read_text(encoding="utf-8")) if (out / file).exists() else {}
-             for name, file in files.items()}
+    found = {name: json_of(out / name / file) for name, file in (("osasis", "results.json"), ("mmfs", "mmfs.json"))}
+    found["edits"] = edits_of(out)
     ranked = out / "rank" / "ranked.csv"
     with ranked.open(encoding="utf-8", newline="") if ranked.exists() else io.StringIO() as file:
         return found | {"rank": {row["file"]: float(row["distance"]) for row in csv.DictReader(file)}}
