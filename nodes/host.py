@@ -34,6 +34,7 @@ from ..models.kinds import KINDS
 from ..models.loading import DEMO
 from ..models.precision import AUTO, autocast, dtype_of
 from ..train.data import is_hidden
+from . import examples
 
 log = logging.getLogger(__name__)
 DEMO_NAME = "demo"
@@ -143,6 +144,11 @@ def snapshot_folder() -> Path:
 def content_folder() -> Path:
     """Where OSASIS fine-tunes keep the content pictures that they have prepared."""
     return output_folder() / "atelier" / "content"
+
+
+def put_examples() -> None:
+    """What the example workflows load, into ComfyUI's input folder, where it never was before."""
+    examples.put_examples(Path(folder_paths.get_input_directory()), Path(folder_paths.get_user_directory()))
 
 
 def input_folders() -> list[str]:

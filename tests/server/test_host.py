@@ -6,6 +6,7 @@ from PIL import Image
 
 from oneshot_atelier.cli.client import Client, PromptRejected
 from oneshot_atelier.tools.comfy import PACK_NAME, ComfyServer
+from oneshot_atelier.tools.graphs import INPUTS
 
 
 def test_pack_loads(server: ComfyServer) -> None:
@@ -17,6 +18,13 @@ def test_every_node_id_has_the_prefix(server: ComfyServer) -> None:
     ours = {node for node, info in server.object_info().items() if info["python_module"] == module}
     assert ours, server.log_tail()
     assert {node for node in ours if not node.startswith("Atelier")} == set()
+
+
+def test_the_example_workflows_pictures_are_there_without_an_upload(server: ComfyServer) -> None:
+    offered = server.object_info()["LoadImage"]["input"]["required"]["image"][0]
+    assert {path.name for path in INPUTS.glob("*.png")} <= set(offered)
+    kept = {path.relative_to(INPUTS) for path in INPUTS.rglob("*") if path.is_file()}
+    assert {name for name in kept if not (server.base / "input" / name).is_file()} == set()
 
 
 def picture(colour: tuple[int, int, int]) -> bytes:
