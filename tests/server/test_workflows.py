@@ -22,6 +22,7 @@ from oneshot_atelier.tools.page import drive
 
 PX, INPUT = (128, 128), (256, 256)
 CURVE = (768, 384)
+TABLE = (865, 113)
 EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
     "osasis_demo": {"atelier_demo/input": (4, INPUT), "atelier_demo/style": (1, INPUT), "atelier_demo/twin": (1, PX),
                     "atelier_demo/loss": (1, CURVE), "atelier_demo/result": (4, PX),
@@ -49,6 +50,7 @@ EXPECTED = {  # prefix of SaveImage -> how many pictures of which size
     "mmfs_random": {"atelier/mmfs_styles": (4, PX)} | {
         f"atelier/mmfs_{what}": (3, PX) for what in ("a", "b", "between", "texture")},
     "mmfs_measure": {"atelier/measured": (3, PX)},
+    "evaluation_table": {"atelier/evaluation_table": (1, TABLE)},
     **{f"mmfs_{kind}_shot": {f"atelier/mmfs_{kind}_shot_loss": (1, CURVE)} | {
         f"atelier/mmfs_{kind}_shot{part}": (3, PX) for part in ("_before", "_half", "")} for kind in ("one", "zero")},
     "mmfs_train_stages": {
