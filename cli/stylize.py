@@ -85,9 +85,6 @@ def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSi
 
 
 def config_of(options: argparse.Namespace) -> StylistConfig:
-    for name in ("batch", "encode_steps", "decode_steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; take 1 or more")
     if options.film is not None and not 0 <= options.film <= 60:
         raise ValueError(f"--film is {options.film:g}; take 0 (no smoothing) to 60 frames")
     return StylistConfig(style_file(options.style), **given(

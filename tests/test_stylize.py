@@ -154,11 +154,17 @@ def test_a_folder_of_another_style_is_refused(nets, photos, tmp_path, caplog):
 
 @pytest.mark.parametrize(("more", "message"), [
     (("--part", "3/2"), "write K/N"), (("--film", "-1"), "--film is -1"),
-    (("--batch", "0"), "--batch is 0"), (("--workers", "0"), "--workers is 0"),
+    (("--batch", "0"), "batch is 0"), (("--workers", "0"), "--workers is 0"),
     (("--style", "nowhere"), "there is no style nowhere")])
 def test_wrong_options_are_refused(nets, photos, tmp_path, caplog, more, message):
     assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", *more)) == 1
     assert message in caplog.text
+
+
+def test_steps_that_no_schedule_has_are_refused_before_anything_is_loaded():
+    for name, steps in (("encode_steps", 7), ("decode_steps", 0)):
+        with pytest.raises(ValueError, match=f"{name}: {steps} steps cannot be spaced evenly"):
+            StylistConfig(Path("gone.safetensors"), **{name: steps})
 
 
 def test_a_style_is_found_by_its_name(nets, tmp_path, monkeypatch):

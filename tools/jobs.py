@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from ..models.whole_files import whole_file
+
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +139,8 @@ class Jobs:
                 log.error("%s failed (status %d): see %s", job.name, status, self.out / f"{job.name}.log")
             else:
                 self.finished.add(job.name)
-                self.mark(job).write_text(shlex.join(self.commands[job.name]), encoding="utf-8")
+                with whole_file(self.mark(job)) as file:
+                    file.write_text(shlex.join(self.commands[job.name]), encoding="utf-8")
                 log.info("%s is finished", job.name)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..models import loading
 from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
+from ..models.diffusion import ddim_schedule
 from ..models.mmfs import MMFS, clip_fingerprint, clip_warning
 from ..models.osasis import SamplingSettings, stylize
 from ..models.precision import AUTO, autocast
@@ -31,7 +32,7 @@ class StylistConfig:
     """What stylized pictures depend on, beside the pictures. style: a style file of either method, or a picture, which
     MMFS's CLIP mapping makes a style of. model: the style's DiffAE or MMFS; clip: for a picture (None: the demo's).
     encode_steps, decode_steps, change_point, solver ("": the style's): of OSASIS. strength, seed: of MMFS. batch:
-    pictures a call."""
+    pictures a call. ValueError for a number of steps that no schedule has, and for less than one picture."""
     style: Path
     model: Path | None = None
     clip: Path | None = None
@@ -43,6 +44,15 @@ class StylistConfig:
     seed: int = 0
     batch: int = 8
     precision: str = AUTO
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; take 1 or more")
+        for name in ("encode_steps", "decode_steps"):
+            try:
+                ddim_schedule(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
 
 @dataclass(frozen=True)
