@@ -38,4 +38,5 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
     config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **settings)
     perceptual = None if options.lpips is None else loading.load_lpips(options.lpips)
     recipes.words(options.source or loading.DEMO / "diffae.safetensors", load_clip(options), perceptual, folders,
-                  WordsConfig(options.text, options.text_source, options.photo_weight, pixel_weight=options.pixel_weight), config, recipe)
+                  WordsConfig(options.text, options.text_source, options.photo_weight, pixel_weight=options.pixel_weight),
+                  config, recipe)

@@ -282,8 +282,8 @@ class OSASISFineTuneText(AtelierNode):
                                        "and the SPN."),
                 *tune_inputs(),
                 io.Float.Input("pixel_weight", default=WordsConfig.pixel_weight, min=0.0, max=100.0, step=0.1,
-                               optional=True, tooltip="Weight of L1 within the photo's weight. 0 lets go of the photo's "
-                                                      "colours, as a pencil drawing must.")],
+                               optional=True, tooltip="Weight of L1 within the photo's weight. 0 lets go of the "
+                                                      "photo's colours, as a pencil drawing must.")],
             outputs=tune_outputs("A semantic code in the style image's stead, for Mix Codes: the mean code of eight "
                                  "content pictures in the style.", "The network's last one-step predictions of content "
                                                                    "pictures."))

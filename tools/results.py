@@ -48,8 +48,8 @@ PAGE = ROOT / "docs" / "results.md"
 HOLDOUT = 10  # as in training
 PROMPTS = "pencil,watercolor,oil,ink,pop art,charcoal,cartoon,low-poly"
 TEXTS = "smiling,surprised,old,child,beard,glasses,sunglasses,hat"
-ATTRIBUTES = ("glasses,sunglasses,hat,black hair,brown hair,blond hair,red hair,gray hair,blue hair,green hair,pink hair,"
-              "long hair,smiling,surprised,beard,child,old,head turned")  # all of the demo's classifier
+ATTRIBUTES = ("glasses,sunglasses,hat,black hair,brown hair,blond hair,red hair,gray hair,blue hair,green hair,"
+              "pink hair,long hair,smiling,surprised,beard,child,old,head turned")  # all of the demo's classifier
 PARTS = ("inputs", "inputs_rare")
 COLUMNS, CELL, GAP = (0, 1, 2, 4, 6), 80, 8  # of a sheet, in a contact sheet; pixels
 EDITED, STEPS = (1, 3), ("not edited", "strength 1", "strength 2")  # photos and rows (from 1 on) of a sheet of edits
