@@ -34,9 +34,9 @@ def train(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -
     """Hand over to the recipe. ValueError without a text."""
     if options.text is None:
         raise ValueError("name the style with --text, such as --text 'watercolor painting'")
+    texts = WordsConfig(options.text, options.text_source, options.photo_weight, pixel_weight=options.pixel_weight)
     settings = given(options, "batch", "lr", "seed") | ({} if options.steps is None else {"iterations": options.steps})
     config = replace(from_preset(OSASISConfig, OSASIS_PRESETS, options.preset, options.set), **settings)
     perceptual = None if options.lpips is None else loading.load_lpips(options.lpips)
     recipes.words(options.source or loading.DEMO / "diffae.safetensors", load_clip(options), perceptual, folders,
-                  WordsConfig(options.text, options.text_source, options.photo_weight, pixel_weight=options.pixel_weight),
-                  config, recipe)
+                  texts, config, recipe)
