@@ -26,7 +26,7 @@ from typing import IO, TypeVar
 import torch
 
 Case = TypeVar("Case")
-LOADED, REFUSED, FAULT, NOT_TRIED = "loaded", "refused", "fault", "not tried"
+LOADED, REFUSED, FAULT, LOST, NOT_TRIED = "loaded", "refused", "fault", "lost", "not tried"
 LONGEST_MESSAGE = 1000
 MEMORY = 1 << 30  # bytes that a child may take beyond what it has when it starts with its attempts
 PREPARATION_SECONDS = 120.0
@@ -43,6 +43,20 @@ class Outcome:
     row: str
     kind: str
     text: str = ""
+
+
+class Wrong(Exception):
+    """What an attempt has found is not as it should be."""
+
+
+class Lost(Wrong):
+    """Work is lost: a saved file, a result, a prompt, a frame, or ComfyUI itself."""
+
+
+def fault_of(row: str, error: BaseException, notes: Sequence[str] = ()) -> Outcome:
+    """What became of an attempt that ended with an exception."""
+    text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
+    return Outcome(row, LOST if isinstance(error, Lost) else FAULT, f"{'; '.join(notes)}: {text[:400]}")
 
 
 def dice(seed: int, part: str, index: int) -> random.Random:

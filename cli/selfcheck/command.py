@@ -23,10 +23,11 @@ from ..options import names_in
 from ..stopping import StopSignals
 from ..terminal import show
 from . import attempts
-from .attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome
+from .attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
 
 PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40}  # shares of the time
-COLUMNS = ("what", "tried", "refused", "loaded", "faults", "seconds")
+COLUMNS = ("what", "tried", "refused", "loaded", "faults", "lost", "seconds")
+FAULTS = (FAULT, LOST)
 SHOWN = 4  # faults of a row in full
 LIMITS = """- An attempt is a random one: that none of them failed does not prove that none can.
 - The numbers of a tensor carry no checksum. A flipped bit among them that leaves a finite number is not noticed.
@@ -43,7 +44,7 @@ LIMITS = """- An attempt is a random one: that none of them failed does not prov
 class Row:
     """The counts of one line of the table."""
     part: str
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((REFUSED, LOADED, FAULT, NOT_TRIED), 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((REFUSED, LOADED, *FAULTS, NOT_TRIED), 0))
     seconds: float = 0.0
     reason: str = ""
 
@@ -59,7 +60,7 @@ class Row:
 
     def cells(self, name: str) -> list[str]:
         tried = str(self.tried) if self.tried or not self.reason else f"not tried ({self.reason})"
-        counts = [str(self.counts[kind]) for kind in (REFUSED, LOADED, FAULT)]
+        counts = [str(self.counts[kind]) for kind in (REFUSED, LOADED, *FAULTS)]
         return [f"{self.part}: {name}", tried, *counts, f"{self.seconds:.1f}"]
 
 
@@ -85,7 +86,7 @@ class Result:
 
     def add(self, part: str, index: int, found: Outcome, seconds: float) -> None:
         self.rows.setdefault((part, found.row or "the process"), Row(part)).add(found, seconds)
-        if found.kind == FAULT:
+        if found.kind in FAULTS:
             self.faults.append(Fault(part, index, found))
 
     def some_faults(self) -> list[Fault]:
@@ -188,7 +189,7 @@ def repeat(which: str, seed: int) -> None:
     with attempts.children(child_command(part, seed, folder), folder) as ask:
         found = ask(int(number), module_of(part).SECONDS)
     show(f"{part}:{number} {found.row}: {found.kind}. {found.text}")
-    if found.kind == FAULT:
+    if found.kind in FAULTS:
         raise ValueError(f"a fault; its files are in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
 
