@@ -4,12 +4,11 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import threading
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,11 @@ from ..run import host_of
 from ..server import ROOT, ComfyServer, Host
 from . import graphs, rights
 from .attempts import Lost, Wrong
-from .graphs import ITERATIONS, OSASIS_ITERATIONS, OSASIS_STEPS, SAVE, SHOWN, TUNE
+from .graphs import ITERATIONS, OSASIS_ITERATIONS, OSASIS_STEPS, SHOWN, TUNE
 
 TIMEOUT = 120.0  # seconds for a prompt
 MEMORY_PACK = "selfcheck_memory"
-MEMORY_CODE = '''"""Written by `atelier selfcheck`: the n-th convolution or linear layer finds no memory, as on a full GPU.
+MEMORY_CODE = '''"""Written by `atelier selfcheck`: the n-th convolution or linear layer finds no memory left.
 
 n stands in the file beside this one, which goes when it has happened.
 """
@@ -67,6 +66,8 @@ class WatchedServer(ComfyServer):
         self.folder = folder
 
     def command(self) -> list[str]:
+        if os.name != "posix":
+            return super().command()
         return [self.host.python, rights.__file__, str(self.folder), *super().command()]
 
 
@@ -242,10 +243,6 @@ def steps_of(events: list[Event]) -> int:
                 if event.kind == "progress" and event.data.get("node") == TUNE), default=0)
 
 
-def text_of(result: Result) -> str:
-    return " ".join(str(event.data.get("text")) for event in result.of_kind("text"))
-
-
 # --- preparation ------------------------------------------------------------------------------------------------------
 @contextmanager
 def prepared(folder: Path, comfyui: Path | None) -> Iterator[Place]:
@@ -301,10 +298,3 @@ def forget(place: Place, label: str, name: str) -> None:
     if kind.models:
         place.saved(kind, name).unlink(missing_ok=True)
         place.snapshot(name).unlink(missing_ok=True)
-
-
-def node_of(graph: Graph, ident: str | None) -> dict[str, Any]:
-    return dict(graph.get(ident or "", {}))
-
-
-__all__ = ["KINDS", "SAVE", "TRAININGS", "Place", "prepared"]

@@ -1,4 +1,5 @@
-"""`atelier selfcheck`: what an adversary and a clumsy user do to files, pictures, settings and trainings, as a sample.
+"""`atelier selfcheck`: what an adversary and a clumsy user do to files, pictures, settings, trainings and, if one is
+named, to a ComfyUI that it starts, as a sample.
 
 Every attempt must end in a result or in an error that says what to do. Nothing of a file is executed, and nothing is
 written outside a temporary folder, but the report.
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import logging
 import os
 import platform
 import shutil
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +28,19 @@ from ..terminal import show
 from . import attempts
 from .attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
 
-PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40}  # shares of the time
+log = logging.getLogger(__name__)
+PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40, "host": 60}  # shares of the time
+HOST = "host"  # needs a ComfyUI
 COLUMNS = ("what", "tried", "refused", "loaded", "faults", "lost", "seconds")
 FAULTS = (FAULT, LOST)
 SHOWN = 4  # faults of a row in full
 LIMITS = """- An attempt is a random one: that none of them failed does not prove that none can.
 - The numbers of a tensor carry no checksum. A flipped bit among them that leaves a finite number is not noticed.
 - Memory is limited where the system can do it (Linux); elsewhere only time is.
+- ComfyUI is tried on a CPU, with networks of a few thousand numbers. Running out of a GPU's memory is an exception that
+  is raised in its place. A full disk is a small file system in memory, which only root may mount.
+- Between two prompts, ComfyUI's own pictures in `output` and `temp` are not looked at: a picture that core's Save Image
+  was writing when ComfyUI was killed may be cut off.
 - Trainings are the fine-tunes of OSASIS and MMFS and the training of a StyleGAN2, on a CPU, on networks of a few
   thousand numbers. On a GPU, a resumed training equals an uninterrupted one up to what the GPU's own kernels repeat.
 - A training that is killed leaves `.NAME.snapshot.lock` beside its snapshot, which nobody holds: the next training of
@@ -96,6 +105,12 @@ class Result:
             by_row.setdefault((fault.part, fault.found.row), []).append(fault)
         return [fault for faults in by_row.values() for fault in faults[:SHOWN]]
 
+    def total(self) -> str:
+        """Everything tried, failed and lost, in words."""
+        tried = sum(row.tried for row in self.rows.values())
+        lost = sum(row.counts[LOST] for row in self.rows.values())
+        return f"In all: {tried} tried, {len(self.faults) - lost} faults, {lost} lost"
+
     def table(self) -> list[list[str]]:
         return [row.cells(name) for (_, name), row in self.rows.items()]
 
@@ -103,8 +118,11 @@ class Result:
 # --- the command ------------------------------------------------------------------------------------------------------
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0, help="which sample (%(default)s)")
-    p.add_argument("--minutes", type=float, default=2.0, help="time for all parts; 10 tries every case (%(default)s)")
-    p.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (%(default)s)")
+    p.add_argument("--minutes", type=float, default=2.0, help="time for all parts; from 10 on, every case is tried, "
+                   "however long it takes (%(default)s)")
+    p.add_argument("--only", help=f"parts, separated by commas: {', '.join(PARTS)} (all; host with --comfyui alone)")
+    p.add_argument("--comfyui", type=Path, help="a ComfyUI to start and attack, with folders of its own (default, with "
+                   "--only host: COMFYUI_PATH)")
     p.add_argument("--report", type=Path, help="Markdown file to write, such as docs/reliability.md")
     p.add_argument("--repeat", metavar="PART:N", help="make one attempt again, as a fault's line names it")
     p.add_argument("--child", help=argparse.SUPPRESS)
@@ -120,11 +138,13 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
         attempts.serve(module_of(options.child), options.seed, Path(options.folder))
         return
     if options.repeat:
-        repeat(options.repeat, options.seed)
+        repeat(options.repeat, options.seed, options.comfyui)
         return
     started = time.monotonic()
-    result = check(options.seed, options.minutes, parts_in(options.only), progress=signals.check)
+    parts = parts_in(options.only) if options.only else [part for part in PARTS if part != HOST or options.comfyui]
+    result = check(options.seed, options.minutes, parts, signals.check, comfyui=options.comfyui)
     show(aligned([list(COLUMNS), *result.table()]))
+    show(result.total())
     for fault in result.some_faults():
         show(fault.line(options.seed))
     if options.report:
@@ -152,22 +172,37 @@ def child_command(part: str, seed: int, folder: Path) -> list[str]:
             "--seed", str(seed), "--folder", str(folder)]
 
 
+@contextmanager
+def asking(part: str, seed: int, folder: Path, comfyui: Path | None = None) -> Iterator[Callable[[int], list[Outcome]]]:
+    """`ask(index)` makes an attempt of a part: in a child, or at a ComfyUI that is started."""
+    module = module_of(part)
+    if part == HOST:
+        with module.asking(folder, seed, comfyui) as ask:
+            yield ask
+    else:
+        with attempts.children(child_command(part, seed, folder), folder) as ask_child:
+            yield lambda index: [ask_child(index, module.SECONDS)]
+
+
 def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], None] = lambda: None,
-          least: int = 1) -> Result:
+          least: int = 1, comfyui: Path | None = None) -> Result:
     """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once."""
     result, end = Result(seed), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
         for k, part in enumerate(parts):
             share = PARTS[part] / sum(PARTS[later] for later in parts[k:])
             until = time.monotonic() + share * (end - time.monotonic())
-            place = Path(folder) / part
-            with attempts.children(child_command(part, seed, place), place) as ask:
+            log.info("attempts at %s", part)
+            with asking(part, seed, Path(folder) / part, comfyui) as ask:
                 total = module_of(part).CASES
                 for index in indices(until, total if minutes >= 10 else least):
                     progress()
                     before = time.monotonic()
-                    found = ask(index, module_of(part).SECONDS)
-                    result.add(part, index, found, time.monotonic() - before)
+                    found = ask(index)
+                    for one in found:
+                        result.add(part, index, one, (time.monotonic() - before) / len(found))
+                        if one.kind in FAULTS:
+                            log.warning(result.faults[-1].line(seed))
                     result.covered[part] = (min(index + 1, total), total)
     return result
 
@@ -180,16 +215,17 @@ def indices(until: float, least: int) -> Iterator[int]:
         index += 1
 
 
-def repeat(which: str, seed: int) -> None:
-    """Make one attempt again, in a child, and show what became of it. Its folder is kept if it is a fault."""
+def repeat(which: str, seed: int, comfyui: Path | None = None) -> None:
+    """Make one attempt again, and show what became of it. Its folder is kept if it is a fault."""
     part, _, number = which.partition(":")
     if not number.isdecimal():
         raise ValueError(f"--repeat takes PART:N, such as files:12, not {which!r}")
     folder = Path(tempfile.mkdtemp(prefix="atelier-selfcheck-"))
-    with attempts.children(child_command(part, seed, folder), folder) as ask:
-        found = ask(int(number), module_of(part).SECONDS)
-    show(f"{part}:{number} {found.row}: {found.kind}. {found.text}")
-    if found.kind in FAULTS:
+    with asking(parts_in(part)[0], seed, folder / part, comfyui) as ask:
+        found = ask(int(number))
+    for one in found[:SHOWN]:
+        show(f"{part}:{number} {one.row}: {one.kind}. {one.text}")
+    if any(one.kind in FAULTS for one in found):
         raise ValueError(f"a fault; its files are in {folder}")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -210,12 +246,14 @@ def report(result: Result, seconds: float) -> str:
              "- refused: the pack named the file or the setting and said what to do",
              "- loaded: the attempt did no harm, and the result was right as far as it can be known",
              "- fault: anything else: another exception, no answer within the time, too much memory, code that ran, a "
-             "wrong result", "",
+             "file outside the folders, a wrong message",
+             "- lost: a fault that costs work: a half-written file, a result that differs after an interruption, a "
+             "prompt without an answer, a frame that is missing, a ComfyUI that has ended", "",
              f"{datetime.date.today().isoformat()}, seed {result.seed}, {seconds / 60:.1f} minutes, {os.cpu_count()} "
              f"cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}", "",
              "| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     lines += ["| " + " | ".join(cells) + " |" for cells in result.table()]
-    lines += ["", "Cases tried: " + ", ".join(f"{part} {tried} of {total}"
+    lines += ["", result.total(), "", "Cases tried: " + ", ".join(f"{part} {tried} of {total}"
                                              for part, (tried, total) in result.covered.items()), ""]
     if result.faults:
         lines += ["## Faults", "", "```", *(fault.line(result.seed) for fault in result.some_faults()), "```", ""]

@@ -15,7 +15,7 @@ from . import hostile_pickles, whole_files
 
 TINY = "tiny.safetensors"
 FOLDERS = {"diffae": "diffae", "clip": "open_clip", "stylegan2": "stylegan2", "mmfs": "mmfs"}  # kind: folder of models
-TUNE, SAVE, SHOWN = "7", "8", "9"  # ids of the node that trains, of the one that saves its result, of the one that shows
+TUNE, SAVE, SHOWN = "7", "8", "9"  # ids of the nodes that train, save the result, show it
 ITERATIONS = 6
 OSASIS_ITERATIONS, OSASIS_STEPS = 3, 3  # optimiser steps an iteration: 10 reverse steps at t0 0.3
 PHOTOS = ("photo_1.png", "photo_2.png")
@@ -122,13 +122,13 @@ def stylized(photo: str, seed: int, noise_seed: int = 0, count: int = 1, **input
             SHOWN: node("PreviewImage", images=["4", 0])}
 
 
-def film(photo: str, seed: int, noise_seed: int = 0) -> Graph:
-    """The faces of a film's frames, stylized and put back."""
+def film(photo: str, seed: int, noise_seed: int = 0, box: str = "") -> Graph:
+    """The faces of a film's frames, stylized and put back. box: where they are; "": they are found."""
     graph = dict(stylized(photo, seed, noise_seed))
     graph["4"] = node("AtelierMMFSStylize", **graph["4"]["inputs"] | {"image": ["5", 0]})
-    graph["5"] = node("AtelierAlignFaces", image=["2", 0], size=64, align=True, faces="largest", index=0,
-                      any_direction=False, threshold=0.5, pad=True, fallback=True, five_points="", box="",
-                      box_kind="crop")
+    graph["5"] = node("AtelierAlignFaces", image=["2", 0], size=64, align=True, faces="largest",
+                      index=noise_seed % 256, any_direction=False, threshold=0.5, pad=True, fallback=True,
+                      five_points="", box=box, box_kind="crop")  # index: as noise_seed
     graph["6"] = node("AtelierPasteFaces", image=["2", 0], results=["4", 0], face_crop=["5", 1], feather=0.1,
                       area="square", match_colour="none", upscale=1.0)
     graph[SHOWN] = node("PreviewImage", images=["6", 0])

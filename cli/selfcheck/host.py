@@ -7,41 +7,39 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
-import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from random import Random
 
-from ..client import Client, Graph, Interrupted, NodeFailed, PromptRejected, Result, RunError
+from ..client import Client, Graph, NodeFailed, PromptRejected
 from . import graphs, rights
 from .attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Lost, Outcome, Wrong, chosen, complaint, dice, fault_of
-from .comfyui import KINDS, MEMORY_PACK, TIMEOUT, TRAININGS, Place, check_tidy, forget, prepared, steps_of
-from .graphs import PHOTOS, SAVE, TUNE
+from .comfyui import KINDS, MEMORY_PACK, TIMEOUT, TRAININGS, Pictures, Place, check_tidy, forget, prepared, steps_of
+from .graphs import PHOTOS, TUNE
 
 ROWS = {
-    "killed": "ComfyUI is killed (SIGKILL) at a random moment of a fine-tune, a Stage I training or a film, and started "
-              "again on its folders: what was saved is there, and the same prompt ends in the same result, bit for bit",
+    "killed": "ComfyUI is killed (SIGKILL) at a random moment of a fine-tune, a Stage I training or a film, and "
+              "started again on its folders: what was saved is there, and the same prompt ends in the same result, bit for bit",
     "cancelled": "the prompt is cancelled at a random moment, then run again: it goes on, to the same result",
     "out of memory": "from a random moment on, ComfyUI may take no or little more memory (RLIMIT_AS), and is asked for "
                      "pictures that need more, or for a training; then the limit is lifted, and all is as before",
     "out of a GPU's memory": "a random convolution or linear layer of a prompt raises torch's OutOfMemoryError; the "
                              "same ComfyUI then ends the same prompt rightly",
-    "disk full": "a file system with too little room for snapshots or styles (tmpfs); with more room, the training goes "
-                 "on",
+    "disk full": "a file system with too little room for snapshots or styles (tmpfs); with more room, the training "
+                 "goes on",
     "read-only folders": "ComfyUI, without root's rights, may not write into its output, its snapshots or its models; "
                          "when it may, the training goes on",
     "prompts of many clients": "8 clients at once, each with 25 prompts, good ones and bad ones: bad numbers, choices, "
                                "links, names and texts, hostile and cut-off files; every one is answered, and the "
                                "pictures of the good ones are those of a single client",
-    "frames": "a film of 1000 frames, whose faces are found, stylized and put back, is the same as its parts of 100, "
-              "and takes no more memory than its pictures do",
+    "frames": "a film of 1000 frames, whose faces are cut out, stylized and put back in one batch, is the same as its "
+              "parts of 100, and takes no more memory than its pictures do",
 }
+BOX = "16 16 96 96"  # of a film's faces: finding them takes most of the time
 SLACK = 160 << 20  # bytes that a film's nodes may take beside pictures
 LIMITED = 0.5  # share of attempts at memory that ask for more pictures than there is room for
 CALLS = 3.5  # powers of ten: where out of a GPU's memory happens, at most
@@ -111,7 +109,7 @@ def run_until(place: Place, graph: Graph, act: Callable[[], object], seconds: fl
     ended = True
     try:
         place.run(graph, events.append)
-    except Exception:  # noqa: BLE001 - a server that is killed answers in many ways, also while a graph is queued
+    except Exception:  # a server that is killed answers in many ways, also while a graph is queued
         if not acted.is_set():
             raise
         ended = False
@@ -298,13 +296,13 @@ def many_clients(place: Place, rolls: Random, scale: Scale) -> list[Outcome]:
     return [outcome for outcomes in found for outcome in outcomes]
 
 
-def answered(place: Place, client: Client, rolls: Random, right: dict) -> Outcome:
+def answered(place: Place, client: Client, rolls: Random, right: dict[tuple[str, int], Pictures]) -> Outcome:
     """A good prompt or a bad one, half of the time each."""
     row, number = "prompts of many clients", next(place.numbers)
     if rolls.random() < 0.5:
-        key = rolls.choice(list(right))
-        made = place.pictures(client.run(graphs.stylized(*key, number), timeout=3 * TIMEOUT), client)
-        if made != right[key]:
+        photo, seed = rolls.choice(list(right))
+        made = place.pictures(client.run(graphs.stylized(photo, seed, number), timeout=3 * TIMEOUT), client)
+        if made != right[photo, seed]:
             raise Lost("a good prompt has another picture than for a single client")
         return Outcome(row, LOADED)
     what = rolls.choice(graphs.BAD)
@@ -314,7 +312,7 @@ def answered(place: Place, client: Client, rolls: Random, right: dict) -> Outcom
     except PromptRejected as refused:
         return Outcome(row, REFUSED, str(refused))
     except NodeFailed as error:
-        reason = complaint(error.message)
+        reason = complaint(error.message) if str(error.node_type).startswith("Atelier") else ""  # core's are its own
         return Outcome(row, FAULT if reason else REFUSED, f"{what}: {reason}: {error} {graph}"[:600])
     except urllib.error.HTTPError as error:
         return Outcome(row, FAULT, f"{what}: ComfyUI answers {error} {graph}"[:600])
@@ -326,26 +324,28 @@ def answered(place: Place, client: Client, rolls: Random, right: dict) -> Outcom
 # --- a long film ------------------------------------------------------------------------------------------------------
 def frames(place: Place, rolls: Random, scale: Scale) -> list[Outcome]:
     """An outcome for every frame; Lost for one that is missing or another one than in a film of fewer."""
-    row, made, parts = "frames", [], []
+    row, parts = "frames", []
     graphs.write_film(place.base / "input" / "long.tiff", range(scale.frames))
     place.run(loading("long.tiff"))  # ComfyUI keeps what it has loaded
     before = peak_bytes(place, reset=True)
-    result = place.run(graphs.film("long.tiff", 1, next(place.numbers)))
+    result = place.run(graphs.film("long.tiff", 1, next(place.numbers), BOX))
     taken = peak_bytes(place) - before
     made = place.pictures(result)
     for start in range(0, scale.frames, scale.part):
         graphs.write_film(place.base / "input" / "part.tiff", range(start, min(scale.frames, start + scale.part)))
-        parts += place.pictures(place.run(graphs.film("part.tiff", 1, next(place.numbers))))
-    pictures = 2 * 4 * (graphs.FRAME_PX ** 2 + 64 ** 2) * 3 * scale.frames
+        parts += place.pictures(place.run(graphs.film("part.tiff", 1, next(place.numbers), BOX)))
+    pictures = 4 * 3 * (graphs.FRAME_PX ** 2 + 2 * 64 ** 2) * scale.frames  # results, crops, stylized crops
+    notes = f"{scale.frames} frames took {taken >> 20} MB, {pictures >> 20} MB of them for pictures"
     if before and taken > pictures + SLACK:
-        raise Wrong(f"{scale.frames} frames took {taken >> 20} MB, {pictures >> 20} MB of them for pictures")
-    (place.base / "input" / "long.tiff").unlink()
-    notes = f"{taken >> 20} MB, pictures {pictures >> 20} MB"
+        raise Wrong(notes)
+    for name in ("long.tiff", "part.tiff"):
+        (place.base / "input" / name).unlink()
     return [Outcome(row, LOADED, notes) if k < len(made) and made[k] == parts[k]
             else fault_of(row, Lost(f"frame {k} is missing or another one")) for k in range(scale.frames)]
 
 
 def loading(name: str) -> Graph:
+    """Loads a film, and shows its first frame."""
     full = graphs.film(name, 1)
     return {"2": full["2"], graphs.SHOWN: graphs.node("PreviewImage", images=["7", 0]),
             "7": graphs.node("ImageFromBatch", image=["2", 0], batch_index=0, length=1)}

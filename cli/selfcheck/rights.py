@@ -1,7 +1,7 @@
 """Root may write everywhere, so read-only folders would not be tried. Here a process gives that right up (on Linux).
 
-As a program it starts another one so: `python rights.py FOLDER COMMAND ..`. The folder holds HOME and TMPDIR; the command
-is killed when the process that started it ends. It imports nothing of the pack.
+As a program it starts another one so: `python rights.py FOLDER COMMAND ..`. The folder holds HOME and TMPDIR; the
+command is killed when the process that started it ends. It imports nothing of the pack.
 """
 from __future__ import annotations
 
