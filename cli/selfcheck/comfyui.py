@@ -118,6 +118,11 @@ class Place:
         return self.folder / "base"
 
     @property
+    def kept(self) -> Path:
+        """Results of prompts without a break."""
+        return self.folder / "kept"
+
+    @property
     def canary(self) -> Path:
         return self.folder / "canary"
 
@@ -152,13 +157,19 @@ class Place:
         """Of a plain prompt, which ComfyUI has not cached."""
         return self.pictures(self.run(graphs.stylized(graphs.PHOTOS[0], 1, next(self.numbers))))
 
+    def whole(self, label: str) -> Whole:
+        """A kind without a break; it is run when it is first asked for."""
+        if label not in self.wholes:
+            self.wholes[label] = whole_of(self, label)
+        return self.wholes[label]
+
     # --- rules ---
     def result(self, kind: Kind, name: str, found: Result) -> Path | Pictures:
         return self.saved(kind, name) if kind.models else self.pictures(found)
 
     def check_result(self, name: str, label: str, found: Result) -> None:
         """Lost if a prompt has not the result of one without a break."""
-        kind, right = KINDS[label], self.wholes[label].result
+        kind, right = KINDS[label], self.whole(label).result
         made = self.result(kind, name, found)
         same = same_files(right, made) if isinstance(right, Path) and isinstance(made, Path) else right == made
         if not same:
@@ -185,7 +196,7 @@ class Place:
         """Every file outside of base, with its content's hash; of the pack and of ComfyUI, its size and time."""
         found = {}
         for path in self.folder.rglob("*"):
-            if self.base not in path.parents and path.is_file():
+            if not {self.base, self.kept} & set(path.parents) and path.is_file():
                 found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
         for root in (ROOT, self.host.comfy):
             for path in code_of(root):
@@ -246,12 +257,12 @@ def steps_of(events: list[Event]) -> int:
 # --- preparation ------------------------------------------------------------------------------------------------------
 @contextmanager
 def prepared(folder: Path, comfyui: Path | None) -> Iterator[Place]:
-    """A ComfyUI that has run every kind of prompt once. RunError if there is none."""
+    """A ComfyUI that is started and answers. RunError if there is none."""
     folder = folder.resolve()
     place = Place(host_of(comfyui), folder)
     for name in ("around", rights.HOME, rights.TEMPORARY, "base"):
         (folder / name).mkdir(parents=True)
-    graphs.write_files(place.base, folder / "kept", place.canary)
+    graphs.write_files(place.base, place.kept, place.canary)
     (folder / "around" / "kept.safetensors").write_bytes(
         (place.base / "models" / "mmfs" / graphs.TINY).read_bytes())
     (folder / "around" / "kept.txt").write_text("This file must stay as it is.")
@@ -261,8 +272,6 @@ def prepared(folder: Path, comfyui: Path | None) -> Iterator[Place]:
     place.start()
     try:
         place.plain = place.plain_pictures()
-        for label in KINDS:
-            place.wholes[label] = whole_of(place, label)
         place.outside = place.listing()
         place.check()
         yield place
@@ -280,7 +289,7 @@ def whole_of(place: Place, label: str) -> Whole:
     if isinstance(first, Path) and isinstance(second, Path):
         if not same_files(first, second):
             raise Wrong(f"{label} gives two results")
-        kept = place.folder / "kept" / first.name
+        kept = place.kept / first.name
         first.rename(kept)
         second.unlink()
         size = kept.stat().st_size + place.snapshot(f"whole {label}").stat().st_size

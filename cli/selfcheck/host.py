@@ -23,7 +23,8 @@ from .graphs import PHOTOS, TUNE
 
 ROWS = {
     "killed": "ComfyUI is killed (SIGKILL) at a random moment of a fine-tune, a Stage I training or a film, and "
-              "started again on its folders: what was saved is there, and the same prompt ends in the same result, bit for bit",
+              "started again on its folders: what was saved is there, and the same prompt ends in the same result, bit "
+              "for bit",
     "cancelled": "the prompt is cancelled at a random moment, then run again: it goes on, to the same result",
     "out of memory": "from a random moment on, ComfyUI may take no or little more memory (RLIMIT_AS), and is asked for "
                      "pictures that need more, or for a training; then the limit is lifted, and all is as before",
@@ -124,7 +125,7 @@ def resumed(place: Place, label: str, name: str, steps: int = 0) -> None:
     kind = KINDS[label]
     least = max(0, steps - 1) // kind.per  # the iteration of the last step may not have been saved
     found = place.run(kind.graph(name))
-    if kind.iterations and least:
+    if kind.iterations and least and TUNE not in found.cached:
         texts = [event.data["text"] for event in found.of_kind("text") if event.data["node"] == TUNE]
         taken = next((int(text.split()[3]) for text in texts if text.startswith("resumed at iteration ")), 0)
         if taken < least:
@@ -136,7 +137,7 @@ def resumed(place: Place, label: str, name: str, steps: int = 0) -> None:
 
 def killed(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
     label = rolls.choice(list(KINDS))
-    seconds = rolls.random() * place.wholes[label].seconds
+    seconds = rolls.random() * place.whole(label).seconds
     steps, ended = run_until(place, KINDS[label].graph(name), place.server.kill, seconds)
     notes.append(f"{label} at {seconds:.2f} s, after step {steps}{' (it had ended)' * ended}")
     place.restart()
@@ -146,7 +147,7 @@ def killed(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
 
 def cancelled(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
     label = rolls.choice(list(KINDS))
-    seconds = rolls.random() * place.wholes[label].seconds
+    seconds = rolls.random() * place.whole(label).seconds
     steps, ended = run_until(place, KINDS[label].graph(name), place.client.interrupt, seconds)
     notes.append(f"{label} at {seconds:.2f} s, after step {steps}{' (it had ended)' * ended}")
     check_tidy(place.base)
@@ -191,7 +192,7 @@ def out_of_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> F
         graph = graphs.changed(graph, "4", image=["5", 0])
         notes.append(f"256 pictures of {side} px in {more >> 20} MB")
     else:
-        seconds = rolls.random() * place.wholes[label].seconds
+        seconds = rolls.random() * place.whole(label).seconds
         notes.append(f"{label}, {more >> 10} KB from {seconds:.2f} s on")
     timer = threading.Timer(seconds, limit, [more])
     timer.start()
@@ -221,7 +222,7 @@ def out_of_gpu_memory(place: Place, name: str, rolls: Random, notes: list[str]) 
 # --- no room, no rights -----------------------------------------------------------------------------------------------
 def disk_full(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
     label = rolls.choice(TRAININGS)
-    whole, models = place.wholes[label], place.folder_of(KINDS[label])
+    whole, models = place.whole(label), place.folder_of(KINDS[label])
     target = rolls.choice([place.base / "output", models]) if KINDS[label].models != "mmfs" else place.base / "output"
     kib = rolls.randint(4, max(8, int(1.2 * whole.bytes / 1024)))
     notes.append(f"{label}, {target.name} of {kib} KB")
