@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .attempts import Lost, Wrong
 from .graphs import ITERATIONS, OSASIS_ITERATIONS, OSASIS_STEPS, SHOWN, TUNE
 
 TIMEOUT = 120.0  # seconds for a prompt
+QUIET = 10.0  # seconds until no prompt may run any more
 MEMORY_PACK = "selfcheck_memory"
 MEMORY_CODE = '''"""Written by `atelier selfcheck`: the n-th convolution or linear layer finds no memory left.
 
@@ -108,10 +110,10 @@ class Place:
     """A ComfyUI that is attacked, in a folder: base is its own; nothing else in the folder may change."""
     host: Host
     folder: Path
-    wholes: dict[str, Whole] = field(default_factory=dict)
+    wholes: dict[str, Whole] = field(default_factory=dict, repr=False)
     numbers: Iterator[int] = field(default_factory=itertools.count)
-    outside: dict[str, str] = field(default_factory=dict)
-    plain: Pictures = field(default_factory=list)
+    outside: dict[str, str] = field(default_factory=dict, repr=False)
+    plain: Pictures = field(default_factory=list, repr=False)
 
     @property
     def base(self) -> Path:
@@ -180,8 +182,11 @@ class Place:
         of ours is half written."""
         if self.server.process.poll() is not None:
             raise Lost(f"ComfyUI has ended with {self.server.process.returncode}: {self.server.log_tail(5)[-300:]}")
-        if self.client.running():
-            raise Wrong("a prompt is still running")
+        deadline = time.monotonic() + QUIET
+        while self.client.running():  # ComfyUI tells of a failure just before it is done with it
+            if time.monotonic() > deadline:
+                raise Wrong("a prompt is still running")
+            time.sleep(0.05)
         if self.plain_pictures() != self.plain:
             raise Lost("a plain prompt gives another picture than before")
         if self.canary.exists():
@@ -219,7 +224,7 @@ def check_files(base: Path) -> None:
     """Lost for a file of ours that cannot be read whole."""
     written = [*(base / "output").rglob("*.snapshot"), *(base / "models").rglob("*.safetensors")]
     for path in written:
-        if not path.name.startswith("half"):
+        if path.name != graphs.HALF:
             try:
                 store.load(path)
             except CheckpointError as error:

@@ -13,7 +13,7 @@ from ..client import Graph
 from ..server import ROOT
 from . import hostile_pickles, whole_files
 
-TINY = "tiny.safetensors"
+TINY, HALF = "tiny.safetensors", "half.safetensors"  # whole models, cut-off ones
 FOLDERS = {"diffae": "diffae", "clip": "open_clip", "stylegan2": "stylegan2", "mmfs": "mmfs"}  # kind: folder of models
 TUNE, SAVE, SHOWN = "7", "8", "9"  # ids of the nodes that train, save the result, show it
 ITERATIONS = 6
@@ -43,7 +43,7 @@ def write_files(base: Path, folder: Path, canary: Path) -> None:
             home = base / "models" / FOLDERS[whole.kind]
             home.mkdir(parents=True, exist_ok=True)
             shutil.copy(whole.path, home / TINY)
-            (home / "half.safetensors").write_bytes(whole.path.read_bytes()[:-1000])
+            (home / HALF).write_bytes(whole.path.read_bytes()[:-1000])
     for k, code in enumerate(hostile_pickles.CODE.values()):
         (base / "models" / "mmfs" / f"hostile {k}.pt").write_bytes(hostile_pickles.plain(code(canary)))
         hostile_pickles.as_zip(base / "models" / "stylegan2" / f"hostile {k}.pt", code(canary))
@@ -179,6 +179,6 @@ VALUES: dict[str, tuple[str, dict[str, tuple]]] = {  # what: (node, {input: valu
     "a model's name": ("1", {"model": OUTSIDE}),
     "a picture's name": ("2", {"image": OUTSIDE}),
     "a hostile file": ("1", {"model": tuple(f"hostile {k}.pt" for k in range(len(hostile_pickles.CODE)))}),
-    "a cut-off file": ("1", {"model": ("half.safetensors",)}),
+    "a cut-off file": ("1", {"model": (HALF,)}),
 }
 BAD = (*VALUES, "a prompt", "a file's name", "a missing node", "an unknown node", "a circle", "no output")
