@@ -192,17 +192,17 @@ def test_an_attempt_that_waits_for_a_busy_machine_is_no_fault(tmp_path, monkeypa
         assert "no answer within 1 s" in ask(0, 1.0).text
 
 
-def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, capsys):
+def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, caplog):
     result = command.Result(7)
-    result.add("files", 12, Outcome("cut off", FAULT, "KeyError: 'x'"), 0.5)
-    result.add("files", 13, Outcome("cut off", REFUSED), 0.5)
-    result.add("trainings", 0, Outcome("disk full", NOT_TRIED, "no limits here"), 0.0)
-    result.add("host", 3, Outcome("killed", LOST, "half written"), 2.0)
+    result.add("files", 12, [Outcome("cut off", FAULT, "KeyError: 'x'")], 0.5)
+    result.add("files", 13, [Outcome("cut off", REFUSED)], 0.5)
+    result.add("trainings", 0, [Outcome("disk full", NOT_TRIED, "no limits here")], 0.0)
+    result.add("host", 3, [Outcome("killed", LOST, "half written")], 2.0)
     result.covered["files"] = (14, 300)
     monkeypatch.setattr(command, "check", lambda *_, **__: result)
     page = tmp_path / "reliability.md"
     assert main.main(["selfcheck", "--seed", "7", "--report", str(page)]) == 1
-    shown = capsys.readouterr().out
+    shown = caplog.text
     assert "atelier selfcheck --seed 7 --repeat files:12" in shown and "KeyError" in shown
     text = page.read_text()
     assert "| files: cut off | 2 | 1 | 0 | 1 | 0 | 1.0 |" in text and "not tried (no limits here)" in text

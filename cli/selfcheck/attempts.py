@@ -34,7 +34,7 @@ BUSY = 6  # times its time that an attempt may take on a busy machine, while it 
 OURS = re.compile(r"oneshot_atelier|object at 0x|<class |Traceback|NoneType|\b(?:[A-Z][a-zA-Z0-9]*Config|TensorRef|"
                   r"OpaqueObject|PickleVM|FileSource|Stored|UNet\(|DiffAE\()\b")
 ADVICE = re.compile(r"\b(download|write|pick|load|update|choose|run|put|give|convert|unpack|check|expected|set|keep"
-                    r"|fetch|free|use|turn|take|save|make|name|add|lower|shorten)\b", re.IGNORECASE)
+                    r"|fetch|free|use|turn|take|save|make|name|add|lower|shorten|describe)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 from ..options import names_in
-from ..stopping import StopSignals
+from ..stopping import Stopped, StopSignals
 from ..terminal import show
 from . import attempts
 from .attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
 
 log = logging.getLogger(__name__)
-PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40, "host": 60}  # shares of the time
-HOST = "host"  # needs a ComfyUI
+PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40, "host": 0}  # shares of the time
+HOST = "host"  # needs a ComfyUI; made beside the others
 COLUMNS = ("what", "tried", "refused", "loaded", "faults", "lost", "seconds")
 FAULTS = (FAULT, LOST)
 SHOWN = 4  # faults of a row in full
@@ -92,11 +93,17 @@ class Result:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     covered: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stopped: bool = False
 
-    def add(self, part: str, index: int, found: Outcome, seconds: float) -> None:
-        self.rows.setdefault((part, found.row or "the process"), Row(part)).add(found, seconds)
-        if found.kind in FAULTS:
-            self.faults.append(Fault(part, index, found))
+    def add(self, part: str, index: int, outcomes: list[Outcome], seconds: float) -> None:
+        """What became of an attempt, which took these seconds."""
+        for found in outcomes:
+            row = self.rows.setdefault((part, found.row or "the process"), Row(part))
+            row.add(found, seconds / len(outcomes))
+            if found.kind in FAULTS:
+                self.faults.append(Fault(part, index, found))
+                if sum(row.counts[kind] for kind in FAULTS) <= SHOWN:
+                    log.warning(self.faults[-1].line(self.seed))
 
     def some_faults(self) -> list[Fault]:
         """The first of every row."""
@@ -109,10 +116,12 @@ class Result:
         """Everything tried, failed and lost, in words."""
         tried = sum(row.tried for row in self.rows.values())
         lost = sum(row.counts[LOST] for row in self.rows.values())
-        return f"In all: {tried} tried, {len(self.faults) - lost} faults, {lost} lost"
+        faults = f"{len(self.faults) - lost} faults, {lost} lost"
+        return f"In all: {tried} tried, {faults}{' (stopped early)' * self.stopped}"
 
     def table(self) -> list[list[str]]:
-        return [row.cells(name) for (_, name), row in self.rows.items()]
+        rows = sorted(self.rows.items(), key=lambda row: list(PARTS).index(row[1].part))
+        return [row.cells(name) for (_, name), row in rows]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -145,8 +154,6 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     result = check(options.seed, options.minutes, parts, signals.check, comfyui=options.comfyui)
     show(aligned([list(COLUMNS), *result.table()]))
     show(result.total())
-    for fault in result.some_faults():
-        show(fault.line(options.seed))
     if options.report:
         options.report.write_text(report(result, time.monotonic() - started), encoding="utf-8")
     if result.faults:
@@ -186,12 +193,13 @@ def asking(part: str, seed: int, folder: Path, comfyui: Path | None = None) -> I
 
 def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], None] = lambda: None,
           least: int = 1, comfyui: Path | None = None) -> Result:
-    """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once."""
+    """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once. Those at
+    a ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found
+    until then is the result."""
     result, end = Result(seed), time.monotonic() + 60 * minutes
+    others = [part for part in parts if part != HOST]
     with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
-        for k, part in enumerate(parts):
-            share = PARTS[part] / sum(PARTS[later] for later in parts[k:])
-            until = time.monotonic() + share * (end - time.monotonic())
+        def attack(part: str, until: float) -> None:
             log.info("attempts at %s", part)
             with asking(part, seed, Path(folder) / part, comfyui) as ask:
                 total = module_of(part).CASES
@@ -199,11 +207,19 @@ def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], No
                     progress()
                     before = time.monotonic()
                     found = ask(index)
-                    for one in found:
-                        result.add(part, index, one, (time.monotonic() - before) / len(found))
-                        if one.kind in FAULTS:
-                            log.warning(result.faults[-1].line(seed))
+                    result.add(part, index, found, time.monotonic() - before)
                     result.covered[part] = (min(index + 1, total), total)
+
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                beside = [pool.submit(attack, part, end) for part in parts if part == HOST]
+                for k, part in enumerate(others):
+                    share = PARTS[part] / sum(PARTS[later] for later in others[k:])
+                    attack(part, time.monotonic() + share * (end - time.monotonic()))
+                for running in beside:
+                    running.result()
+        except Stopped:
+            result.stopped = True
     return result
 
 
@@ -258,7 +274,7 @@ def report(result: Result, seconds: float) -> str:
     if result.faults:
         lines += ["## Faults", "", "```", *(fault.line(result.seed) for fault in result.some_faults()), "```", ""]
     lines += ["## What the rows mean", ""]
-    for part in dict.fromkeys(row.part for row in result.rows.values()):
+    for part in sorted({row.part for row in result.rows.values()}, key=list(PARTS).index):
         meanings = module_of(part).ROWS
         lines += [f"- {part}, {name}: {meanings[name]}" for name in meanings if (part, name) in result.rows]
     return "\n".join([*lines, "", "## Known limits", "", LIMITS])

@@ -52,7 +52,7 @@ class Scale:
     """How many attempts of each row; the last two rows are one attempt each, of clients * prompts and of frames."""
     kills: int = 50
     cancels: int = 50
-    others: int = 12
+    others: int = 10
     clients: int = 8
     prompts: int = 25
     frames: int = 1000
