@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from oneshot_atelier.cli.selfcheck import attempts, command, graphs, hostile_pic
 from oneshot_atelier.cli.selfcheck import files as file_part
 from oneshot_atelier.cli.selfcheck import trainings as training_part
 from oneshot_atelier.cli.selfcheck.attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
+from oneshot_atelier.cli.stopping import Stopped
 from oneshot_atelier.models.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,6 +213,28 @@ def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path,
     assert "files, cut off: a file that ends early" in text and "files 14 of 300" in text
     assert "| host: killed | 1 | 0 | 0 | 0 | 1 | 2.0 |" in text and "host, killed: ComfyUI is killed" in text
     assert "In all: 3 tried, 1 faults, 1 lost" in text
+
+
+def test_a_comfyui_is_attacked_beside_the_other_parts(monkeypatch):
+    both = threading.Barrier(2, timeout=30)
+
+    @contextmanager
+    def asking(part, *_):
+        yield lambda index: (both.wait(), [Outcome("killed" if part == "host" else "sampling", LOADED)] * 2)[1]
+    monkeypatch.setattr(command, "asking", asking)
+    result = command.check(0, 0.0, ["host", "settings"])
+    assert [cells[:2] for cells in result.table()] == [["settings: sampling", "2"], ["host: killed", "2"]]
+
+
+def test_a_check_that_is_stopped_reports_what_it_has_found(monkeypatch):
+    counted = iter(range(3))
+
+    def stop():
+        if next(counted, None) is None:
+            raise Stopped(signal.SIGINT)
+    result = command.check(0, 0.0, ["settings"], stop, least=60)
+    assert result.stopped and sum(row.tried for row in result.rows.values()) == 3
+    assert "In all: 3 tried, 0 faults, 0 lost (stopped early)" in command.report(result, 1.0)
 
 
 def test_a_comfyui_is_attacked_if_one_is_named(monkeypatch, tmp_path, caplog):
