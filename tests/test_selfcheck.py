@@ -217,6 +217,7 @@ def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path,
 
 def test_a_comfyui_is_attacked_beside_the_other_parts(monkeypatch):
     both = threading.Barrier(2, timeout=30)
+    monkeypatch.setattr(command, "LANES", 1)
 
     @contextmanager
     def asking(part, *_):

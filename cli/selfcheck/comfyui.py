@@ -88,8 +88,7 @@ def a_film(name: str) -> Graph:
     return graphs.film(graphs.FILM, 1, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
 
 
-KINDS = {"MMFS to a picture": Kind(graphs.mmfs_picture, "mmfs_styles", ITERATIONS),
-         "MMFS to a text": Kind(graphs.mmfs_text, "mmfs_styles", ITERATIONS),
+KINDS = {"MMFS": Kind(graphs.mmfs, "mmfs_styles", ITERATIONS),
          "OSASIS": Kind(graphs.osasis, "osasis", OSASIS_ITERATIONS, OSASIS_STEPS),
          "Stage I": Kind(graphs.stage1, "mmfs", ITERATIONS),
          "a film": Kind(a_film)}

@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from .attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
 
 log = logging.getLogger(__name__)
 PARTS = {"files": 35, "pictures": 15, "settings": 10, "trainings": 40, "host": 0}  # shares of the time
-HOST = "host"  # needs a ComfyUI; made beside the others
+HOST, LANES = "host", 4  # needs a ComfyUI: as many are started, which work beside the other parts
 COLUMNS = ("what", "tried", "refused", "loaded", "faults", "lost", "seconds")
 FAULTS = (FAULT, LOST)
 SHOWN = 4  # faults of a row in full
@@ -196,31 +197,50 @@ def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], No
     """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once. Those at
     a ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found
     until then is the result."""
-    result, end = Result(seed), time.monotonic() + 60 * minutes
-    others = [part for part in parts if part != HOST]
+    result, lock, end = Result(seed), threading.Lock(), time.monotonic() + 60 * minutes
+    others, lanes = [part for part in parts if part != HOST], LANES if HOST in parts else 0
     with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
-        def attack(part: str, until: float) -> None:
-            log.info("attempts at %s", part)
-            with asking(part, seed, Path(folder) / part, comfyui) as ask:
+        def attack(part: str, turns: Iterator[int], place: str) -> None:
+            log.info("attempts at %s", place)
+            with asking(part, seed, Path(folder) / place, comfyui) as ask:
                 total = module_of(part).CASES
-                for index in indices(until, total if minutes >= 10 else least):
+                for index in turns:
                     progress()
                     before = time.monotonic()
                     found = ask(index)
-                    result.add(part, index, found, time.monotonic() - before)
-                    result.covered[part] = (min(index + 1, total), total)
+                    with lock:
+                        result.add(part, index, found, time.monotonic() - before)
+                        result.covered[part] = (min(max(index + 1, result.covered.get(part, (0,))[0]), total), total)
+
+        def turns_of(part: str, until: float) -> Iterator[int]:
+            return indices(until, module_of(part).CASES if minutes >= 10 else least)
 
         try:
-            with ThreadPoolExecutor(1) as pool:
-                beside = [pool.submit(attack, part, end) for part in parts if part == HOST]
+            with ThreadPoolExecutor(max(1, lanes)) as pool:
+                shared = Shared(turns_of(HOST, end)) if lanes else iter(())
+                beside = [pool.submit(attack, HOST, shared, f"{HOST}-{lane}") for lane in range(lanes)]
                 for k, part in enumerate(others):
                     share = PARTS[part] / sum(PARTS[later] for later in others[k:])
-                    attack(part, time.monotonic() + share * (end - time.monotonic()))
+                    attack(part, turns_of(part, time.monotonic() + share * (end - time.monotonic())), part)
                 for running in beside:
                     running.result()
         except Stopped:
             result.stopped = True
     return result
+
+
+class Shared:
+    """An iterator that several threads take from."""
+
+    def __init__(self, turns: Iterator[int]) -> None:
+        self.turns, self.lock = turns, threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        with self.lock:
+            return next(self.turns)
 
 
 def indices(until: float, least: int) -> Iterator[int]:

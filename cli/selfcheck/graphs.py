@@ -17,9 +17,9 @@ TINY, HALF = "tiny.safetensors", "half.safetensors"  # whole models, cut-off one
 FOLDERS = {"diffae": "diffae", "clip": "open_clip", "stylegan2": "stylegan2", "mmfs": "mmfs"}  # kind: folder of models
 TUNE, SAVE, SHOWN = "7", "8", "9"  # ids of the nodes that train, save the result, show it
 ITERATIONS = 6
-OSASIS_ITERATIONS, OSASIS_STEPS = 3, 3  # optimiser steps an iteration: 10 reverse steps at t0 0.3
+OSASIS_ITERATIONS, OSASIS_STEPS = 2, 3  # optimiser steps an iteration: 10 reverse steps at t0 0.3
 PHOTOS = ("photo_1.png", "photo_2.png")
-FILM, FILM_FRAMES = "film.tiff", 4
+FILM, FILM_FRAMES = "film.tiff", 2
 FACE = ROOT / "workflows" / "inputs" / "face_2.png"
 FRAME_PX, MOVES = 128, 32  # side of a film's frames; places of the face each way
 OSASIS_OPTIONS = {"preset": "as set below", "cross_weight": 1.0, "in_domain_weight": 0.5, "clip_weight": 30.0,
@@ -72,25 +72,16 @@ def session(name: str, **inputs: object) -> dict[str, object]:
     return {"batch": 1, "seed": 5, "name": name, "save_every": 1, "resume": True, **inputs}
 
 
-def mmfs(name: str, **target: object) -> Graph:
-    """A fine-tune of MMFS, and its style saved, both called `name`. target: references or prompt."""
-    kind = "AtelierMMFSFineTuneText" if "prompt" in target else "AtelierMMFSFineTune"
+def mmfs(name: str) -> Graph:
+    """A fine-tune of MMFS to a text, and its style saved, both called `name`."""
     return {"1": node("AtelierLoadMMFS", model=TINY),
             "2": node("AtelierLoadCLIP", model=TINY, activation="auto"),
             "3": node("AtelierLoadStructureNet", model="demo"),
             "4": node("AtelierLoadStyleGAN2", model=TINY),
-            "5": node("LoadImage", image=PHOTOS[0]),
-            TUNE: node(kind, mmfs=["1", 0], clip=["2", 0], structure_net=["3", 0], stylegan2=["4", 0],
-                       iterations=ITERATIONS, photos_folder="none", lr=1e-3, **target, **session(name)),
+            TUNE: node("AtelierMMFSFineTuneText", mmfs=["1", 0], clip=["2", 0], structure_net=["3", 0],
+                       stylegan2=["4", 0], prompt="cartoon", iterations=ITERATIONS, photos_folder="none", lr=1e-3,
+                       **session(name)),
             SAVE: node("AtelierSaveMMFSStyle", style=[TUNE, 0], name=name, overwrite=False)}
-
-
-def mmfs_picture(name: str) -> Graph:
-    return mmfs(name, references=["5", 0])
-
-
-def mmfs_text(name: str) -> Graph:
-    return mmfs(name, prompt="cartoon")
 
 
 def stage1(name: str) -> Graph:
@@ -155,7 +146,7 @@ def bad(what: str, rolls: Random, number: int) -> Graph:
                          gap=0.0)
         return text
     if what == "a file's name":
-        return changed(mmfs_text("x"), TUNE, name=rolls.choice(NAMES))
+        return changed(mmfs("x"), TUNE, name=rolls.choice(NAMES))
     if what == "a missing node":
         return text
     if what == "an unknown node":

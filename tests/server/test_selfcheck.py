@@ -13,7 +13,7 @@ from oneshot_atelier.cli.selfcheck.comfyui import KINDS, Place
 from oneshot_atelier.tools.comfy import Host
 
 SCALE = part.Scale(kills=1, cancels=1, others=1, clients=3, prompts=8, frames=12, part=5)
-QUICK = {"MMFS to a text": KINDS["MMFS to a text"], "Stage I": KINDS["Stage I"]}
+QUICK = {"MMFS": KINDS["MMFS"], "Stage I": KINDS["Stage I"]}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_snapshot_that_is_gone_is_lost_and_so_is_another_result(place: Place) 
     with pytest.raises(Lost, match="iteration 5 was reached, and the training goes on at 0"):
         part.resumed(place, label, name, steps=6)
     part.forget(place, label, name)
-    place.wholes[label] = place.whole("MMFS to a text")
+    place.wholes[label] = place.whole("MMFS")
     with pytest.raises(Lost, match="the result of Stage I differs"):
         part.resumed(place, label, "other")
     del place.wholes[label]
