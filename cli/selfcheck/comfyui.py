@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +263,8 @@ def steps_of(events: list[Event]) -> int:
 def prepared(folder: Path, comfyui: Path | None) -> Iterator[Place]:
     """A ComfyUI that is started and answers. RunError if there is none."""
     folder = folder.resolve()
-    place = Place(host_of(comfyui), folder)
+    host = host_of(comfyui)
+    place = Place(replace(host, accelerator=host.has_accelerator()), folder)  # asked once, not at every start
     for name in ("around", rights.HOME, rights.TEMPORARY, "base"):
         (folder / name).mkdir(parents=True)
     graphs.write_files(place.base, place.kept, place.canary)
