@@ -38,6 +38,7 @@ FAULTS = (FAULT, LOST)
 SHOWN = 4  # faults of a row in full
 LIMITS = """- An attempt is a random one: that none of them failed does not prove that none can.
 - The numbers of a tensor carry no checksum. A flipped bit among them that leaves a finite number is not noticed.
+- Seconds are those of a clock. Four ComfyUIs are attacked at a time, beside the other parts.
 - Memory is limited where the system can do it (Linux); elsewhere only time is.
 - ComfyUI is tried on a CPU, with networks of a few thousand numbers. Running out of a GPU's memory is an exception that
   is raised in its place. A full disk is a small file system in memory, which only root may mount.
@@ -194,9 +195,9 @@ def asking(part: str, seed: int, folder: Path, comfyui: Path | None = None) -> I
 
 def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], None] = lambda: None,
           least: int = 1, comfyui: Path | None = None) -> Result:
-    """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, every case once. Those at
-    a ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found
-    until then is the result."""
+    """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, LEAST. Those at a
+    ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found until
+    then is the result."""
     result, lock, end = Result(seed), threading.Lock(), time.monotonic() + 60 * minutes
     others, lanes = [part for part in parts if part != HOST], LANES if HOST in parts else 0
     with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
@@ -213,7 +214,7 @@ def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], No
                         result.covered[part] = (min(max(index + 1, result.covered.get(part, (0,))[0]), total), total)
 
         def turns_of(part: str, until: float) -> Iterator[int]:
-            return indices(until, module_of(part).CASES if minutes >= 10 else least)
+            return indices(until, module_of(part).LEAST if minutes >= 10 else least)
 
         try:
             with ThreadPoolExecutor(max(1, lanes)) as pool:
@@ -277,8 +278,8 @@ def report(result: Result, seconds: float) -> str:
     """docs/reliability.md."""
     import torch
     lines = ["# Reliability", "",
-             "This page is written by `atelier selfcheck --report docs/reliability.md`. It makes attempts at the pack "
-             "as an adversary or a clumsy user would, and counts what becomes of them.", "",
+             "This page is written by `atelier selfcheck --minutes 10 --comfyui DIR --report docs/reliability.md`. It "
+             "makes attempts at the pack as an adversary or a clumsy user would, and counts what becomes of them.", "",
              "- refused: the pack named the file or the setting and said what to do",
              "- loaded: the attempt did no harm, and the result was right as far as it can be known",
              "- fault: anything else: another exception, no answer within the time, too much memory, code that ran, a "

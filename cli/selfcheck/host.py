@@ -38,7 +38,7 @@ ROWS = {
                                "links, names and texts, hostile and cut-off files; every one is answered, and the "
                                "pictures of the good ones are those of a single client",
     "frames": "a film of 1000 frames, whose faces are cut out, stylized and put back in one batch, is the same as its "
-              "parts of 100, and takes no more memory than its pictures do",
+              "parts of 100, and takes at most 160 MB beside its pictures",
 }
 BOX = "16 16 96 96"  # of a film's faces: finding them takes most of the time
 SLACK = 160 << 20  # bytes that a film's nodes may take beside pictures
@@ -67,7 +67,7 @@ class Scale:
 
 
 CASE_LIST = Scale().cases
-CASES = len(CASE_LIST)
+CASES = LEAST = len(CASE_LIST)  # attempts of a whole check: every case
 
 
 @contextmanager

@@ -72,7 +72,7 @@ ROWS = {
 KINDS = ("OSASIS", "MMFS", "StyleGAN2")  # each row's cases are shared by them
 WEIGHTS = {"killed": 6, "interrupted": 6, "file errors": 6, "fewer iterations": 6, "other settings": 6}
 CASE_LIST = [(row, str(k)) for row in ROWS for k in range(WEIGHTS.get(row, 3))]
-CASES = len(CASE_LIST)
+CASES = LEAST = len(CASE_LIST)  # attempts of a whole check: every case
 KEPT = (1, 2)  # snapshots that a training keeps, in turns
 Weights = dict[str, Tensor]
 
