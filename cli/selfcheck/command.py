@@ -196,8 +196,8 @@ def asking(part: str, seed: int, folder: Path, comfyui: Path | None = None) -> I
 def check(seed: int, minutes: float, parts: list[str], progress: Callable[[], None] = lambda: None,
           least: int = 1, comfyui: Path | None = None) -> Result:
     """Attempts of every part for its share of the time, at least `least`; from 10 minutes on, LEAST. Those at a
-    ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found until
-    then is the result."""
+    ComfyUI, which starts most of the time, are made beside the others. progress: may raise Stopped; what was found
+    until then is the result."""
     result, lock, end = Result(seed), threading.Lock(), time.monotonic() + 60 * minutes
     others, lanes = [part for part in parts if part != HOST], LANES if HOST in parts else 0
     with tempfile.TemporaryDirectory(prefix="atelier-selfcheck-", ignore_cleanup_errors=True) as folder:
