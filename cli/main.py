@@ -24,7 +24,7 @@ COMMANDS = {  # name: what it does
     "table": "measure results of any programs, in the tables of both papers",
     "rank": "sort photos by how well a DiffAE knows their like: rare ones first",
     "edits": "measure edits of faces by text and by attribute",
-    "selfcheck": "try what an adversary or a clumsy user would: files, pictures, settings, trainings",
+    "selfcheck": "try what an adversary or a clumsy user would: files, pictures, settings, trainings, a ComfyUI",
 }
 MODULES = {"selfcheck": ".selfcheck.command"}  # of commands that have a package; the others' are called like them
 

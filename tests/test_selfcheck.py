@@ -3,18 +3,23 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from oneshot_atelier.cli import main
-from oneshot_atelier.cli.selfcheck import attempts, command, hostile_pickles
+from oneshot_atelier.cli.selfcheck import attempts, command, graphs, hostile_pickles, rights
 from oneshot_atelier.cli.selfcheck import files as file_part
 from oneshot_atelier.cli.selfcheck import trainings as training_part
-from oneshot_atelier.cli.selfcheck.attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome
+from oneshot_atelier.cli.selfcheck.attempts import FAULT, LOADED, LOST, NOT_TRIED, REFUSED, Outcome
+from oneshot_atelier.cli.stopping import Stopped
 from oneshot_atelier.models.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +83,34 @@ def test_a_result_that_differs_and_a_file_that_is_left_are_faults(tmp_path):
     changed = {name: value + 1 for name, value in whole.weights.items()}
     prepared.made["MMFS", 1] = prepared.made["MMFS", 2] = replace(whole, weights=changed)
     found = training_part.attempt(prepared, 0, index_of(training_part, "interrupted", "1"))
-    assert found.kind == FAULT and "tensors of the result differ" in found.text
+    assert found.kind == LOST and "tensors of the result differ" in found.text
+
+
+def test_a_folder_that_forbids_writing_is_tried_by_root_too(tmp_path):
+    found = training_part.attempt(training_part.prepare(tmp_path), 0, index_of(training_part, "unwritable folder"))
+    assert found.kind == REFUSED and "written" in found.text, found
+    with rights.as_a_plain_user():
+        assert not rights.writes_everywhere()
+
+
+def test_a_program_is_started_without_the_right_to_write_everywhere(tmp_path):
+    if os.name != "posix":
+        return
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    code = "import os, sys; print(os.environ['HOME']); open(sys.argv[1], 'w')"
+    done = subprocess.run([sys.executable, rights.__file__, str(tmp_path), sys.executable, "-c", code,
+                           str(closed / "file")], capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "home") and "PermissionError" in done.stderr
+
+
+@pytest.mark.parametrize("what", graphs.BAD)
+def test_a_bad_graph_differs_from_a_good_one(what):
+    rolls, good = attempts.dice(0, "graphs", 0), graphs.stylized(graphs.PHOTOS[0], 0)
+    made = [graphs.bad(what, rolls, number) for number in range(20)]
+    assert all(graph != graphs.stylized(graphs.PHOTOS[0], seed, number)
+               for number, graph in enumerate(made) for seed in range(1000))
+    assert {entry["class_type"] for entry in made[0].values()} != set() and good
 
 
 def test_an_attempt_is_the_same_again(files):
@@ -164,20 +196,57 @@ def test_an_attempt_that_waits_for_a_busy_machine_is_no_fault(tmp_path, monkeypa
         assert "no answer within 1 s" in ask(0, 1.0).text
 
 
-def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, capsys):
+def test_faults_are_listed_with_a_way_to_repeat_them_and_give_status_1(tmp_path, monkeypatch, caplog):
     result = command.Result(7)
-    result.add("files", 12, Outcome("cut off", FAULT, "KeyError: 'x'"), 0.5)
-    result.add("files", 13, Outcome("cut off", REFUSED), 0.5)
-    result.add("trainings", 0, Outcome("disk full", NOT_TRIED, "no limits here"), 0.0)
+    result.add("files", 12, [Outcome("cut off", FAULT, "KeyError: 'x'")], 0.5)
+    result.add("files", 13, [Outcome("cut off", REFUSED)], 0.5)
+    result.add("trainings", 0, [Outcome("disk full", NOT_TRIED, "no limits here")], 0.0)
+    result.add("host", 3, [Outcome("killed", LOST, "half written")], 2.0)
     result.covered["files"] = (14, 300)
     monkeypatch.setattr(command, "check", lambda *_, **__: result)
     page = tmp_path / "reliability.md"
     assert main.main(["selfcheck", "--seed", "7", "--report", str(page)]) == 1
-    shown = capsys.readouterr().out
+    shown = caplog.text
     assert "atelier selfcheck --seed 7 --repeat files:12" in shown and "KeyError" in shown
     text = page.read_text()
-    assert "| files: cut off | 2 | 1 | 0 | 1 | 1.0 |" in text and "not tried (no limits here)" in text
+    assert "| files: cut off | 2 | 1 | 0 | 1 | 0 | 1.0 |" in text and "not tried (no limits here)" in text
     assert "files, cut off: a file that ends early" in text and "files 14 of 300" in text
+    assert "| host: killed | 1 | 0 | 0 | 0 | 1 | 2.0 |" in text and "host, killed: ComfyUI is killed" in text
+    assert "In all: 3 tried, 1 faults, 1 lost" in text
+
+
+def test_a_comfyui_is_attacked_beside_the_other_parts(monkeypatch):
+    both = threading.Barrier(2, timeout=30)
+    monkeypatch.setattr(command, "LANES", 1)
+
+    @contextmanager
+    def asking(part, *_):
+        yield lambda index: (both.wait(), [Outcome("killed" if part == "host" else "sampling", LOADED)] * 2)[1]
+    monkeypatch.setattr(command, "asking", asking)
+    result = command.check(0, 0.0, ["host", "settings"])
+    assert [cells[:2] for cells in result.table()] == [["settings: sampling", "2"], ["host: killed", "2"]]
+
+
+def test_a_check_that_is_stopped_reports_what_it_has_found(monkeypatch):
+    counted = iter(range(3))
+
+    def stop():
+        if next(counted, None) is None:
+            raise Stopped(signal.SIGINT)
+    result = command.check(0, 0.0, ["settings"], stop, least=60)
+    assert result.stopped and sum(row.tried for row in result.rows.values()) == 3
+    assert "In all: 3 tried, 0 faults, 0 lost (stopped early)" in command.report(result, 1.0)
+
+
+def test_a_comfyui_is_attacked_if_one_is_named(monkeypatch, tmp_path, caplog):
+    asked = []
+    monkeypatch.setattr(command, "check", lambda seed, minutes, parts, *_, comfyui=None: (
+        asked.append((parts, comfyui)), command.Result(seed))[1])
+    assert main.main(["selfcheck"]) == main.main(["selfcheck", "--comfyui", str(tmp_path)]) == 0
+    assert asked == [(["files", "pictures", "settings", "trainings"], None), (list(command.PARTS), tmp_path)]
+    monkeypatch.undo()
+    assert main.main(["selfcheck", "--only", "host", "--comfyui", str(tmp_path)]) == 1
+    assert "holds no main.py" in caplog.text
 
 
 @pytest.mark.parametrize("arguments", [["--only", "weather"], ["--repeat", "files"], ["--repeat", "weather:1"]])

@@ -26,7 +26,7 @@ from typing import IO, TypeVar
 import torch
 
 Case = TypeVar("Case")
-LOADED, REFUSED, FAULT, NOT_TRIED = "loaded", "refused", "fault", "not tried"
+LOADED, REFUSED, FAULT, LOST, NOT_TRIED = "loaded", "refused", "fault", "lost", "not tried"
 LONGEST_MESSAGE = 1000
 MEMORY = 1 << 30  # bytes that a child may take beyond what it has when it starts with its attempts
 PREPARATION_SECONDS = 120.0
@@ -34,7 +34,7 @@ BUSY = 6  # times its time that an attempt may take on a busy machine, while it 
 OURS = re.compile(r"oneshot_atelier|object at 0x|<class |Traceback|NoneType|\b(?:[A-Z][a-zA-Z0-9]*Config|TensorRef|"
                   r"OpaqueObject|PickleVM|FileSource|Stored|UNet\(|DiffAE\()\b")
 ADVICE = re.compile(r"\b(download|write|pick|load|update|choose|run|put|give|convert|unpack|check|expected|set|keep"
-                    r"|fetch|free|use|turn|take|save|make|name|add|lower)\b", re.IGNORECASE)
+                    r"|fetch|free|use|turn|take|save|make|name|add|lower|shorten|describe)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ class Outcome:
     row: str
     kind: str
     text: str = ""
+
+
+class Wrong(Exception):
+    """What an attempt has found is not as it should be."""
+
+
+class Lost(Wrong):
+    """Work is lost: a saved file, a result, a prompt, a frame, or ComfyUI itself."""
+
+
+def fault_of(row: str, error: BaseException, notes: Sequence[str] = ()) -> Outcome:
+    """What became of an attempt that ended with an exception."""
+    text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
+    return Outcome(row, LOST if isinstance(error, Lost) else FAULT, f"{'; '.join(notes)}: {text[:400]}")
 
 
 def dice(seed: int, part: str, index: int) -> random.Random:

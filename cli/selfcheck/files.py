@@ -50,6 +50,7 @@ CASE_LIST = [*(("whole", name) for name in KINDS), *(("cut off", name) for name 
              *(("floods", f"{name}/{form}") for name in hostile_pickles.FLOODS for form in FORMS),
              *(("archives", name) for name in ARCHIVES), *(("no checkpoint", name) for name in OTHERS)]
 CASES = len(CASE_LIST)
+LEAST = 500  # attempts of a whole check
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ CASE_LIST = [*(("every mode", mode) for mode in MODES), *(("orientation", str(n)
              *(("another format", name) for name in FOREIGN), *(("bombs", name) for name in BOMBS),
              *(("no file", name) for name in NO_FILES)]
 CASES = len(CASE_LIST)
+LEAST = 500  # attempts of a whole check
 
 
 @dataclass(frozen=True)

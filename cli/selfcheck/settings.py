@@ -44,6 +44,7 @@ CASE_LIST = [*(case for case in FIELDS for _ in range(4)),
              *(("step counts", name) for name in ("ddim", "respaced") for _ in range(10)),
              *(("file names", name) for name in DEVICES), *(("file names", "") for _ in range(60))]
 CASES = len(CASE_LIST)
+LEAST = 500  # attempts of a whole check
 
 
 def prepare(folder: Path) -> None:

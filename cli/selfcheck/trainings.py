@@ -39,8 +39,8 @@ from ...train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ...train.source_faces import FaceNetworks
 from ...train.stages import RunConfig, run_stage
 from ..stopping import Stopped, StopSignals
-from . import whole_files
-from .attempts import FAULT, LOADED, NOT_TRIED, REFUSED, Outcome, chosen, complaint, dice
+from . import rights, whole_files
+from .attempts import LOADED, NOT_TRIED, REFUSED, Lost, Outcome, Wrong, chosen, complaint, dice, fault_of
 
 SECONDS = 120.0
 NAME, CONTENT = "tiny.snapshot", "content"
@@ -72,17 +72,13 @@ ROWS = {
 KINDS = ("OSASIS", "MMFS", "StyleGAN2")  # each row's cases are shared by them
 WEIGHTS = {"killed": 6, "interrupted": 6, "file errors": 6, "fewer iterations": 6, "other settings": 6}
 CASE_LIST = [(row, str(k)) for row in ROWS for k in range(WEIGHTS.get(row, 3))]
-CASES = len(CASE_LIST)
+CASES = LEAST = len(CASE_LIST)  # attempts of a whole check: every case
 KEPT = (1, 2)  # snapshots that a training keeps, in turns
 Weights = dict[str, Tensor]
 
 
 class Interrupt(Exception):
     """Raised by a hook, as a cancelled prompt does."""
-
-
-class Wrong(Exception):
-    """What an attempt has found is not as it should be."""
 
 
 # --- the trainings ----------------------------------------------------------------------------------------------------
@@ -320,8 +316,7 @@ def attempt(prepared: AllPrepared, seed: int, index: int) -> Outcome:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - whatever comes is what the check looks for
-        text = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
-        return Outcome(row, FAULT, f"{'; '.join(notes)}: {text[:400]}")
+        return fault_of(row, error, notes)
     return Outcome(row, kind, text if kind == NOT_TRIED else "; ".join([*notes, text]))
 
 
@@ -331,7 +326,7 @@ Found = tuple[str, str]
 def check_weights(expected: Weights, found: Weights) -> None:
     differing = [name for name, value in expected.items() if not torch.equal(value, found[name])]
     if differing or found.keys() != expected.keys():
-        raise Wrong(f"{len(differing)} tensors of the result differ, such as {differing[:1]}")
+        raise Lost(f"{len(differing)} tensors of the result differ, such as {differing[:1]}")
 
 
 def check_snapshots(folder: Path, most: int) -> None:
@@ -339,7 +334,10 @@ def check_snapshots(folder: Path, most: int) -> None:
     earlier = kept.earlier(folder / NAME)
     for path in (folder / NAME, *earlier.values()):
         if path.exists():
-            store.load(path, "snapshot")
+            try:
+                store.load(path, "snapshot")
+            except CheckpointError as error:
+                raise Lost(f"{path.name} is half written: {error}") from error
     if len(earlier) > most:
         raise Wrong(f"{len(earlier)} earlier snapshots are kept, more than {most}")
 
@@ -466,10 +464,11 @@ def refused(act: Callable[[], object], word: str) -> Found:
 def unwritable_folder(prepared: Prepared, folder: Path, rolls: Random, notes: list[str]) -> Found:
     inside = folder / "inside"
     inside.mkdir(mode=0o500)
-    try:
-        (inside / "probe").touch()
-    except OSError:
-        return refused(lambda: prepared.train(inside), "written")
+    with rights.as_a_plain_user():
+        try:
+            (inside / "probe").touch()
+        except OSError:
+            return refused(lambda: prepared.train(inside), "written")
     return NOT_TRIED, "this user may write everywhere"
 
 

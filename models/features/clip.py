@@ -139,7 +139,8 @@ class WordTokenizer:
     def _row(self, text: str) -> list[int]:
         ids = self.encode(text)[:self.context - 2]
         if not ids:
-            raise ValueError(f"the small CLIP knows no word of {text!r}; it knows: {', '.join(sorted(self.ids))}")
+            raise ValueError(f"the small CLIP knows no word of {text[:80]!r}; it knows: {', '.join(sorted(self.ids))}. "
+                             "Use some of these words, or load a full CLIP")
         row = [1, *ids, self.end]
         return row + [0] * (self.context - len(row))
 
