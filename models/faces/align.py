@@ -158,9 +158,10 @@ def padded(picture: Tensor, quad: Tensor) -> tuple[Tensor, Tensor]:
     return picture.clamp(-1, 1), quad + torch.tensor([left, top])
 
 
-def mirrored(n: int, before: int, after: int, repeat_edge: bool = False) -> Tensor:
+def mirrored(n: int, before: int, after: int, repeat_edge: bool = False,
+             device: torch.device | None = None) -> Tensor:
     """Indices (before + n + after,) of n pixels that are reflected at both ends, as often as is needed."""
-    index = torch.arange(-before, n + after)
+    index = torch.arange(-before, n + after, device=device)
     if repeat_edge:
         index = index % (2 * n)
         return torch.minimum(index, 2 * n - 1 - index)
@@ -177,7 +178,7 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     weights = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma * sigma))
     kernel = (weights / weights.sum()).to(x)[None, None]
     for _ in range(2):  # rows, then columns
-        index = mirrored(x.shape[2], radius, radius, repeat_edge=True).to(x.device)
+        index = mirrored(x.shape[2], radius, radius, repeat_edge=True, device=x.device)
         rows = F.conv1d(x[:, :, index].flatten(0, 1)[:, None], kernel)
         x = rows.reshape(x.shape).transpose(1, 2)
     return x
@@ -284,9 +285,10 @@ def face_mask(points: Tensor, quad: Tensor, size: int) -> Tensor:
     return blurred(inside(centres(0, 0, size, size), outline).float()[None], 0.04 * size)[0]
 
 
-def centres(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+def centres(x0: int, y0: int, x1: int, y1: int, device: torch.device | None = None) -> Tensor:
     """(y1 - y0, x1 - x0, 2): the centres of the pixels of a box."""
-    y, x = torch.meshgrid(torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5, indexing="ij")
+    rows, columns = torch.arange(y0, y1, device=device) + 0.5, torch.arange(x0, x1, device=device) + 0.5
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], -1)
 
 
