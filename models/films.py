@@ -21,9 +21,9 @@ REACH = 2.0  # of the filter, in its sigmas
 MOST_SIDE = 640  # at which flow is computed
 WINDOW = 3.0  # of the flow, in pixels
 BLUR, UNLIKE = 1.5, 12 / 127.5  # of frames that are compared, in pixels; a difference that tells of another thing
-CUT = 0.25  # share of two frames that must show the same, or there is a cut between them
+CUT = 0.1  # share of two frames that must show the same, or there is a cut between them
 DETAIL, AROUND, MOST_GAIN = 1.0, 3.0, 2.0  # pixels of detail, pixels that its strength is measured over; of the gain
-Part = tuple[Tensor, Tensor]  # what was stylized, and its result
+Piece = tuple[Tensor, Tensor]  # what was stylized, and its result
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def reach_of(sigma: float) -> int:
     return math.ceil(REACH * sigma)
 
 
-def steadied_film(film: Iterable[Mapping[int, Part]], sigma: float) -> Iterator[dict[int, Tensor]]:
+def steadied_film(film: Iterable[Mapping[int, Piece]], sigma: float) -> Iterator[dict[int, Tensor]]:
     """The results of a film's frames, in their order: each the mean of what the same things became in the frames
     around, with Gaussian weights of `sigma` frames, and as much detail as it had. 0: the results as they are.
 
