@@ -206,8 +206,8 @@ def main() -> int:
     for name in names:
         values = [row[name] for row in rows.values()] + [means[name]]
         own = means["all: input" if name.startswith("all: ") else "input"]
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values)
-              + f" | {means[name] / own:.2f} |")
+        share = "" if name.startswith("edges: ") else f"{means[name] / own:.2f}"
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + f" | {share} |")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0

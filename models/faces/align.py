@@ -335,7 +335,8 @@ def box_shares(x0: int, y0: int, x1: int, y1: int, quad: Tensor, device: torch.d
 
 def square_weight(shares: Tensor, feather: float) -> Tensor:
     """(H, W): 1 inside the square, smoothly 0 towards its border and outside."""
-    t = (torch.minimum(shares, 1 - shares).amin(-1) / feather).clamp(0, 1)
+    x, y = shares.unbind(-1)
+    t = (torch.minimum(torch.minimum(x, 1 - x), torch.minimum(y, 1 - y)) / feather).clamp(0, 1)
     return t.square() * (3 - 2 * t)
 
 
