@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.faces.crops import Choice, FaceCrop, cut_out, put_back, squares_found
+from ..models.faces.crops import Choice, cut_out, put_back, squares_found
 from ..models.faces.find import FaceSettings, find_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.faces.steady import Follower, steadied
+from ..models.films import steadied_film
 from ..models.graphs import Graphs
 from ..models.loading import DEMO, load_mmfs
 from ..models.mmfs import MMFS
@@ -31,6 +32,7 @@ from .mmfs import network
 
 PICTURE = Path(__file__).resolve().parents[1] / "workflows" / "inputs" / "astronaut.png"
 HEIGHT, WIDTH = 720, 1280
+STEADY = 2.0  # frames that results are smoothed over
 
 
 def film(path: Path, frames: int) -> Tensor:
@@ -60,40 +62,46 @@ class Stylizing:
 
 
 def measured(net: MMFS, faces: FaceNetworks, frames: Tensor, batch: int) -> dict[str, float]:
-    """Seconds a frame of every part; of the search those of up to 8 frames."""
+    """Seconds a frame of every part, after a first call; of the search, of cutting out and putting back and of
+    steadying those of up to 8 frames."""
     device, px, found = faces.device, net.config.resolution, {}
     settings, few = FaceSettings(settled=True), frames[:8]
 
-    def each(pictures: Tensor, work: Callable[[Tensor], object]) -> float:
-        return seconds_of(lambda: [work(picture.to(device)) for picture in pictures], device) / len(pictures)
-    find_faces(faces, few[0], settings)
-    found["search every frame"] = each(few, lambda picture: find_faces(faces, picture, settings))
+    def each(pictures: Tensor, work: Callable[[int, Tensor], object]) -> float:
+        work(0, pictures[0].to(device))
+        return seconds_of(lambda: [work(k, picture.to(device)) for k, picture in enumerate(pictures)],
+                          device) / len(pictures)
+    found["search every frame"] = each(few, lambda _, picture: find_faces(faces, picture, settings))
     follower = Follower(faces, settings, lambda known: known[0] if known else None)
     follower(few[0])
-    searches = []
-    found["follow"] = each(frames, lambda picture: searches.append(follower(picture)))
-    squares = steadied([squares_found(search) for search in searches], Choice(), 3.0)
-    crops: list[FaceCrop] = []
-    found["cut out"] = each(few, lambda picture: crops.extend(cut_out(picture, 0, squares[len(crops)], px)))
+    found["follow"] = each(frames, lambda _, picture: follower(picture))
+    squares = steadied([squares_found(follower(picture)) for picture in few], Choice(), 3.0)
+    found["cut out"] = each(few, lambda k, picture: cut_out(picture, 0, squares[k], px))
+    crops = [cut_out(picture.to(device), 0, squares[k], px)[0] for k, picture in enumerate(few)]
     stylize = Stylizing(net, px, px, batch, device)
     inputs = torch.stack([crops[k % len(crops)].crop for k in range(batch)]).to(device)
     warm, runs = (2, 10) if device.type == "cuda" else (1, 1)  # the second call captures a graph
     for _ in range(warm):
         results = stylize(inputs)
     found["stylize crops"] = seconds_of(lambda: [stylize(inputs) for _ in range(runs)], device) / (runs * batch)
-    places = iter(range(len(few)))
-
-    def paste(picture: Tensor) -> object:
-        k = next(places)
-        return put_back(picture, [(crops[k], results[k % batch], None)]).cpu()
-    found["put back"] = each(few, paste)
+    found["put back"] = each(few, lambda k, picture: put_back(
+        picture, [(crops[k], results[k % batch], None)]).cpu())
+    found[f"steady crops over {STEADY:g}"] = steadying(crops[k].crop.to(device) for k in range(len(few)))
     padded = [-(-side // net.config.stride) * net.config.stride for side in (HEIGHT, WIDTH)]
     whole = Stylizing(net, padded[0], padded[1], 1, device)
     picture = F.pad(few[:1], (0, padded[1] - WIDTH, 0, padded[0] - HEIGHT), mode="reflect").to(device)
     for _ in range(warm if device.type == "cuda" else 0):
         whole(picture)
     found["whole frames of 1280 x 720"] = seconds_of(lambda: [whole(picture).cpu() for _ in range(runs)], device) / runs
+    found[f"steady whole frames over {STEADY:g}"] = steadying(picture.to(device) for picture in few)
     return found
+
+
+def steadying(frames: Iterable[Tensor]) -> float:
+    """Seconds a frame (3, H, W) of `steadied_film`, after a first film of two frames."""
+    film = [{0: (frame, -frame)} for frame in frames]
+    list(steadied_film(film[:2], STEADY))
+    return seconds_of(lambda: list(steadied_film(film, STEADY)), film[0][0][0].device) / len(film)
 
 
 def table(found: dict[str, float]) -> str:
@@ -103,6 +111,8 @@ def table(found: dict[str, float]) -> str:
     chain = sum(found[name] for name in ("cut out", "stylize crops", "put back"))
     rates = {"followed face": chain + found["follow"], "searched face": chain + found["search every frame"],
              "whole frames": found["whole frames of 1280 x 720"]}
+    rates["followed face, steady"] = rates["followed face"] + found[f"steady crops over {STEADY:g}"]
+    rates["whole frames, steady"] = rates["whole frames"] + found[f"steady whole frames over {STEADY:g}"]
     return "\n".join([*lines, "", *(f"{name}: {1 / value:.2f} frames per second" for name, value in rates.items())])
 
 

@@ -3,8 +3,10 @@
     python3 tools/launch.py bench.flicker --photos FOLDER [--count 4] [--frames 24] [--out FILE.json]
 
 A photo's face is filmed by a camera that pans, zooms and turns; every frame has noise and JPEG's errors of its own, so
-the detector jitters. The flow is known, and the error is measured where the face's square is in both frames. "moved
-along" is the first result, moved as the camera: what moving and filming alone cost a picture of that contrast.
+the detector jitters. The flow is known, and the error is measured where the face's square is in both frames ("all":
+in all of the frame). "moved along" is the first result, moved as the camera: what moving and filming alone cost a
+picture of that contrast. "smoothed" results know the input's estimated flow alone; "edges" is how strong their edges
+are, beside those of the results as they were.
 """
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..evaluate.flicker import moved, warp_error
+from ..evaluate.flicker import warp_error
 from ..models.faces.align import centres, shares_of, side_of
 from ..models.faces.crops import Choice, cut_out, put_back, squares_found
 from ..models.faces.find import FaceSettings, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.faces.steady import Frame, steadied
+from ..models.films import steadied_film
+from ..models.flow import moved
 from ..models.loading import DEMO, load_mmfs
 from ..models.mmfs import MMFS
 from ..models.rng import generator
@@ -36,6 +40,7 @@ from ..train.data import picture_files, read_whole, to_unit
 
 SIDE = 256  # of the films, in px
 STYLE = 14  # the seed of the style
+SMOOTHED = (1.0, 2.0)  # frames that results are smoothed over
 VARIANTS = {  # name: (frames that the squares are smoothed over, whether the noise is the same in all)
     "each frame on its own": (0.0, False), "same noise": (0.0, True), "steady, noise of their own": (3.0, False),
     "steady, same noise": (3.0, True)}
@@ -97,24 +102,41 @@ class Stylizing:
         return self.work(crops, self.w.expand(len(crops), -1, -1), *noise)
 
 
-def stylized(film: Film, squares: list[Frame], stylize: Stylizing, same_noise: bool) -> Tensor:
-    """The film with its face stylized and put back; frames without a square stay."""
+def stylized(film: Film, squares: list[Frame], stylize: Stylizing, same_noise: bool, steady: float = 0.0) -> Tensor:
+    """The film with its face stylized and put back; frames without a square stay. steady: see `steadied_film`."""
     px = stylize.net.config.resolution
     crops = [cut_out(frame, k, rows, px) for k, (frame, rows) in enumerate(zip(film.frames, squares))]
     results = iter(stylize(torch.stack([crop.crop for row in crops for crop in row]), same_noise))
-    return torch.stack([put_back(frame, [(crop, next(results), None) for crop in row])
-                        for frame, row in zip(film.frames, crops)])
+    made = steadied_film(({crop.index: (crop.crop, next(results)) for crop in row} for row in crops), steady)
+    return torch.stack([put_back(frame, [(crop, now[crop.index], None) for crop in row])
+                        for frame, row, now in zip(film.frames, crops, made)])
 
 
-def error(pictures: Tensor, film: Film, squares: list[Frame]) -> float:
-    """Mean over the steps, where the face's square is."""
+def smoothed(film: Film, results: Tensor, steady: float) -> Tensor:
+    """Results of whole frames, steadied."""
+    made = steadied_film(({0: piece} for piece in zip(film.frames, results)), steady)
+    return torch.stack([frame[0] for frame in made])
+
+
+def error(pictures: Tensor, film: Film, squares: list[Frame] | None) -> float:
+    """Mean over the steps, where the face's square is; without squares, in all of the frame."""
     errors = []
     for k in range(len(pictures) - 1):
-        shares = shares_of(centres(0, 0, SIDE, SIDE), squares[k][0][1].quad)
         places = centres(0, 0, SIDE, SIDE) + film.flow(k)
-        seen = ((shares > 0.1) & (shares < 0.9)).all(-1) & ((places > 0) & (places < SIDE)).all(-1)
+        seen = ((places > 0) & (places < SIDE)).all(-1)
+        if squares is not None:
+            shares = shares_of(centres(0, 0, SIDE, SIDE), squares[k][0][1].quad)
+            seen = seen & ((shares > 0.1) & (shares < 0.9)).all(-1)
         errors.append(warp_error(pictures[k], pictures[k + 1], film.flow(k), seen))
     return sum(errors) / len(errors)
+
+
+def edges(pictures: Tensor, others: Tensor) -> float:
+    """Mean slope of pictures (T, 3, H, W), as a share of the others', where the others' edges are: the strongest tenth
+    of their slopes."""
+    slopes, wanted = (torch.stack(torch.gradient(x.mean(1), dim=(1, 2))).norm(dim=0) for x in (pictures, others))
+    strong = wanted >= wanted.flatten(1).quantile(0.9, dim=1)[:, None, None]
+    return float(slopes[strong].mean() / wanted[strong].mean())
 
 
 def moved_along(first: Tensor, film: Film) -> Tensor:
@@ -134,11 +156,25 @@ def measured(film: Film, faces: FaceNetworks, stylize: Stylizing) -> dict[str, f
     for name, (sigma, same_noise) in VARIANTS.items():
         made = stylized(film, steadied(searches, Choice(), sigma), stylize, same_noise)
         found[name] = error(made, film, truth)
-    found["whole frames, same noise"] = error(torch.cat([stylize(frame[None], True) for frame in film.frames]), film,
-                                              truth)
+    for steady in SMOOTHED:
+        after = stylized(film, steadied(searches, Choice(), 3.0), stylize, True, steady)
+        found[f"steady, same noise, smoothed {steady:g}"] = error(after, film, truth)
+        found[f"edges: steady, same noise, smoothed {steady:g}"] = edges(after, made)
+    found |= whole_frames(film, truth, stylize)
     found["moved along"] = error(moved_along(made[0], film), film, truth)
     for name, sigma in (("jitter", 0.0), ("jitter, steady", 3.0)):
         found[name] = jitter(film, steadied(searches, Choice(), sigma))
+    return found
+
+
+def whole_frames(film: Film, truth: list[Frame], stylize: Stylizing) -> dict[str, float]:
+    """What `measured` tells of frames that are stylized as a whole, all with the same noise."""
+    results, found = torch.cat([stylize(frame[None], True) for frame in film.frames]), {}
+    found["all: input"] = error(film.frames, film, None)
+    for steady in (0.0, *SMOOTHED):
+        name, made = f"whole frames, smoothed {steady:g}", smoothed(film, results, steady)
+        found[name], found[f"all: {name}"] = error(made, film, truth), error(made, film, None)
+        found[f"edges: {name}"] = edges(made, results)
     return found
 
 
@@ -164,12 +200,14 @@ def main() -> int:
         rows[path.name] = measured(filmed(photo, quad.mean(0), side_of(quad), options.frames, seed), faces, stylize)
     names = list(next(iter(rows.values())))
     means = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names}
-    print(f"{len(rows)} films of {options.frames} frames of {SIDE} px, grey levels of 255 (jitter: px)\n")
+    print(f"{len(rows)} films of {options.frames} frames of {SIDE} px, grey levels of 255 (jitter: px; edges: shares)")
+    print()
     print("| what | " + " | ".join([*rows, "mean", "of the input's"]) + " |\n" + "|---" * (len(rows) + 3) + "|")
     for name in names:
         values = [row[name] for row in rows.values()] + [means[name]]
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values)
-              + f" | {means[name] / means['input']:.2f} |")
+        own = means["all: input" if name.startswith("all: ") else "input"]
+        share = "" if name.startswith("edges: ") else f"{means[name] / own:.2f}"
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + f" | {share} |")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..models.diffusion import SOLVERS
+from ..models.films import MOST_FRAMES
 from ..models.precision import AUTO, PRECISIONS
 from ..train.stylists import StylistConfig
 from ..train.stylized_folders import Count, Networks, jobs_of, prepare_film, prepare_folder, stylize_folder
@@ -22,7 +23,7 @@ from .terminal import show
 STYLE_FOLDERS = ("osasis", "mmfs_styles")  # of ComfyUI's models
 
 PASSED = ("style", "out", "model", "clip", "batch", "seed", "strength", "precision", "encode_steps", "decode_steps",
-          "change_point", "solver", "film")  # to the workers
+          "change_point", "solver", "film", "steady")  # to the workers
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -39,6 +40,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--film", type=float, metavar="FRAMES", help="the pictures are the frames of a film, in the order "
                    "of their names: all have the same noise, and with --faces each face is followed and its square "
                    "smoothed over so many frames before and after (3 is good)")
+    p.add_argument("--steady", type=float, default=0.0, metavar="FRAMES", help="with --film: each result is the mean "
+                   "of what the same things became in so many frames before and after, found by the optical flow of "
+                   "the input (2 is good; 0: none)")
     p.add_argument("--batch", type=int, default=c.batch, help="pictures a network call (%(default)s)")
     p.add_argument("--seed", type=int, default=c.seed, help="of MMFS's noise; a picture's own depends on its name "
                    "(%(default)s)")
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
 
 def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSignals) -> Count:
     jobs = jobs_of(options.photos)
-    prepare_folder(options.out, config, options.faces, options.film)
+    prepare_folder(options.out, config, options.faces, options.film, options.steady)
     film = None if options.film is None else options.out
     if options.film is not None and options.faces:
         prepare_film(jobs, options.out, torch.device(options.device or devices()[0]), options.film, signals.check)
@@ -77,16 +81,23 @@ def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSi
         from .stylize_ray import stylize_on_ray
         return stylize_on_ray(jobs, options.out, config, options)
     if options.part or number_of_workers(options) == 1:
-        jobs = part_of(jobs, options.part or "1/1")
         device = torch.device(options.device or devices()[0])
-        return stylize_folder(jobs, options.out, lambda: Networks.load(config, device, options.faces, film),
-                              signals.check)
+        return stylize_folder(part_of(jobs, options.part or "1/1", options.steady > 0), options.out,
+                              lambda: Networks.load(config, device, options.faces, film), signals.check, jobs,
+                              options.steady)
     return in_workers(jobs, options)
 
 
 def config_of(options: argparse.Namespace) -> StylistConfig:
     if options.film is not None and not 0 <= options.film <= 60:
         raise ValueError(f"--film is {options.film:g}; take 0 (no smoothing) to 60 frames")
+    if not 0 <= options.steady <= MOST_FRAMES:
+        raise ValueError(f"--steady is {options.steady:g}; take 0 (none) to {MOST_FRAMES:g} frames")
+    if options.steady and options.film is None:
+        raise ValueError("--steady is for the frames of a film; give --film, too")
+    if options.steady and options.ray:
+        raise ValueError("--steady needs the frames around each one, and --ray shares out single frames; leave out one "
+                         "of them, or start one machine each with --part")
     return StylistConfig(style_file(options.style), **given(
         options, "model", "clip", "encode_steps", "decode_steps", "change_point", "solver", "strength", "seed",
         "batch", "precision"))
@@ -103,12 +114,13 @@ def style_file(name: str) -> Path:
                      f"({' or '.join(STYLE_FOLDERS)})")
 
 
-def part_of(jobs: dict[str, Path], part: str) -> dict[str, Path]:
-    """Every N-th of them, from the K-th on."""
-    k, _, n = part.partition("/")
-    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+def part_of(jobs: dict[str, Path], part: str, in_a_row: bool = False) -> dict[str, Path]:
+    """Every N-th of them, from the K-th on; or the K-th of N parts that follow one another."""
+    first, _, count = part.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
         raise ValueError(f"--part is {part[:20]!r}; write K/N with K from 1 to N, such as 2/8")
-    return dict(list(jobs.items())[int(k) - 1::int(n)])
+    rows, k, n = list(jobs.items()), int(first), int(count)
+    return dict(rows[(k - 1) * len(rows) // n:k * len(rows) // n] if in_a_row else rows[k - 1::n])
 
 
 # --- the processes of one machine -------------------------------------------------------------------------------------

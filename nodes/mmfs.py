@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models import stylegan2
 from ..models.faces import crops
 from ..models.features.clip import Clip
+from ..models.films import MOST_FRAMES, Piece, steadied_film
 from ..models.graphs import Graphs
 from ..models.mmfs import MMFS, MMFSConfig
 from ..models.precision import AUTO
@@ -227,13 +228,18 @@ class StylizeMMFS(AtelierNode):
                 inputs.advanced(io.Int.Input(
                     "tile", default=TILE, min=0, max=8192, step=16, optional=True,
                     tooltip="Whole pictures with a longer side than this are computed in overlapping tiles. The result "
-                            "is the same, the memory bounded. 0: never."))],
+                            "is the same, the memory bounded. 0: never.")),
+                io.Float.Input("steady", default=0.0, min=0.0, max=MOST_FRAMES, step=0.5, optional=True,
+                               tooltip="For the frames of a film: each result is the mean of what the same things "
+                                       "became in so many frames before and after. Motion is that of image. 2 is good. "
+                                       "0: each picture on its own.")],
             outputs=[io.Image.Output("stylized", display_name="image", tooltip="The stylized pictures.")])
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, image: Tensor, strength: float, noise: str, noise_seed: int, fit: str,
                 max_side: int, batch: int, w_plus: WPlus | None = None, style: MMFSStyle | None = None,
-                precision: str = AUTO, face_scale: str = AS_IT_IS, tile: int = TILE) -> io.NodeOutput:
+                precision: str = AUTO, face_scale: str = AS_IT_IS, tile: int = TILE,
+                steady: float = 0.0) -> io.NodeOutput:
         w, config = codes(mmfs, w_plus, style), mmfs.net.config
         size = result_size(image, fit == WHOLE, config, max_side)
         count = sockets.paired_length(len(image), len(w), ("pictures", "w+ codes"))
@@ -242,7 +248,8 @@ class StylizeMMFS(AtelierNode):
             sizes = sizes_for_faces(image, size, config, face_scale)
         parts = parts_of(sizes if len(image) > 1 else sizes * count, config, batch, tile)
         tilings = [Tiling.of(*part.padded(config), tile, config) for part in parts]
-        progress, out = NodeProgress(len(parts)), torch.empty(count, *size, 3)
+        film = count if steady and len(image) > 1 else 0
+        progress, out = NodeProgress(len(parts) + film), torch.empty(count, *size, 3)
         memory = max(sampling_memory(max(config.decoder[-1], config.encoder[0]), *tiling.size,
                                      part.rows.stop - part.rows.start) for part, tiling in zip(parts, tilings))
         with host.running(mmfs.patched, memory=memory) as device, Graphs() as graphs:
@@ -288,7 +295,22 @@ class StylizeMMFS(AtelierNode):
                 before = part, tiling, given, host.Received(result)
             if before is not None:
                 keep(*before)
+            if film:
+                steady_frames(out, lambda k: fitted(image[k:k + 1], fit, config, size), steady, device, progress)
         return io.NodeOutput(out)
+
+
+def steady_frames(out: Tensor, frame: Callable[[int], Tensor], steady: float, device: torch.device,
+                  progress: Callable[[], None]) -> None:
+    """Steadies the stylized frames of a film, IMAGE (T, H, W, 3), in their place. frame(k): what number k was made of,
+    (1, 3, H or more, W or more) in [-1, 1]."""
+    def pieces() -> Iterator[dict[int, Piece]]:
+        for k in range(len(out)):
+            seen = frame(k)[0, :, :out.shape[1], :out.shape[2]]
+            yield {0: (seen.to(device), rearrange(out[k].to(device), "h w c -> c h w") * 2 - 1)}
+    for k, made in enumerate(steadied_film(pieces(), steady)):
+        out[k] = images.to_image(made[0][None])[0]
+        progress()
 
 
 def ahead(make: Callable[[Part], list[Tensor]], parts: Sequence[Part],

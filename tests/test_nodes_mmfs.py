@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oneshot_atelier.evaluate.flicker import flicker
 from oneshot_atelier.models.faces.align import side_of
 from oneshot_atelier.models.faces.crops import scaled
 from oneshot_atelier.models.faces.find import FaceSettings, find_faces
@@ -377,6 +378,37 @@ def test_pictures_that_leave_float16_are_made_again_in_float32(nodes, stylized, 
     assert torch.equal(stylized(film, w_plus=w, batch=3, precision="float16"), wanted)
     assert told == [f"Pictures {first} to {last} do not fit into float16. They were made in float32"
                     for first, last in ((1, 3), (4, 6), (7, 7))]
+
+
+# --- films ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def film(root):
+    """IMAGE (7, 72, 80, 3): a camera that pans over a photo."""
+    photo = to_unit(read_whole(root / "workflows" / "inputs" / "astronaut.png"))
+    small = F.interpolate(photo[None], (160, 160), mode="bilinear", antialias=True)[0]
+    return torch.stack([small[:, 20:92, 2 * k:2 * k + 80] for k in range(7)]).movedim(1, 3) / 2 + 0.5
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole picture"])
+def test_a_steadied_film_flickers_less_and_0_is_as_without(stylized, styles, film, fit):
+    settings = {"w_plus": styles(), "noise": "constant", "fit": fit}
+    plain, steady = stylized(film, **settings), stylized(film, **settings, steady=1.0)
+    assert torch.equal(plain, stylized(film, **settings, steady=0.0)) and steady.shape == plain.shape
+    frames = film if fit == "whole picture" else stylized_input(film)
+    before, after = (flicker(x.movedim(3, 1) * 2 - 1, frames.movedim(3, 1) * 2 - 1)[0] for x in (plain, steady))
+    assert after < 0.8 * before
+    assert torch.allclose(stylized(film, **settings, steady=1.0, batch=2), steady, atol=1e-3)
+
+
+def stylized_input(film):
+    """What `crop` takes of 72 x 80 px."""
+    square = film[:, :, 4:76].movedim(3, 1)
+    return F.interpolate(square, (PX, PX), mode="bicubic", antialias=True).clamp(0, 1).movedim(1, 3)
+
+
+def test_one_photo_in_several_styles_is_no_film(stylized, styles):
+    settings = {"w_plus": styles(count=3), "noise": "constant"}
+    assert torch.equal(stylized(picture(5), **settings, steady=2.0), stylized(picture(5), **settings))
 
 
 # --- whole pictures -------------------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ def test_a_folder_of_another_style_is_refused(nets, photos, tmp_path, caplog):
 
 @pytest.mark.parametrize(("more", "message"), [
     (("--part", "3/2"), "write K/N"), (("--film", "-1"), "--film is -1"),
+    (("--film", "3", "--steady", "11"), "--steady is 11"), (("--steady", "1"), "give --film, too"),
+    (("--film", "3", "--steady", "1", "--ray", "local"), "leave out one of them"),
     (("--batch", "0"), "batch is 0"), (("--workers", "0"), "--workers is 0"),
     (("--style", "nowhere"), "there is no style nowhere")])
 def test_wrong_options_are_refused(nets, photos, tmp_path, caplog, more, message):
@@ -233,6 +235,31 @@ def test_a_film_depends_on_no_part_and_no_interruption(nets, film, tmp_path):
     assert results(tmp_path / "parts") == wanted and len(wanted) == 8
     assert main(arguments(nets, STYLES[1], film, tmp_path / "workers", *more, "--workers", "2")) == 0
     assert results(tmp_path / "workers") == wanted
+
+
+@pytest.mark.parametrize("faces", [True, False])
+def test_a_steadied_film_depends_on_no_part_and_no_interruption(nets, film, tmp_path, faces, monkeypatch):
+    """Parts follow one another; frames that are missing are made again with those around them, and only they."""
+    more = ("--film", "2", "--steady", "1", *(["--faces"] if faces else []))
+    assert main(arguments(nets, STYLES[1], film, tmp_path / "whole", *more)) == 0
+    wanted = results(tmp_path / "whole")
+    for part in ("1/2", "2/2"):
+        assert main(arguments(nets, STYLES[1], film, tmp_path / "parts", *more, "--part", part)) == 0
+    assert results(tmp_path / "parts") == wanted and len(wanted) == 8
+    for name in ("000", "008"):
+        (tmp_path / "whole" / f"{name}.png").unlink()
+    read, seen = stylized_folders.read, []
+
+    def told(jobs, *rest):
+        seen.extend(jobs)
+        return read(jobs, *rest)
+    monkeypatch.setattr(stylized_folders, "read", told)
+    assert main(arguments(nets, STYLES[1], film, tmp_path / "whole", *more)) == 0
+    assert results(tmp_path / "whole") == wanted and "003" not in seen and "001" in seen
+    if not faces:
+        assert main(arguments(nets, STYLES[1], film, tmp_path / "plain", *more[:2])) == 0
+        assert results(tmp_path / "plain") != wanted
+        assert main(arguments(nets, STYLES[1], film, tmp_path / "plain", *more)) == 1  # made with other settings
 
 
 def test_frames_of_a_film_have_the_same_noise(nets, tmp_path):

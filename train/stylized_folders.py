@@ -4,7 +4,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..models.faces.crops import Choice, FaceCrop, FaceSquare, cut_out, put_back
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.faces.steady import Frame, steadied
+from ..models.films import Piece, reach_of, steadied_film
 from ..models.rng import stream_seed
 from ..models.whole_files import whole_file
 from .data import flat_names, picture_files, read_picture, read_whole, to_unit
@@ -30,11 +32,18 @@ BLOCK = 8  # pictures that are read before they are stylized
 
 @dataclass
 class Found:
-    """A picture that was read: what is stylized of it (N, 3, size, size), and what it is put back into."""
+    """A picture that was read: what is stylized of it (N, 3, size, size), and what it is put back into. left_out: it
+    cannot be read, and nothing is made of it."""
     name: str
     squares: Tensor
     crops: list[FaceCrop] = field(default_factory=list)
     whole: Tensor | None = None
+    left_out: bool = False
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the squares: of their faces, or 0."""
+        return [crop.index for crop in self.crops] or list(range(len(self.squares)))
 
 
 @dataclass
@@ -53,13 +62,14 @@ def jobs_of(folder: Path) -> dict[str, Path]:
     return flat_names(picture_files(folder), folder)
 
 
-def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | None = None) -> None:
+def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | None = None,
+                   steady: float = 0.0) -> None:
     """Makes the folder of results, and writes down what they are made with. ValueError if it holds others. film: see
-    `prepare_film`."""
+    `prepare_film`. steady: see `stylize_folder`."""
     files = {name: path and store.sha256(path)[:16]
              for name, path in (("style", config.style), ("model", config.model), ("clip", config.clip))}
     settings = {key: value for key, value in asdict(config).items() if key not in files} | files | {"faces": faces}
-    settings |= {} if film is None else {"film": film}
+    settings |= ({} if film is None else {"film": film}) | ({"steady": steady} if steady else {})
     path = out / SETTINGS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{out} holds pictures of another style or other settings ({SETTINGS}); name another folder")
@@ -111,24 +121,68 @@ class Networks:
 
 
 def stylize_folder(jobs: dict[str, Path], out: Path, load: Callable[[], Networks],
-                   check_interrupt: Callable[[], None] = lambda: None) -> Count:
+                   check_interrupt: Callable[[], None] = lambda: None, film: Mapping[str, Path] | None = None,
+                   steady: float = 0.0) -> Count:
     """Writes OUT/NAME.png of every picture that is not there yet; one that cannot be read is named in the log and left
-    out. Memory does not grow with the pictures. load: called if there is work."""
+    out. Memory does not grow with the pictures. load: called if there is work.
+
+    film: all frames of the film that the pictures are of, in their order. steady: they are steadied over so many frames
+    (see `steadied_film`); what that needs of the frames around is made again, so the results do not depend on `jobs`.
+    """
     left = {name: path for name, path in jobs.items() if not (out / f"{name}.png").exists()}
     count = Count(before=len(jobs) - len(left))
     if not left:
         return count
     nets = load()
-    for found in blocks(read(left, nets, count.left_out)):
-        check_interrupt()
-        for name, picture in stylized(nets, found):
-            save_picture(picture, out / f"{name}.png")
-            count.made += 1
-        log.info("%d of %d stylized", count.made, len(left))
+    for run in runs(left, film or jobs, reach_of(steady)) if steady else [left]:
+        for name, picture in pictures(nets, read(run, nets, count.left_out), steady, check_interrupt):
+            if name in left:
+                save_picture(picture, out / f"{name}.png")
+                count.made += 1
+                if count.made % BLOCK == 0:
+                    log.info("%d of %d stylized", count.made, len(left))
+    count.left_out = {str(path): count.left_out[str(path)] for path in left.values() if str(path) in count.left_out}
     return count
 
 
-def read(jobs: dict[str, Path], nets: Networks, left_out: dict[str, str]) -> Iterator[Found]:
+def runs(left: Mapping[str, Path], film: Mapping[str, Path], reach: int) -> Iterator[dict[str, Path]]:
+    """Frames of a film that follow one another: those that are left, with `reach` frames before and after them."""
+    names = list(film)
+    missing = [place for place, name in enumerate(names) if name in left]
+    first = 0
+    for k, place in enumerate(missing):
+        if k + 1 == len(missing) or missing[k + 1] - place > 2 * reach:
+            rows = names[max(0, missing[first] - reach):place + reach + 1]
+            yield {name: film[name] for name in rows}
+            first = k + 1
+
+
+def pictures(nets: Networks, found: Iterable[Found], steady: float,
+             check_interrupt: Callable[[], None]) -> Iterator[tuple[str, Tensor]]:
+    """(name, stylized picture (3, H, W) in [-1, 1]) of every one that was read, in their order."""
+    waiting: deque[Found] = deque()
+    device = nets.stylist.device if steady else torch.device("cpu")
+
+    def pieces() -> Iterator[dict[int, Piece]]:
+        for block in blocks(found):
+            check_interrupt()
+            for one, results in zip(block, stylized(nets, block), strict=True):
+                waiting.append(one)
+                yield dict(zip(one.numbers, zip(one.squares.to(device), results.to(device))))
+    for made in steadied_film(pieces(), steady):
+        one = waiting.popleft()
+        if not one.left_out:
+            yield one.name, finished(one, {number: result.cpu() for number, result in made.items()})
+
+
+def finished(one: Found, made: Mapping[int, Tensor]) -> Tensor:
+    """The picture with what its squares, by their numbers, became."""
+    if one.whole is None:
+        return made[0]
+    return put_back(one.whole, [(crop, made[crop.index], None) for crop in one.crops])
+
+
+def read(jobs: Mapping[str, Path], nets: Networks, left_out: dict[str, str]) -> Iterator[Found]:
     """The pictures one by one; why one is left out goes to `left_out` and the log."""
     size = nets.stylist.size
     for name, path in jobs.items():
@@ -138,6 +192,7 @@ def read(jobs: dict[str, Path], nets: Networks, left_out: dict[str, str]) -> Ite
         except ValueError as error:
             left_out[str(path)] = str(error)
             log.warning("left out: %s", error)
+            yield Found(name, torch.empty(0, 3, size, size), left_out=True)
 
 
 def found_faces(name: str, path: Path, nets: Networks) -> Found:
@@ -156,7 +211,7 @@ def found_faces(name: str, path: Path, nets: Networks) -> Found:
     return Found(name, squares, crops, picture.cpu())
 
 
-def blocks(found: Iterator[Found]) -> Iterator[list[Found]]:
+def blocks(found: Iterable[Found]) -> Iterator[list[Found]]:
     """Lists of at most BLOCK."""
     block: list[Found] = []
     for one in found:
@@ -168,16 +223,10 @@ def blocks(found: Iterator[Found]) -> Iterator[list[Found]]:
         yield block
 
 
-def stylized(nets: Networks, found: Sequence[Found]) -> Iterator[tuple[str, Tensor]]:
-    """(name, picture (3, H, W) in [-1, 1]). A square's random numbers depend on its picture's name and its place; those
-    of a film's frames on the number of its face."""
-    numbers = [[crop.index for crop in one.crops] or range(len(one.squares)) for one in found]
+def stylized(nets: Networks, found: Sequence[Found]) -> Sequence[Tensor]:
+    """Each one's squares (N, 3, size, size), stylized. A square's random numbers depend on its picture's name and its
+    place; those of a film's frames on the number of its face."""
     items = [stream_seed(0, f"picture {one.name}" if nets.film is None else "film", number)
-             for one, own in zip(found, numbers) for number in own]
+             for one in found for number in one.numbers]
     squares = torch.cat([one.squares for one in found])
-    results = (nets.stylist(squares, items) if len(squares) else squares).split([len(one.squares) for one in found])
-    for one, result in zip(found, results, strict=True):
-        if one.whole is None:
-            yield one.name, result[0]
-        else:
-            yield one.name, put_back(one.whole, [(crop, square, None) for crop, square in zip(one.crops, result)])
+    return (nets.stylist(squares, items) if len(squares) else squares).split([len(one.squares) for one in found])

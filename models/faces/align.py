@@ -20,6 +20,7 @@ OUTLINE = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 
 EYE_OFFSET, MOUTH_OFFSET = (0.012, 0.015), (-0.001, 0.030)  # from the mesh's points to dlib's, as shares of the eyes
 BOX_SHARE, BOX_CENTRE = 0.63, (0.504, 0.578)  # of the box around a face's points in the quad: longer side, centre
 OVERSAMPLING = 4  # the crop is sampled at this many times its size, then reduced
+SUPPORT = 6  # pixels of a reduced picture that a part of it is cut out wider by
 ColourMatch = Literal["none", "border", "whole"]
 COLOUR_MATCHES: tuple[ColourMatch, ...] = get_args(ColourMatch)
 BORDER_PX = 64  # side at which the colours at the border are compared
@@ -103,17 +104,36 @@ def align(picture: Tensor, quad: Tensor, size: int, pad: bool = True) -> Tensor:
     into blur and the median colour; without `pad`, its border goes on. ValueError for a size below 1."""
     if size < 1:
         raise ValueError(f"the aligned picture's size must be 1 pixel at least; this is {size}")
-    picture, quad = shrunk(picture, quad, size)
+    picture, quad = shrunk(*near(picture, quad, size), size)
     picture, quad = cut(picture, quad)
     if pad:
         picture, quad = padded(picture, quad)
     return resampled(picture, quad, size)
 
 
+def reduction(quad: Tensor, size: int) -> int:
+    """The whole number that a picture can be reduced by, so that at least two pixels are left for each of the
+    result."""
+    return max(1, math.floor(side_of(quad) / size / 2))
+
+
+def near(picture: Tensor, quad: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The part of the picture that counts for the quad, and the quad in it. It reduces as the picture does, so sides
+    that the reduction does not divide stay whole."""
+    k = reduction(quad, size)
+    margin, ends, box = border_of(quad / k) + SUPPORT, picture.shape[:0:-1], bounds(quad / k)
+    spans = []
+    for n, first, last in zip(ends, box[:2], box[2:], strict=True):
+        start = min(max(first - margin, 0), n // k - 1) if n % k == 0 else 0
+        spans.append((start * k, min(max(last + margin, start + 1) * k, n) if n % k == 0 else n))
+    (x0, x1), (y0, y1) = spans
+    return picture[:, y0:y1, x0:x1], quad - torch.tensor([x0, y0])
+
+
 def shrunk(picture: Tensor, quad: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Picture and quad reduced by a whole number, so that at least two pixels are left for each of the result."""
-    k = math.floor(side_of(quad) / size / 2)
-    if k <= 1:
+    """Picture and quad reduced by `reduction`."""
+    k = reduction(quad, size)
+    if k == 1:
         return picture, quad
     sides = tuple(max(round(n / k), 1) for n in picture.shape[1:])
     small = F.interpolate(picture[None], sides, mode="bicubic", antialias=True, align_corners=False)[0]
@@ -158,9 +178,10 @@ def padded(picture: Tensor, quad: Tensor) -> tuple[Tensor, Tensor]:
     return picture.clamp(-1, 1), quad + torch.tensor([left, top])
 
 
-def mirrored(n: int, before: int, after: int, repeat_edge: bool = False) -> Tensor:
+def mirrored(n: int, before: int, after: int, repeat_edge: bool = False,
+             device: torch.device | None = None) -> Tensor:
     """Indices (before + n + after,) of n pixels that are reflected at both ends, as often as is needed."""
-    index = torch.arange(-before, n + after)
+    index = torch.arange(-before, n + after, device=device)
     if repeat_edge:
         index = index % (2 * n)
         return torch.minimum(index, 2 * n - 1 - index)
@@ -177,7 +198,7 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     weights = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma * sigma))
     kernel = (weights / weights.sum()).to(x)[None, None]
     for _ in range(2):  # rows, then columns
-        index = mirrored(x.shape[2], radius, radius, repeat_edge=True).to(x.device)
+        index = mirrored(x.shape[2], radius, radius, repeat_edge=True, device=x.device)
         rows = F.conv1d(x[:, :, index].flatten(0, 1)[:, None], kernel)
         x = rows.reshape(x.shape).transpose(1, 2)
     return x
@@ -185,20 +206,25 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
 
 def median(x: Tensor) -> Tensor:
     """(C,) of maps (C, H, W): the mean of the middle two for an even count."""
-    ordered = x.flatten(1).sort(1).values
-    n = ordered.shape[1]
-    return (ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2
+    x = x.flatten(1)
+    n = x.shape[1]
+    return (x.kthvalue((n - 1) // 2 + 1, 1).values + x.kthvalue(n // 2 + 1, 1).values) / 2
 
 
 def resampled(picture: Tensor, quad: Tensor, size: int) -> Tensor:
     """What a quad shows of the picture, (3, size, size)."""
-    height, width = picture.shape[1:]
-    steps = (torch.arange(OVERSAMPLING * size) + 0.5) / (OVERSAMPLING * size)
-    v, u = torch.meshgrid(steps, steps, indexing="ij")
-    source = quad[0] + u[..., None] * (quad[3] - quad[0]) + v[..., None] * (quad[1] - quad[0])
-    grid = (source / torch.tensor([width, height]) * 2 - 1)[None].to(picture)
+    steps = ((torch.arange(OVERSAMPLING * size, device=picture.device) + 0.5) / (OVERSAMPLING * size)).to(picture)
+    scale = 2 / torch.tensor([picture.shape[2], picture.shape[1]])
+    grid = lattice(steps, steps, quad[0] * scale - 1, (quad[3] - quad[0]) * scale, (quad[1] - quad[0]) * scale)[None]
     large = F.grid_sample(picture[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.interpolate(large, (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+
+
+def lattice(columns: Tensor, rows: Tensor, origin: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """(H, W, 2): origin + right * columns (W,) + down * rows (H,), of vectors (2,), on the device of rows and
+    columns."""
+    parts = [columns * float(right[k]) + (rows * float(down[k]) + float(origin[k]))[:, None] for k in range(2)]
+    return torch.stack(parts, -1)
 
 
 # --- putting back -----------------------------------------------------------------------------------------------------
@@ -231,7 +257,7 @@ def paste_back(picture: Tensor, result: Tensor, quad: Tensor, settings: PasteSet
     x1, y1 = torch.minimum(quad.amax(0).ceil().long(), torch.tensor([width, height])).tolist()
     if x0 >= x1 or y0 >= y1:
         return picture.clone()
-    shares = shares_of(centres(x0, y0, x1, y1), quad)
+    shares = box_shares(x0, y0, x1, y1, quad, picture.device)
     result = result.to(picture)
     weight = square_weight(shares, settings.feather).to(picture)
     if mask is not None:
@@ -260,13 +286,15 @@ def changed(result: Tensor, crop: Tensor) -> Tensor:
     apart = (result - crop).abs().amax(0, keepdim=True)
     amount = ((apart - KEPT) / (CHANGED - KEPT)).clamp(0, 1)
     reach = math.ceil(0.03 * result.shape[1])
-    return blurred(F.max_pool2d(amount, 2 * reach + 1, 1, reach), 0.01 * result.shape[1])
+    for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
+        amount = F.max_pool2d(amount, window, 1, (window[0] // 2, window[1] // 2))
+    return blurred(amount, 0.01 * result.shape[1])
 
 
 def with_border_of(picture: Tensor, result: Tensor, quad: Tensor, feather: float, mask: Tensor | None) -> Tensor:
     """A result with the picture's colours where it fades out, and less and less of that further inside."""
     n = BORDER_PX
-    weight = square_weight(centres(0, 0, n, n) / n, max(feather, 2 / n)).to(picture)
+    weight = square_weight(centres(0, 0, n, n, picture.device) / n, max(feather, 2 / n)).to(picture)
     if mask is not None:
         weight = weight * resized(mask[None].to(picture), n)[0]
     ring = 4 * weight * (1 - weight)
@@ -277,16 +305,17 @@ def with_border_of(picture: Tensor, result: Tensor, quad: Tensor, feather: float
     return (result + smooth).clamp(-1, 1)
 
 
-def face_mask(points: Tensor, quad: Tensor, size: int) -> Tensor:
+def face_mask(points: Tensor, quad: Tensor, size: int, device: torch.device | None = None) -> Tensor:
     """(size, size), 0..1: the inside of a face's outline, of its points (468, 2), in the aligned picture; its edge is
-    soft."""
+    soft. device: where it is computed."""
     outline = shares_of(points[list(OUTLINE)], quad) * size
-    return blurred(inside(centres(0, 0, size, size), outline).float()[None], 0.04 * size)[0]
+    return blurred(inside(size, outline).to(device).float()[None], 0.04 * size)[0]
 
 
-def centres(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+def centres(x0: int, y0: int, x1: int, y1: int, device: torch.device | None = None) -> Tensor:
     """(y1 - y0, x1 - x0, 2): the centres of the pixels of a box."""
-    y, x = torch.meshgrid(torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5, indexing="ij")
+    rows, columns = torch.arange(y0, y1, device=device) + 0.5, torch.arange(x0, x1, device=device) + 0.5
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], -1)
 
 
@@ -296,21 +325,30 @@ def shares_of(pixels: Tensor, quad: Tensor) -> Tensor:
     return torch.stack(along, -1)
 
 
+def box_shares(x0: int, y0: int, x1: int, y1: int, quad: Tensor, device: torch.device) -> Tensor:
+    """`shares_of` the centres of the pixels of a box."""
+    columns, rows = (torch.arange(first, last, device=device) + 0.5 for first, last in ((x0, x1), (y0, y1)))
+    sides = torch.stack([quad[3] - quad[0], quad[1] - quad[0]])
+    sides = sides / sides.square().sum(1, keepdim=True)
+    return lattice(columns, rows, -(sides @ quad[0]), sides[:, 0], sides[:, 1])
+
+
 def square_weight(shares: Tensor, feather: float) -> Tensor:
     """(H, W): 1 inside the square, smoothly 0 towards its border and outside."""
-    t = (torch.minimum(shares, 1 - shares).amin(-1) / feather).clamp(0, 1)
+    x, y = shares.unbind(-1)
+    t = (torch.minimum(torch.minimum(x, 1 - x), torch.minimum(y, 1 - y)) / feather).clamp(0, 1)
     return t.square() * (3 - 2 * t)
 
 
-def inside(pixels: Tensor, outline: Tensor) -> Tensor:
-    """(H, W) bool: which pixels (H, W, 2) lie inside a polygon (P, 2), by the even-odd rule."""
-    x, y = pixels.unbind(-1)
-    odd = torch.zeros_like(x, dtype=torch.bool)
-    for a, b in zip(outline, outline.roll(-1, 0), strict=True):
-        crosses = (a[1] > y) != (b[1] > y)
-        at = a[0] + (y - a[1]) * (b[0] - a[0]) / torch.where(crosses, b[1] - a[1], 1.0)
-        odd = odd ^ (crosses & (x < at))
-    return odd
+def inside(size: int, outline: Tensor) -> Tensor:
+    """(size, size) bool: which pixels' centres lie inside a polygon (P, 2), by the even-odd rule."""
+    a, b = outline[:, None], outline.roll(-1, 0)[:, None]
+    y = torch.arange(size) + 0.5
+    crosses = (a[..., 1] > y) != (b[..., 1] > y)
+    at = a[..., 0] + (y - a[..., 1]) * (b[..., 0] - a[..., 0]) / torch.where(crosses, b[..., 1] - a[..., 1], 1.0)
+    left = (at - 0.5).ceil().clamp(0, size).long()  # so many pixels of the row lie left of the crossing
+    ends = torch.zeros(size, size + 1, dtype=torch.long).scatter_add_(1, left.T, crosses.T.long())
+    return ends.flip(1).cumsum(1).flip(1)[:, 1:] % 2 == 1
 
 
 def fitted(result: Tensor, side: float) -> Tensor:

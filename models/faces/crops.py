@@ -151,8 +151,15 @@ def cut_out(picture: Tensor, place: int, rows: Sequence[tuple[int, FaceSquare]],
     """The crops (3, size, size) of squares with their indices, out of picture number `place` (3, H, W) in [-1, 1]."""
     height, width = picture.shape[1:]
     return [FaceCrop(align(picture, square.quad, size, pad).cpu(), square.quad,
-                     torch.ones(size, size) if square.points is None else face_mask(square.points, square.quad, size),
-                     place, index, (height, width), square.origin) for index, square in rows]
+                     mask_of(square, size, picture.device), place, index, (height, width), square.origin)
+            for index, square in rows]
+
+
+def mask_of(square: FaceSquare, size: int, device: torch.device) -> Tensor:
+    """(size, size), 0..1: what of the crop is face; ones where its points are not known."""
+    if square.points is None:
+        return torch.ones(size, size)
+    return face_mask(square.points, square.quad, size, device).cpu()
 
 
 def whole_picture(picture: Tensor, place: int, size: int) -> FaceCrop:
