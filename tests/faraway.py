@@ -11,8 +11,8 @@ compute with a node's networks themselves, on the CPU, fail there.
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -110,8 +110,13 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     near_args, near_kwargs = tree_map(near, args), tree_map(near, kwargs)
     if there and named is not None:
         near_kwargs["device"] = CPU
-    found = func(*near_args, **near_kwargs)
-    found = tree_map(sent, found) if there else found
+    stays_normal = torch.is_inference_mode_enabled() and func.is_view and bool(far) and not far[0].is_inference()
+    with contextlib.ExitStack() as stack:
+        if stays_normal:  # as a view does in inference mode
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        found = func(*near_args, **near_kwargs)
+        found = tree_map(sent, found) if there else found
     return return_and_correct_aliasing(func, args, kwargs, found) if far else found
 
 
@@ -148,7 +153,7 @@ def make_device() -> torch.library.Library:
     return library
 
 
-@contextmanager
+@contextlib.contextmanager
 def comfyui_there(mm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """ComfyUI, whose comfy.model_management is given, computes on the device."""
     device = torch.device(NAME, 0)

@@ -403,7 +403,7 @@ def gradients(trainer: Trainer, run: Run, level: Tensor, streams: Streams,
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=not trainer.graphs.enabled(level.device))
     terms, count = trainer.aim.terms, len(streams.z) - streams.styles
-    totals, predictions, following = level.new_zeros(len(terms), dtype=torch.float32), [], []
+    totals, predictions, following = streams.z.new_zeros(len(terms), dtype=torch.float32), [], []
     for part in streams.chunks(trainer.config.micro_batch):
         hooks.check_interrupt()
         x0, x = predict(trainer, run.nets, part, level)
