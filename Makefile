@@ -2,6 +2,7 @@
 # make test   the whole test suite             make host   only set up what both run on (outside this folder)
 # make lint   ruff and pyright                 make clean  remove demo_output/ and caches, not the set-up
 # make oldest what depends on ComfyUI and the packages of requirements.txt, with older and the oldest allowed versions
+# make pythons ARGS="3.10 3.12"    installed and tested with other Pythons, torch and numpy; GBs each (tools/host/pythons.py)
 # make demo-models DATA=FOLDER   train all demo models; hours on a GPU, resumable (tools/demo_models.py)
 # make demo-domain               a prior of another domain, trained and tried; one GPU, resumable (tools/demo_domain.py)
 # make results DATA=FOLDER       both methods measured on every class: docs/results.md; resumable (tools/results.py)
@@ -14,7 +15,7 @@ HOST_PYTHON = "$$($(SETUP) --where)/venv/bin/python"
 # Threads of a busy machine must not spin while they wait for each other: that made a UNet call 30 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-models demo-domain results test host lint oldest page clean
+.PHONY: demo demo-models demo-domain results test host lint oldest pythons page clean
 
 demo:
 	@test -n "$$COMFYUI_PATH" || $(SETUP)
@@ -32,11 +33,11 @@ results:
 	@$(PYTHON) tools/launch.py tools.results --data "$(DATA)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test:
-	@$(SETUP) --with-page --with-older --with-ray
+	@$(SETUP) --with-page --with-older --with-ray --with-registry
 	@$(HOST_PYTHON) -m pytest $(ARGS)
 
 host:
-	@$(SETUP) --with-page --with-older --with-ray
+	@$(SETUP) --with-page --with-older --with-ray --with-registry
 
 lint:
 	@$(SETUP)
@@ -48,6 +49,10 @@ oldest:
 	@PYTHONPATH="$$($(SETUP) --where-older)/packages" $(HOST_PYTHON) -m pytest tests/test_clip.py \
 	    tests/test_perceptual.py tests/test_metrics.py tests/test_foreign_networks.py tests/test_networks.py \
 	    tests/test_losses.py tests/test_nodes_mmfs.py tests/server/test_older_host.py $(ARGS)
+
+pythons:
+	@$(SETUP)
+	@$(PYTHON) tools/host/pythons.py $(ARGS)
 
 page:
 	@$(SETUP) --with-page

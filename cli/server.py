@@ -159,7 +159,7 @@ class ComfyServer:
 
     def log_text(self) -> str:
         """Everything ComfyUI logged so far, without colour codes."""
-        return re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace"))
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(encoding="utf-8", errors="replace"))
 
     def log_tail(self, lines: int = 40) -> str:
         return f"--- end of {self.log}\n" + "\n".join(self.log_text().splitlines()[-lines:])

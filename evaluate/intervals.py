@@ -21,7 +21,7 @@ def interval(differences: Tensor, seed: int = 0) -> tuple[float, float, float]:
     """(mean, low, high): a bootstrap over styles and over photos of differences (S, B), so that it holds for further
     styles and further photos. low and high bound 95 % of the means of DRAWS resamplings."""
     generator = rng.generator(seed, "bootstrap")
-    differences = differences.double().cpu()
+    differences = differences.cpu().double()
     styles, photos = (shares(n, generator) for n in differences.shape)
     drawn = torch.einsum("ds,sp,dp->d", styles, differences, photos)
     low, high = drawn.quantile(torch.tensor([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], dtype=torch.float64))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models import rng
 from ..models.features.packages import package_module
+from ..models.precision import doubled
 from ..train.losses import self_similarity
 from ..train.palette import slices
 
@@ -106,7 +107,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"sets of {len(a)} and {len(b)} pictures cannot be compared; give at least two of each")
-    a, b = a.double(), b.double()
+    a, b = doubled(a), doubled(b)
     if min(len(a), len(b)) > a.shape[1]:
         return frechet_of_moments(a.mean(0), torch.cov(a.t()), b.mean(0), torch.cov(b.t()))
     x, y = ((set_ - set_.mean(0)) / (len(set_) - 1) ** 0.5 for set_ in (a, b))
@@ -128,7 +129,7 @@ def root_trace(cov_a: Tensor, cov_b: Tensor) -> Tensor:
 
 def fid_infinity(values: Tensor, counts: Tensor) -> Tensor:
     """The FID of endless sets: where the least-squares line of FIDs over 1 / count meets 0. Of at least two counts."""
-    x, y = 1 / counts.double(), values.double()
+    x, y = 1 / doubled(counts), doubled(values)
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     return y.mean() - slope * x.mean()
 
@@ -147,7 +148,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
     def others(x: Tensor) -> Tensor:
         k = kernel(x, x)
         return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
-    a, b = a.double(), b.double()
+    a, b = doubled(a), doubled(b)
     return others(a) + others(b) - 2 * kernel(a, b).mean()
 
 
@@ -174,7 +175,7 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[Tensor, Te
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(doubled(a), doubled(b), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _radii(points: Tensor, k: int) -> Tensor:

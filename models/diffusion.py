@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .precision import float64_device
 from .unet import Codes, UNetConfig
 
 TRAIN_STEPS = 1000
@@ -24,8 +25,10 @@ StepHook = Callable[[int, Tensor, Tensor], None]
 
 def linear_alpha_bar(steps: int = TRAIN_STEPS, first: float = 1e-4, last: float = 0.02,
                      device: torch.device | None = None) -> Tensor:
-    """alpha-bar of the linear schedule, float64 (steps,); made on the device alone, so that a graph can hold it."""
-    return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64, device=device), 0)
+    """alpha-bar of the linear schedule, float64 (steps,); made on the device alone, so that a graph can hold it (on the
+    CPU where the device has no float64)."""
+    place = device and float64_device(device)
+    return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64, device=place), 0)
 
 
 def constant_alpha_bar(beta: float = 0.008, steps: int = TRAIN_STEPS) -> Tensor:

@@ -5,10 +5,14 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
+
+from .rng import CPU
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUTO = "auto"  # float16 on a GPU, as the official programs
 NO_HALF = ("cpu", "meta")  # 16-bit autocast there is slower than float32
+FLOAT64 = ("cpu", "meta", "cuda")  # Apple's and some of Intel's GPUs have none
 
 
 def dtype_of(device: torch.device, precision: str) -> torch.dtype:
@@ -29,6 +33,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def full_precision(device: torch.device) -> AbstractContextManager:
     """float32 inside an enclosing autocast."""
     return torch.autocast(device.type, enabled=False) if has_autocast(device) else contextlib.nullcontext()
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where what belongs to `device` is computed in float64: there, or on the CPU where it has none."""
+    return device if device.type in FLOAT64 else CPU
+
+
+def doubled(x: Tensor) -> Tensor:
+    """x in float64, see `float64_device`."""
+    return x.to(float64_device(x.device)).double()
 
 
 def has_autocast(device: torch.device) -> bool:

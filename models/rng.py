@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 MAX_SEED = 2 ** 64 - 1
 CPU = torch.device("cpu")
+HOST_ONLY = ("cpu", "meta")  # no generator of their own beside the CPU's
 
 
 def stream_seed(seed: int, stream: str, *item: int) -> int:
@@ -39,6 +40,6 @@ def randn(shape: Sequence[int], seed: int, stream: str, items: Iterable[int] = (
 @contextlib.contextmanager
 def seeded(seed: int, stream: str, *item: int, device: torch.device = CPU) -> Iterator[None]:
     """Torch's own generators (dropout, new layers) are fixed inside and untouched outside."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type):
+    with torch.random.fork_rng([device] if device.type not in HOST_ONLY else [], device_type=device.type):
         torch.manual_seed(stream_seed(seed, stream, *item))
         yield

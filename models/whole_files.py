@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,4 +15,15 @@ def whole_file(target: Path, writer: str = "") -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}{writer and f'.{writer}'}.part")
     yield partial
-    os.replace(partial, target)
+    replace(partial, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace. Windows replaces no file that somebody reads, so there it is tried again for a second."""
+    for _ in range(20 if os.name == "nt" else 0):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(0.05)
+    os.replace(source, target)

@@ -1,4 +1,6 @@
 """Makes the checkout importable as `oneshot_atelier` (see cli/__main__.py); sys.path is left alone."""
+import contextlib
+import os
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +35,7 @@ def nodes(base):
 
 
 @pytest.fixture
-def comfy(nodes, tiny, tmp_path, monkeypatch):
+def comfy(nodes, elsewhere, tiny, tmp_path, monkeypatch):
     """As in ComfyUI: inference mode, empty folders, and the test file's `tiny` in place of models/demo."""
     import folder_paths
     import torch
@@ -46,5 +48,15 @@ def comfy(nodes, tiny, tmp_path, monkeypatch):
         extensions = folder_paths.folder_names_and_paths[kind][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / "models" / kind)], extensions))
     folder_paths.filename_list_cache.clear()
-    with torch.inference_mode():
+    with elsewhere(nodes.host.mm, monkeypatch), torch.inference_mode():
         yield tmp_path
+
+
+@pytest.fixture(scope="session")
+def elsewhere():
+    """Makes ComfyUI compute on the device of faraway.py where ATELIER_TEST_DEVICE asks for it."""
+    if os.environ.get("ATELIER_TEST_DEVICE") != "faraway":
+        return lambda *_: contextlib.nullcontext()
+    from oneshot_atelier.tests import faraway
+    library = faraway.make_device()
+    return lambda mm, monkeypatch, library=library: faraway.comfyui_there(mm, monkeypatch)

@@ -5,6 +5,8 @@ import pickle
 import sys
 import types
 from contextlib import contextmanager
+from importlib.abc import InspectLoader
+from importlib.util import module_from_spec, spec_from_loader
 
 import torch
 from torch import nn
@@ -32,10 +34,21 @@ class Persistent(nn.Module):
                                               "class_name": "Module", "state": state},)
 
 
+class Program(InspectLoader):
+    """Imports a module from its text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def get_source(self, fullname):
+        return self.text
+
+
 def _reconstruct_persistent_obj(meta):
     """What the public loader does: it runs the program that stands in the file."""
-    module = types.ModuleType("from_the_file")
-    exec(meta["module_src"], module.__dict__)
+    spec = spec_from_loader("from_the_file", Program(meta["module_src"]))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     made = module.__dict__[meta["class_name"]]()
     made.__dict__.update(meta["state"] or {})
     return made

@@ -224,6 +224,8 @@ def test_what_nobody_needs_is_innocent(tmp_path):
     beside = {"step": 3, "array": np.arange(100_000.0), "complex": torch.zeros(3, dtype=torch.complex64), "more": [{}],
               "sparse": torch.eye(3).to_sparse(), "names": np.array(["a"], dtype=object), "quantised": None,
               "fp8": torch.zeros(2).to(torch.float8_e4m3fn), "unsigned": torch.zeros(2, dtype=torch.uint16)}
+    if torch.uint16 not in torch.storage._dtype_to_storage_type_map():  # torch 2.4 cannot save it
+        del beside["unsigned"]
     for zip_container in (True, False):
         taken = beside if zip_container else {k: v for k, v in beside.items() if k not in ("fp8", "unsigned")}
         path = golden.save_torch(tmp_path / "a.pt", {**weights, **taken}, zip_container)

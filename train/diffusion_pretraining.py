@@ -126,7 +126,7 @@ def noise_loss(unet: UNet, x0: Tensor, t: Tensor, noise: Tensor, z: Tensor | Non
                more: Tensor | None = None) -> Tensor:
     """Mean squared error of what the network predicts: eps, or v = sqrt(abar) eps - sqrt(1 - abar) x0. more: what is
     added to the time's embedding."""
-    a = linear_alpha_bar(device=x0.device).float()[t][:, None, None, None]
+    a = linear_alpha_bar(device=x0.device).float().to(x0.device)[t][:, None, None, None]
     target = noise if unet.config.prediction == "eps" else a.sqrt() * noise - (1 - a).sqrt() * x0
     output = unet(add_noise(x0, noise, a), unet.modulation(t, z, more))[:, :3]
     return (output.float() - target).square().mean()

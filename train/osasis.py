@@ -26,7 +26,7 @@ from ..models.fields import check_fields
 from ..models.graphs import Graphs, release
 from ..models.hashing import hash_of
 from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
-from ..models.precision import PRECISIONS, autocast
+from ..models.precision import PRECISIONS, autocast, float64_device
 from ..models.spn import SPN, SPNConfig
 from ..models.style import OSASISStyle
 from ..models.unet import UNet
@@ -403,7 +403,7 @@ def gradients(trainer: Trainer, run: Run, level: Tensor, streams: Streams,
     for optimizer in run.optimizers.values():
         optimizer.zero_grad(set_to_none=not trainer.graphs.enabled(level.device))
     terms, count = trainer.aim.terms, len(streams.z) - streams.styles
-    totals, predictions, following = level.new_zeros(len(terms), dtype=torch.float32), [], []
+    totals, predictions, following = streams.z.new_zeros(len(terms), dtype=torch.float32), [], []
     for part in streams.chunks(trainer.config.micro_batch):
         hooks.check_interrupt()
         x0, x = predict(trainer, run.nets, part, level)
@@ -420,16 +420,16 @@ def gradients(trainer: Trainer, run: Run, level: Tensor, streams: Streams,
 
 def levels_of(config: OSASISConfig, device: torch.device) -> Tensor:
     """Of every index of the reverse schedule: its time, the SPN's time, its signal level and the next one's. float64
-    (steps, 4) on the device: a step must not wait for numbers from the CPU."""
+    (steps, 4) on the device: a step must not wait for numbers from the CPU (but where the device has no float64)."""
     schedule = config.schedule
     rows = [(schedule.times[i], i if config.spn_time == "index" else schedule.times[i], schedule.alpha_bar(i),
              schedule.alpha_bar(i - 1)) for i in range(len(schedule))]
-    return torch.tensor(rows, dtype=torch.float64, device=device)
+    return torch.tensor(rows, dtype=torch.float64, device=float64_device(device))
 
 
 def predict(trainer: Trainer, nets: Mapping[str, nn.Module], part: Streams, level: Tensor) -> tuple[Tensor, Tensor]:
     """(x0, next x) of B at a level; the SPN's addition is seen by the network and by the x0 formula (C.2)."""
-    (time, spn_time), (alpha_bar, following) = level[:2].long().split(1), level[2:].unbind()
+    (time, spn_time), (alpha_bar, following) = level[:2].long().to(part.x.device).split(1), level[2:].unbind()
     x, unet = part.x, of_kind(nets, "unet", UNet)
     if "spn" in nets:
         x = x + part.spn_weight * recomputed(nets["spn"], part.picture, spn_time)

@@ -115,7 +115,7 @@ def limit_memory(more: int) -> bool:
     """Let this process take only `more` bytes of address space beyond what it has. False where that cannot be set."""
     try:
         import resource
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except (ImportError, OSError, ValueError):
@@ -191,7 +191,7 @@ class Child:
 def cpu_seconds(pid: int) -> float | None:
     """The time that a process has computed; None where the system does not tell it (any but Linux)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return None

@@ -473,7 +473,7 @@ def unwritable_folder(prepared: Prepared, folder: Path, rolls: Random, notes: li
 
 
 def no_folder(prepared: Prepared, folder: Path, rolls: Random, notes: list[str]) -> Found:
-    (folder / "file").write_text("not a folder")
+    (folder / "file").write_text("not a folder", encoding="utf-8")
     return refused(lambda: prepared.train(folder / "file" / rolls.choice(["", "deeper"])), "written")
 
 

