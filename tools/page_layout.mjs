@@ -4,18 +4,18 @@ import path from 'node:path'
 import { MAY_BE_CUT, drawnAs, fail, readJson, requireSound, screenshot, settle } from './page_common.mjs'
 
 const LAYOUTS = new URL('layouts.json', import.meta.url).pathname
-// [width, height] that a node needs at least for pictures and text that appear while it runs
-const ROOM = {
-  LoadImage: [280, 390], SaveImage: [280, 330], AtelierPhotoTwin: [280, 500], AtelierOSASISFineTune: [280, 700],
-  AtelierSaveOSASISStyle: [280, 180], AtelierStructuralEncode: [280, 400], AtelierOSASISStylize: [280, 480],
-  AtelierDecode: [280, 380], AtelierSampleDiffAE: [280, 480], AtelierMMFSStylize: [280, 480],
-  AtelierSampleStyleGAN2: [280, 480], AtelierMMFSFineTune: [280, 780], AtelierMMFSFineTuneText: [280, 860],
-  AtelierOSASISFineTuneText: [280, 860], AtelierChooseOSASISSnapshot: [280, 480], AtelierMMFSTrainStage1: [280, 760],
-  AtelierMMFSTrainStage2: [280, 860], AtelierMMFSTrainMapping: [280, 800], AtelierSaveMMFSStyle: [280, 180],
-  AtelierSaveMMFS: [280, 200], AtelierAlignFaces: [280, 680] }
+// what a node shows of a file, or of its work while it runs: [height over width of the picture, lines of text]
+const SHOWS = {
+  LoadImage: [1, 0], LoadVideo: [0.75, 0], SaveImage: [1.4, 0], SaveVideo: [0.75, 0], AtelierPhotoTwin: [1, 0],
+  AtelierOSASISFineTune: [1, 3], AtelierOSASISFineTuneText: [1, 3], AtelierChooseOSASISSnapshot: [0.5, 3],
+  AtelierStructuralEncode: [1, 0], AtelierOSASISStylize: [1, 1], AtelierDecode: [1, 0], AtelierSampleDiffAE: [1, 0],
+  AtelierMMFSStylize: [1, 0], AtelierSampleStyleGAN2: [1, 0], AtelierMMFSFineTune: [1, 3],
+  AtelierMMFSFineTuneText: [1, 3], AtelierMMFSTrainStage1: [1, 3], AtelierMMFSTrainStage2: [1, 3],
+  AtelierMMFSTrainMapping: [1, 3], AtelierAlignFaces: [1, 0], AtelierGeometryFromReference: [1, 1],
+  AtelierComparePictures: [0, 6], AtelierEditText: [0, 2], AtelierLoadDDPM: [0, 2] }
 
 /** { id: [width, height] } that the shown nodes need as Nodes 2.0, on the classic page's scale: Nodes 2.0 draws positions
- *  and sizes 1.2 times as large, and its rows and titles take more than that. */
+ *  and sizes 1.2 times as large, and its rows and titles take more than that. The height is that without pictures. */
 const neededAsNodes2 = page => page.evaluate(cut => Object.fromEntries(
   [...document.querySelectorAll('[data-node-id]')].map(node => {
     const size = node.style.getPropertyValue('--node-height'), { scale } = window.app.canvas.ds
@@ -23,19 +23,20 @@ const neededAsNodes2 = page => page.evaluate(cut => Object.fromEntries(
     const { width, height } = node.getBoundingClientRect()
     const lacks = (parts, side) => Math.max(0, ...[...parts].map(part => part[`scroll${side}`] - part[`client${side}`]))
     const texts = node.querySelectorAll('textarea')
+    const pictures = [...node.querySelectorAll('img, video')].map(picture => picture.getBoundingClientRect().height)
     const needed = [width / scale + lacks(node.querySelectorAll(cut), 'Width'),
-      height / scale + texts.length * lacks(texts, 'Height')]
+      (height - Math.max(0, ...pictures)) / scale + texts.length * lacks(texts, 'Height')]
     node.style.setProperty('--node-height', size)
     return [node.dataset.nodeId, [needed[0] / 1.2, needed[1] / 1.2 - window.LiteGraph.NODE_TITLE_HEIGHT]]
   })), MAY_BE_CUT)
 
 /** Runs in the page. Gives every node its size and place. A row begins where all that it takes from lies left of it,
  *  and
- *  below or beside what was placed before. needed: see neededAsNodes2. room: ROOM. seeds: what all seed controls are set
+ *  below or beside what was placed before. needed: see neededAsNodes2. shows: SHOWS. seeds: what all seed controls are set
  *  to; without, they stay as on a new node. */
-function layOut ({ note, rows, seeds, needed, room }) {
+function layOut ({ note, rows, seeds, needed, shows }) {
   const { graph, canvas: { ctx } } = window.app
-  const GAP = 40, HEAD = 30, TITLE = 60, NOTE = [340, 300], WIDE = 1.8
+  const GAP = 40, HEAD = 30, TITLE = 60, NOTE = [340, 300], WIDE = 1.8, LINE = 24, FRAME = 20
   const textWidth = (text, size) => {
     ctx.font = `${size}px ${window.LiteGraph.NODE_FONT}`
     return ctx.measureText(text).width
@@ -53,8 +54,10 @@ function layOut ({ note, rows, seeds, needed, room }) {
     }
     const lines = (node.widgets ?? []).filter(widget => !widget.element)
       .map(({ label, name, value }) => textWidth(`${label ?? name}${value}`, window.LiteGraph.NODE_SUBTEXT_SIZE) + 92)
-    const sizes = [node.computeSize(), [Math.max(0, ...lines), 0], needed[node.id] ?? [0, 0], room[node.type] ?? [280, 0]]
-    node.setSize([0, 1].map(i => Math.ceil(Math.max(...sizes.map(size => size[i])))))
+    const [width, height] = node.computeSize(), [widthOf2, heightOf2] = needed[node.id]
+    const [picture, rows] = shows[node.type] ?? [0, 0]
+    const wide = Math.ceil(Math.max(280, width, widthOf2, ...lines))
+    node.setSize([wide, Math.ceil(Math.max(height, heightOf2 + picture * wide + rows * LINE + (picture && FRAME)))])
   }
   const suppliers = node => (node.inputs ?? []).filter(input => input.link != null)
     .map(input => graph.getNodeById(graph.links.get(input.link).origin_id))
@@ -150,7 +153,7 @@ export async function convert (page, ...files) {
   for (const [apiFile, uiFile] of pairs) {
     const layout = layoutOf(apiFile)
     await show(page, apiFile)
-    await page.evaluate(layOut, { ...layout, needed: needed[apiFile], room: ROOM })
+    await page.evaluate(layOut, { ...layout, needed: needed[apiFile], shows: SHOWS })
     await requireSound(page, apiFile)
     const workflow = await page.evaluate(() => window.app.graph.serialize())
     fs.writeFileSync(uiFile, JSON.stringify(workflow, null, 1) + '\n')

@@ -17,15 +17,22 @@ async function lookAt (page, x, y) {
   await page.evaluate(() => new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve))))
 }
 
-/** Shows on the loaded workflow what a run of it showed: { outputs: {id: what its node gave}, texts: {id: [line]} }. */
+/** Shows on the loaded workflow what a run of it shows: { outputs: {id: what its node gave}, texts: {id: [line]},
+ *  previews: [id] }. */
 async function showRun (page, seen) {
-  await page.evaluate(({ outputs, texts }) => {
+  await page.evaluate(async ({ outputs, texts, previews }) => {
     const { api } = window.comfyAPI.api
     for (const [node, output] of Object.entries(outputs)) {
       api.dispatchCustomEvent('executed', { node, display_node: node, output, prompt_id: '' })
     }
     for (const [nodeId, lines] of Object.entries(texts)) {
       for (const text of lines) api.dispatchCustomEvent('progress_text', { nodeId, text })
+    }
+    const picture = new OffscreenCanvas(256, 256)
+    picture.getContext('2d').fillRect(0, 0, 256, 256)
+    const blob = await picture.convertToBlob()
+    for (const id of previews) {
+      api.dispatchCustomEvent('b_preview_with_metadata', { blob, nodeId: id, displayNodeId: id })
     }
   }, seen)
   await pause(1500)
