@@ -16,6 +16,7 @@ import path from 'node:path'
 import {
   ask, chromium, env, fail, load, openComfy, openPage, pause, readJson, requireSound, screenshot, setting, settle
 } from './page_common.mjs'
+import { hand, openTemplate, setWidgets } from './page_hand.mjs'
 import { convert } from './page_layout.mjs'
 import { measure, pictures } from './page_look.mjs'
 
@@ -144,44 +145,21 @@ async function shown (page, language, ...types) {
   console.log('shown', JSON.stringify(found))
 }
 
-/** Sets widgets of the shown graph by node type and name, as a user would. */
-async function setWidgets (page, file) {
-  if (!file) return
-  const unset = await page.evaluate(values => window.app.graph._nodes.flatMap(node =>
-    Object.entries(values[node.type] ?? {}).flatMap(([name, value]) => {
-      const widget = node.widgets?.find(widget => widget.name === name)
-      if (!widget) return [`${node.type}.${name}`]
-      widget.value = value
-      widget.callback?.(value)
-      return []
-    })), readJson(file))
-  if (unset.length) fail(`there are no widgets ${unset.join(', ')}`)
-}
-
 async function run (page, file, shot, values) {
   await check(page, file)
-  await setWidgets(page, values)
+  if (values) await setWidgets(page, readJson(values))
   await runShown(page)
   await screenshot(page, shot)
 }
 
-/** As a user would: menu, Templates, the pack's category, the workflow's card. */
 async function template (page, pack, name, shot, values) {
-  await page.evaluate(() => window.app.graph.clear())
-  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
-  await page.getByText(pack, { exact: true }).last().click({ timeout: 20_000 })
-  const card = page.locator(`[data-testid="template-workflow-${name}"]`)
-    .or(page.locator(`img[alt="${name}"]`)).or(page.getByRole('heading', { name, exact: true })).first()
-  await card.click({ timeout: 20_000 })
-  await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 })
-  await settle(page)
-  await requireSound(page, `template ${pack}/${name}`)
-  await setWidgets(page, values)
+  await openTemplate(page, pack, name)
+  if (values) await setWidgets(page, readJson(values))
   await runShown(page)
   await screenshot(page, shot)
 }
 
-const commands = { convert, measure, pictures, blueprints, library, check, queued, controls, shown, run, template }
+const commands = { convert, measure, pictures, blueprints, library, check, queued, controls, shown, run, template, hand }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

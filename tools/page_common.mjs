@@ -95,6 +95,18 @@ export const showAll = page => page.evaluate(() => {
   canvas.setDirty(true, true)
 })
 
+/** Puts a place of the graph at the window's top left, at 100 % zoom. */
+export async function lookAt (page, x, y) {
+  await page.evaluate(([x, y]) => {
+    const { canvas } = window.app
+    canvas.ds.scale = 1
+    canvas.ds.offset[0] = -x
+    canvas.ds.offset[1] = -y
+    canvas.draw(true, true)
+  }, [x, y])
+  await page.evaluate(() => new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve))))
+}
+
 export async function screenshot (page, file) {
   if (!file) return
   await showAll(page)

@@ -36,7 +36,7 @@ const neededAsNodes2 = page => page.evaluate(cut => Object.fromEntries(
  *  to; without, they stay as on a new node. */
 function layOut ({ note, rows, seeds, needed, shows }) {
   const { graph, canvas: { ctx } } = window.app
-  const GAP = 40, HEAD = 30, TITLE = 60, NOTE = [340, 300], WIDE = 1.8, LINE = 24, FRAME = 20
+  const GAP = 40, HEAD = 30, TITLE = 60, NOTE = [340, 300], WIDE = 1.2, LINE = 24, FRAME = 20
   const textWidth = (text, size) => {
     ctx.font = `${size}px ${window.LiteGraph.NODE_FONT}`
     return ctx.measureText(text).width
@@ -135,7 +135,10 @@ function layoutOf (apiFile) {
 }
 
 async function show (page, apiFile) {
-  await page.evaluate(([graph, name]) => window.app.loadApiJson(graph, name), [readJson(apiFile), path.basename(apiFile)])
+  await page.evaluate(([graph, name]) => {
+    window.app.clean() // else nodes show the pictures of the workflow before, by their ids
+    window.app.loadApiJson(graph, name)
+  }, [readJson(apiFile), path.basename(apiFile)])
   await settle(page)
 }
 

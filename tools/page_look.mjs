@@ -1,21 +1,9 @@
 // Looks at workflows as the page really draws them, at 100 % zoom, on the classic page and as Nodes 2.0.
 import fs from 'node:fs'
 import path from 'node:path'
-import { MAY_BE_CUT, PAGES, drawnAs, fail, load, pause, readJson, requireSound, showAll } from './page_common.mjs'
+import { MAY_BE_CUT, PAGES, drawnAs, fail, load, lookAt, pause, readJson, requireSound, showAll } from './page_common.mjs'
 
 const VIEW = [1600, 1000], MARGIN = 80, BAR = 60 // px: the window, around a workflow, the page's own bar at the top
-
-/** Puts a place of the graph at the window's top left, at 100 % zoom. */
-async function lookAt (page, x, y) {
-  await page.evaluate(([x, y]) => {
-    const { canvas } = window.app
-    canvas.ds.scale = 1
-    canvas.ds.offset[0] = -x
-    canvas.ds.offset[1] = -y
-    canvas.draw(true, true)
-  }, [x, y])
-  await page.evaluate(() => new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve))))
-}
 
 /** Shows on the loaded workflow what a run of it shows: { outputs: {id: what its node gave}, texts: {id: [line]},
  *  previews: [id] }. */
@@ -128,6 +116,7 @@ export async function pictures (page, folder, runsFile, ...files) {
       await showAll(page)
       await pause(1000)
       await shoot('whole')
+      await lookAt(page, 0, 0)
       const { nodes } = await page.evaluate(seenBoxes, [kind === 'nodes2', MAY_BE_CUT])
       const [left, top] = [0, 1].map(i => Math.min(...nodes.map(({ box }) => box[i])) - MARGIN)
       const [right, bottom] = [2, 3].map(i => Math.max(...nodes.map(({ box }) => box[i])))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oneshot_atelier.tests.server import shipped
-from oneshot_atelier.tests.server.shipped import FOLDER, LOWERED, MAIN, NAMES
+from oneshot_atelier.tests.server.shipped import FOLDER, NAMES
 from oneshot_atelier.tools.comfy import PACK_NAME, ROOT, ComfyServer
 from oneshot_atelier.tools.page import drive
 
@@ -19,23 +18,6 @@ def get(server: ComfyServer, path: str) -> bytes:
     """What the server answers; HTTPError for anything but 200."""
     with urllib.request.urlopen(server.url + path, timeout=30) as answer:
         return answer.read()
-
-
-def test_the_main_workflow_opens_from_templates_and_runs(server: ComfyServer, tmp_path: Path) -> None:
-    shipped.upload_pictures(server.client)
-    lowered = tmp_path / "lowered.json"  # set on the page before Run, as a user would
-    lowered.write_text(json.dumps(LOWERED))
-    shot = tmp_path / "page.png"
-    printed = drive(server.url, "template", PACK_NAME, MAIN, shot, lowered, timeout=300)
-    assert "success" in printed
-    assert shot.stat().st_size > 10_000
-    history = server.client.get_json("/history")
-    queued = json.loads(printed.split("success", 1)[1].splitlines()[0])
-    prompt = history[queued["prompt_id"]]["prompt"][2]
-    wanted = shipped.reduced(shipped.shipped(MAIN))
-    assert {node: entry["inputs"] for node, entry in prompt.items()} == \
-        {node: entry["inputs"] for node, entry in wanted.items()}
-    assert queued["pictures"] >= 15
 
 
 def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
@@ -81,18 +63,6 @@ def test_every_workflow_says_what_it_does(name: str) -> None:
     lines = note["widgets_values"][0].splitlines()
     assert lines[0].startswith("What it does: ") and 4 <= len(lines) <= 6 and all(len(line) > 30 for line in lines)
     assert [group["title"] for group in workflow["groups"] if len(group["title"].split()) < 3] == []  # what it does
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_two_nodes_of_a_workflow_overlap(name: str) -> None:
-    title = 30  # lies above the node's position
-    boxes = {node["id"]: (node["pos"][0], node["pos"][1] - title, node["pos"][0] + node["size"][0],
-                          node["pos"][1] + node["size"][1])
-             for node in json.loads((FOLDER / f"{name}.json").read_text())["nodes"]}
-    for one, (left, top, right, bottom) in boxes.items():
-        for other, (left_2, top_2, right_2, bottom_2) in boxes.items():
-            apart = right <= left_2 or right_2 <= left or bottom <= top_2 or bottom_2 <= top
-            assert one == other or apart, f"nodes {one} and {other}"
 
 
 def test_every_node_has_a_help_page(server: ComfyServer) -> None:
