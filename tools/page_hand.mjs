@@ -1,5 +1,7 @@
 // Uses a workflow in the page as a user does: with the mouse and the keyboard, on the classic page or as Nodes 2.0.
-import { ask, drawnAs, fail, lookAt, pause, readJson, requireSound, screenshot, settle } from './page_common.mjs'
+import {
+  ask, drawnAs, fail, lookAt, pause, readJson, requireSound, screenshot, settle, showAll
+} from './page_common.mjs'
 
 const RUN_MS = Number(process.env.ATELIER_RUN_SECONDS ?? 900) * 1000
 const CLICK_MS = 20_000
@@ -106,12 +108,21 @@ async function runByHand (page, kind, watched, press = null) {
   fail(`the run was not done after ${RUN_MS / 1000} s`)
 }
 
-/** Sizes in px of the pictures that nodes of a type show. */
-const shownPictures = (page, kind, type) => page.evaluate(([nodes2, type]) => window.app.graph._nodes
-  .filter(node => node.type === type)
-  .map(node => nodes2 ? [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)] : node.imgs ?? [])
-  .map(pictures => pictures.map(({ naturalWidth: width, naturalHeight: height }) => [width, height])),
-[kind === 'nodes2', type])
+/** Sizes in px of the pictures that each node of a type shows; waits until all of them show one. */
+async function shownPictures (page, kind, type) {
+  const shown = () => page.evaluate(([nodes2, type]) => window.app.graph._nodes
+    .filter(node => node.type === type)
+    .map(node => nodes2 ? [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)] : node.imgs ?? [])
+    .map(pictures => pictures.map(({ naturalWidth: width, naturalHeight: height }) => [width, height])),
+  [kind === 'nodes2', type])
+  await showAll(page) // the classic page loads the pictures that are in view
+  for (let k = 0; k < 40; k++) {
+    const found = await shown()
+    if (found.every(pictures => pictures.length && pictures.every(([width]) => width))) return found
+    await pause(500)
+  }
+  return shown()
+}
 
 /** PLAN.json: { set: {type: {widget: value}} before anything, watch: type, first: changes by hand before the first run,
  *  second: changes before the run that is cancelled, and made again; cancel: the part of
@@ -124,14 +135,12 @@ export async function hand (page, kind, pack, name, planFile, shot) {
   const watched = await idOf(page, plan.watch)
   for (const change of plan.first) await changeByHand(page, kind, change)
   const first = await runByHand(page, kind, watched)
-  await pause(1000)
   first.pictures = await shownPictures(page, kind, 'SaveImage')
   if (shot) await screenshot(page, shot)
   for (const change of plan.second) await changeByHand(page, kind, change)
   const cancelled = await runByHand(page, kind, watched, plan.cancel)
   cancelled.running = (await ask('/queue')).queue_running.length
   const again = await runByHand(page, kind, watched)
-  await pause(1000)
   again.pictures = await shownPictures(page, kind, 'SaveImage')
   console.log('hand', JSON.stringify({ watched, first, cancelled, again }))
 }

@@ -28,13 +28,12 @@ class Walk:
     stylizes: tuple[str, str, float]  # node type, input and value that are changed before the first run
     iterations: int  # of the run that is cancelled at `cancel` of it; the first one makes 2
     cancel: float
-    pictures: int  # that its nodes show in the end
 
 
 WALKS = [Walk("osasis_demo", "AtelierOSASISFineTune", "AtelierSaveOSASISStyle",
-              ("AtelierOSASISStylize", "spn_weight", 0.5), iterations=12, cancel=0.4, pictures=15),
+              ("AtelierOSASISStylize", "spn_weight", 0.5), iterations=6, cancel=0.45),
          Walk("mmfs_one_shot", "AtelierMMFSFineTune", "AtelierSaveMMFSStyle",
-              ("AtelierMMFSStylize", "strength", 0.75), iterations=300, cancel=0.2, pictures=10)]
+              ("AtelierMMFSStylize", "strength", 0.75), iterations=16, cancel=0.3)]
 
 
 def lowered(walk: Walk, name: str) -> dict[str, dict]:
@@ -88,12 +87,12 @@ def test_a_workflow_by_hand(server: ComfyServer, tmp_path: Path, walk: Walk, pag
     assert cancelled["status"] == "cancelled" and cancelled["node"] == str(told["watched"])
     assert queued(cancelled) == wanted(walk, values, walk.iterations)
     seen = cancelled["seen"]
-    assert len(seen["progress"]) >= 3 and seen["progress"] == sorted(seen["progress"]) and seen["progress"][-1] < 1
-    assert seen["preview"] and f"of {walk.iterations}" in seen["text"]
+    assert walk.cancel <= seen["progress"][-1] < 1 and f"of {walk.iterations}" in seen["text"]
     assert cancelled["running"] == 0
 
     assert again["status"] == "success", again["error"]
     assert queued(again) == queued(cancelled)
     assert again["seen"]["progress"][0] > walk.cancel  # it goes on where the cancelled run stopped
+    assert seen["preview"] or again["seen"]["preview"]
     assert saved_step(snapshot_of(server.base, name)) == walk.iterations
     assert again["pictures"] != [] and all(again["pictures"])
