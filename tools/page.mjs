@@ -1,5 +1,7 @@
 // Drives ComfyUI's real web page in a headless Chromium. Called by page.py, which starts ComfyUI:
-//   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
+//   page.mjs convert API.json UI.json ... [SHOT.png] API format -> UI format, by the page itself, laid out by layouts.json
+//   page.mjs measure PAGE OUT.json RUNS.json UI.json ...     boxes, wires and cut texts, as a page draws them
+//   page.mjs pictures FOLDER RUNS.json UI.json ...           both pages, whole and in windows at 100 % zoom
 //   page.mjs blueprints FOLDER                       the subgraphs of blueprints.json, made of workflows, into FOLDER
 //   page.mjs library NAME API.json [SHOT.png]        a blueprint, added by hand from the node library; what it would queue
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
@@ -8,6 +10,8 @@
 //   page.mjs shown LANGUAGE TYPE ...                 what the page shows of each node in that language
 //   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
 //   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
+//   page.mjs hand PAGE PACK NAME PLAN.json [SHOT.png]        a workflow used with mouse and keyboard: see page_hand.mjs
+// PAGE: classic or nodes2 (the setting Nodes 2.0). RUNS.json: what runs showed, see page_look.mjs; "-" for none.
 // SET.json: { node type: { widget: value } }, set on the page before Run.
 // Environment: ATELIER_URL, ATELIER_CHROMIUM, ATELIER_PAGE_MODULES (folder that holds playwright-core).
 import fs from 'node:fs'
