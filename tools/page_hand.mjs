@@ -38,7 +38,8 @@ const bring = async (page, id) => lookAt(page, ...await page.evaluate(id => {
   return [pos[0] - 300, pos[1] - 150]
 }, id))
 
-/** Types a number into a widget, or picks from its list, with the node in view at 100 % zoom. */
+/** Types a number into a widget, or picks from its list, with the node in view at 100 % zoom. A whole number: the boxes
+ *  of Nodes 2.0 (frontend 1.32) take no point where there was none. */
 async function changeByHand (page, kind, { type, widget: name, value }) {
   const id = await idOf(page, type)
   await bring(page, id)

@@ -25,15 +25,15 @@ class Walk:
     name: str
     tunes: str  # node types: what trains, and what saves its style
     saves: str
-    stylizes: tuple[str, str, float]  # node type, input and value that are changed before the first run
+    changed: tuple[str, str, int | str]  # node type, input and value: typed, or picked from its list, before the first run
     iterations: int  # of the run that is cancelled at `cancel` of it; the first one makes 2
     cancel: float
 
 
 WALKS = [Walk("osasis_demo", "AtelierOSASISFineTune", "AtelierSaveOSASISStyle",
-              ("AtelierOSASISStylize", "spn_weight", 0.5), iterations=6, cancel=0.45),
+              ("AtelierMixCodes", "change_point", 64), iterations=6, cancel=0.45),
          Walk("mmfs_one_shot", "AtelierMMFSFineTune", "AtelierSaveMMFSStyle",
-              ("AtelierMMFSStylize", "strength", 0.75), iterations=16, cancel=0.3)]
+              ("AtelierMMFSStylize", "noise", "constant"), iterations=16, cancel=0.3)]
 
 
 def lowered(walk: Walk, name: str) -> dict[str, dict]:
@@ -53,7 +53,7 @@ def wanted(walk: Walk, values: dict[str, dict], iterations: int) -> dict[str, di
     graph = shipped.shipped(walk.name)
     for entry in graph.values():
         entry["inputs"] |= values.get(entry["class_type"], {})
-    kind, name, value = walk.stylizes
+    kind, name, value = walk.changed
     first_of(graph, kind)[name] = value
     first_of(graph, walk.tunes)["iterations"] = iterations
     return {node: entry["inputs"] for node, entry in graph.items()}
@@ -65,7 +65,7 @@ def test_a_workflow_by_hand(server: ComfyServer, tmp_path: Path, walk: Walk, pag
     shipped.upload_pictures(server.client)
     name = f"by_hand_{page}"
     values = lowered(walk, name)
-    kind, widget, value = walk.stylizes
+    kind, widget, value = walk.changed
     plan, shot = tmp_path / "plan.json", tmp_path / "page.png"
     plan.write_text(json.dumps({
         "set": values, "watch": walk.tunes, "cancel": walk.cancel,
