@@ -25,7 +25,7 @@ class Walk:
     name: str
     tunes: str  # node types: what trains, and what saves its style
     saves: str
-    changed: tuple[str, str, int | str]  # node type, input and value: typed, or picked from its list, before the first run
+    changed: tuple[str, str, int | str]  # node type, input, value: set by hand before the first run
     iterations: int  # of the run that is cancelled at `cancel` of it; the first one makes 2
     cancel: float
 
