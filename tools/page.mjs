@@ -1,5 +1,7 @@
 // Drives ComfyUI's real web page in a headless Chromium. Called by page.py, which starts ComfyUI:
-//   page.mjs convert API.json UI.json [SHOT.png]     API format -> UI format, by the page itself, laid out by layouts.json
+//   page.mjs convert API.json UI.json ... [SHOT.png] API format -> UI format, by the page itself, laid out by layouts.json
+//   page.mjs measure PAGE OUT.json RUNS.json UI.json ...     boxes, wires and cut texts, as a page draws them
+//   page.mjs pictures FOLDER RUNS.json UI.json ...           both pages, whole and in windows at 100 % zoom
 //   page.mjs blueprints FOLDER                       the subgraphs of blueprints.json, made of workflows, into FOLDER
 //   page.mjs library NAME API.json [SHOT.png]        a blueprint, added by hand from the node library; what it would queue
 //   page.mjs check UI.json ...                       load each; nodes the page does not know fail
@@ -8,107 +10,26 @@
 //   page.mjs shown LANGUAGE TYPE ...                 what the page shows of each node in that language
 //   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
 //   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
+//   page.mjs hand PAGE PACK NAME PLAN.json [SHOT.png]        a workflow used with mouse and keyboard: see page_hand.mjs
+// PAGE: classic or nodes2 (the setting Nodes 2.0). RUNS.json: what runs showed, see page_look.mjs; "-" for none.
 // SET.json: { node type: { widget: value } }, set on the page before Run.
 // Environment: ATELIER_URL, ATELIER_CHROMIUM, ATELIER_PAGE_MODULES (folder that holds playwright-core).
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { createRequire } from 'node:module'
+import {
+  ask, chromium, env, fail, load, openComfy, openPage, pause, readJson, requireSound, screenshot, setting, settle
+} from './page_common.mjs'
+import { hand, openTemplate, setWidgets } from './page_hand.mjs'
+import { convert } from './page_layout.mjs'
+import { measure, pictures } from './page_look.mjs'
 
-const env = name => process.env[name] ?? fail(`${name} is not set: call tools/page.py, which sets it`)
-const { chromium } = createRequire(path.join(env('ATELIER_PAGE_MODULES'), 'x.js'))('playwright-core')
-const url = env('ATELIER_URL')
-const LAYOUTS = new URL('layouts.json', import.meta.url).pathname
 const BLUEPRINTS = new URL('blueprints.json', import.meta.url).pathname
 const WORKFLOWS = new URL('../workflows/', import.meta.url).pathname
-const START_MS = 120_000
 const RUN_MS = Number(process.env.ATELIER_RUN_SECONDS ?? 900) * 1000
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync',
   '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']  // nothing outside is looked up
-
-function fail (text) { throw new Error(text) }
-
-const readJson = file => JSON.parse(fs.readFileSync(file, 'utf8'))
-const ask = async where => (await fetch(url + where)).json()
-const pause = ms => new Promise(resolve => setTimeout(resolve, ms))
-
-/** A page with ComfyUI loaded and every node type registered; the first-visit dialogs are switched off on the server. */
-async function openPage (browser) {
-  for (const [id, value] of Object.entries({ 'Comfy.TutorialCompleted': true, 'Comfy.Workflow.ShowMissingNodesWarning': false })) {
-    await fetch(`${url}/settings/${id}`, { method: 'POST', body: JSON.stringify(value) })
-  }
-  const page = browser.pages()[0] ?? await browser.newPage()
-  page.on('pageerror', error => console.log('page error:', error.message))
-  await openComfy(page)
-  return page
-}
-
-async function openComfy (page) {
-  await page.goto(url, { waitUntil: 'domcontentloaded' })
-  const known = Object.keys(await ask('/object_info')).length
-  await page.waitForFunction(count => window.app?.graph && window.app.extensionManager &&
-    Object.keys(window.LiteGraph?.registered_node_types ?? {}).length >= count, known, { timeout: START_MS })
-  await settle(page)
-}
-
-/** Waits until the graph's node count has not changed for a while: the page loads workflows in several ticks. */
-async function settle (page) {
-  for (let last = -1, calm = 0; calm < 4; await pause(250)) {
-    const now = await page.evaluate(() => window.app.graph._nodes.length)
-    calm = now === last ? calm + 1 : 0
-    last = now
-  }
-}
-
-async function load (page, file) {
-  await page.evaluate(workflow => window.app.loadGraphData(workflow, true, true), readJson(file))
-  await settle(page)
-}
-
-/** { nodes, links, unknown: types that no installed pack offers, broken: links whose ends are missing } */
-const inspect = page => page.evaluate(() => {
-  const { graph } = window.app
-  const links = [...(graph.links instanceof Map ? graph.links.values() : Object.values(graph.links))].filter(Boolean)
-  const ids = new Set(graph._nodes.map(node => String(node.id)))
-  return {
-    nodes: graph._nodes.length,
-    links: links.length,
-    unknown: graph._nodes.map(node => node.type)
-      .filter(type => !(type in window.LiteGraph.registered_node_types) && !['Note', 'MarkdownNote'].includes(type)),
-    broken: links.filter(link => !ids.has(String(link.origin_id)) || !ids.has(String(link.target_id))).length
-  }
-})
-
-async function requireSound (page, name) {
-  const seen = await inspect(page)
-  console.log(name, JSON.stringify(seen))
-  if (!seen.nodes) fail(`${name}: the page shows no nodes`)
-  if (seen.unknown.length) fail(`${name}: unknown nodes ${[...new Set(seen.unknown)].join(', ')}`)
-  if (seen.broken) fail(`${name}: ${seen.broken} links lead nowhere`)
-}
-
-/** Scrolls and zooms so that the whole graph is in view. */
-const showAll = page => page.evaluate(() => {
-  const { canvas, graph } = window.app
-  const boxes = graph._nodes.map(node => [node.pos[0], node.pos[1] - 40, node.pos[0] + node.size[0], node.pos[1] + node.size[1]])
-  const [left, top] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])))
-  const [right, bottom] = [2, 3].map(i => Math.max(...boxes.map(box => box[i])))
-  const view = canvas.canvas.getBoundingClientRect()
-  const scale = Math.min(1, (view.width - 160) / (right - left), (view.height - 240) / (bottom - top))
-  canvas.ds.scale = scale
-  canvas.ds.offset[0] = (view.width / scale - (right - left)) / 2 - left
-  canvas.ds.offset[1] = (view.height / scale - (bottom - top)) / 2 - top
-  canvas.setDirty(true, true)
-})
-
-async function screenshot (page, file) {
-  if (!file) return
-  await showAll(page)
-  await pause(1000)
-  await page.screenshot({ path: file })
-  console.log('screenshot', file)
-}
 
 /** Queues what the page shows, as its Run button does, and waits for the end of it. */
 async function runShown (page) {
@@ -127,81 +48,6 @@ async function runShown (page) {
     return
   }
   fail(`the run was not done after ${RUN_MS / 1000} s`)
-}
-
-/** Gives every node its size and place: rows of groups, each of columns of node ids; a note before the first group.
- *  seeds: what all seed controls are set to; without, they stay as on a new node. */
-function layOut ({ note, rows, seeds }) {
-  const { graph } = window.app
-  const GAP = 40, HEAD = 30, TITLE = 60
-  const room = { // for pictures and text that appear while it runs
-    LoadImage: 320, SaveImage: 320, AtelierPhotoTwin: 500, AtelierOSASISFineTune: 700, AtelierSaveOSASISStyle: 180,
-    AtelierStructuralEncode: 400, AtelierOSASISStylize: 480, AtelierDecode: 380, AtelierSampleDiffAE: 480,
-    AtelierMMFSStylize: 480, AtelierSampleStyleGAN2: 480, AtelierMMFSFineTune: 780, AtelierMMFSFineTuneText: 860,
-    AtelierOSASISFineTuneText: 860, AtelierChooseOSASISSnapshot: 480,
-    AtelierMMFSTrainStage1: 760, AtelierMMFSTrainStage2: 860, AtelierMMFSTrainMapping: 800, AtelierSaveMMFSStyle: 180,
-    AtelierSaveMMFS: 200, AtelierAlignFaces: 680 }
-  const text = window.LiteGraph.createNode('Note')
-  graph.add(text)
-  text.title = 'Help'
-  text.widgets[0].value = note
-  text.setSize([340, 280])
-  for (const node of graph._nodes) {
-    if (node === text) continue
-    for (const widget of node.widgets ?? []) {
-      if (seeds && widget.name === 'control_after_generate') widget.value = seeds
-    }
-    const [width, height] = node.computeSize()
-    node.setSize([Math.max(width, 280), Math.max(height, room[node.type] ?? 0)])
-  }
-  let y = 0
-  for (const row of rows) {
-    let x = 0, bottom = y
-    const groups = row === rows[0] ? [{ columns: [[text.id]] }, ...row] : row
-    for (const { title, columns } of groups) {
-      const left = x
-      let low = y
-      x += GAP / 2
-      for (const column of columns) {
-        let below = y + TITLE, widest = 0
-        for (const id of column) {
-          const node = graph.getNodeById(id)
-          node.pos = [x, below + HEAD]
-          below += HEAD + node.size[1] + GAP
-          widest = Math.max(widest, node.size[0])
-        }
-        x += widest + GAP
-        low = Math.max(low, below)
-      }
-      x -= GAP / 2
-      if (title) {
-        const group = new window.LiteGraph.LGraphGroup(title)
-        graph.add(group)
-        group.pos = [left, y]
-        group.size = [x - left, low - y - GAP / 2]
-      }
-      x += GAP
-      bottom = Math.max(bottom, low)
-    }
-    y = bottom + GAP
-  }
-}
-
-async function convert (page, apiFile, uiFile, shot) {
-  const name = path.basename(apiFile, '.json')
-  const layout = readJson(LAYOUTS)[name] ?? fail(`${LAYOUTS} says nothing about ${name}`)
-  const api = readJson(apiFile)
-  const placed = layout.rows.flatMap(row => row.flatMap(group => group.columns.flat())).map(String)
-  const missing = Object.keys(api).filter(id => !placed.includes(id))
-  if (missing.length) fail(`${LAYOUTS} has no place for the nodes ${missing.join(', ')} of ${name}`)
-  await page.evaluate(([graph, name]) => window.app.loadApiJson(graph, name), [api, name])
-  await settle(page)
-  await page.evaluate(layOut, layout)
-  await requireSound(page, apiFile)
-  const workflow = await page.evaluate(() => window.app.graph.serialize())
-  fs.writeFileSync(uiFile, JSON.stringify(workflow, null, 1) + '\n')
-  console.log('wrote', uiFile)
-  await screenshot(page, shot)
 }
 
 /** Blueprints: nodes of a workflow as one subgraph node that shows some of their widgets. */
@@ -281,7 +127,7 @@ async function controls (page, ...types) {
 
 /** Prints { type: { title, category, description, inputs: {id: label}, outputs: [label] } } in a language, such as 'zh'. */
 async function shown (page, language, ...types) {
-  const speak = locale => fetch(`${url}/settings/Comfy.Locale`, { method: 'POST', body: JSON.stringify(locale) })
+  const speak = locale => setting('Comfy.Locale', locale)
   await speak(language)
   await openComfy(page)
   // frontend 1.32 forgets packs' texts when it loads a language later (ComfyUI_frontend issue 6748, mended by 7214)
@@ -303,44 +149,21 @@ async function shown (page, language, ...types) {
   console.log('shown', JSON.stringify(found))
 }
 
-/** Sets widgets of the shown graph by node type and name, as a user would. */
-async function setWidgets (page, file) {
-  if (!file) return
-  const unset = await page.evaluate(values => window.app.graph._nodes.flatMap(node =>
-    Object.entries(values[node.type] ?? {}).flatMap(([name, value]) => {
-      const widget = node.widgets?.find(widget => widget.name === name)
-      if (!widget) return [`${node.type}.${name}`]
-      widget.value = value
-      widget.callback?.(value)
-      return []
-    })), readJson(file))
-  if (unset.length) fail(`there are no widgets ${unset.join(', ')}`)
-}
-
 async function run (page, file, shot, values) {
   await check(page, file)
-  await setWidgets(page, values)
+  if (values) await setWidgets(page, readJson(values))
   await runShown(page)
   await screenshot(page, shot)
 }
 
-/** As a user would: menu, Templates, the pack's category, the workflow's card. */
 async function template (page, pack, name, shot, values) {
-  await page.evaluate(() => window.app.graph.clear())
-  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
-  await page.getByText(pack, { exact: true }).last().click({ timeout: 20_000 })
-  const card = page.locator(`[data-testid="template-workflow-${name}"]`)
-    .or(page.locator(`img[alt="${name}"]`)).or(page.getByRole('heading', { name, exact: true })).first()
-  await card.click({ timeout: 20_000 })
-  await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 })
-  await settle(page)
-  await requireSound(page, `template ${pack}/${name}`)
-  await setWidgets(page, values)
+  await openTemplate(page, pack, name)
+  if (values) await setWidgets(page, readJson(values))
   await runShown(page)
   await screenshot(page, shot)
 }
 
-const commands = { convert, blueprints, library, check, queued, controls, shown, run, template }
+const commands = { convert, measure, pictures, blueprints, library, check, queued, controls, shown, run, template, hand }
 const [command, ...args] = process.argv.slice(2)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page

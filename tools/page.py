@@ -1,6 +1,8 @@
 """Drives ComfyUI's real web page (page.mjs) against a running ComfyUI, or one started for it.
 
-    python3 tools/launch.py tools.page convert workflows/api/a.json workflows/a.json [shot.png]
+    python3 tools/launch.py tools.page convert workflows/api/a.json workflows/a.json ... [shot.png]
+    python3 tools/launch.py tools.page measure classic|nodes2 seen.json -|runs.json workflows/*.json
+    python3 tools/launch.py tools.page pictures folder -|runs.json workflows/*.json
     python3 tools/launch.py tools.page blueprints subgraphs
     python3 tools/launch.py tools.page library "Stylize Photo with MMFS" queued.json [shot.png]
     python3 tools/launch.py tools.page check workflows/*.json
@@ -8,6 +10,7 @@
     python3 tools/launch.py tools.page shown zh AtelierPhotoTwin ...
     python3 tools/launch.py tools.page run workflows/a.json [shot.png]
     python3 tools/launch.py tools.page template oneshot-atelier a [shot.png]
+    python3 tools/launch.py tools.page hand classic|nodes2 oneshot-atelier a plan.json [shot.png]
 """
 from __future__ import annotations
 

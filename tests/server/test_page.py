@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 from oneshot_atelier.tests.server import shipped
-from oneshot_atelier.tests.server.shipped import FOLDER, LOWERED, MAIN, NAMES
+from oneshot_atelier.tests.server.shipped import FOLDER, NAMES
 from oneshot_atelier.tools.comfy import PACK_NAME, ROOT, ComfyServer
 from oneshot_atelier.tools.page import drive
 
@@ -19,23 +18,6 @@ def get(server: ComfyServer, path: str) -> bytes:
     """What the server answers; HTTPError for anything but 200."""
     with urllib.request.urlopen(server.url + path, timeout=30) as answer:
         return answer.read()
-
-
-def test_the_main_workflow_opens_from_templates_and_runs(server: ComfyServer, tmp_path: Path) -> None:
-    shipped.upload_pictures(server.client)
-    lowered = tmp_path / "lowered.json"  # set on the page before Run, as a user would
-    lowered.write_text(json.dumps(LOWERED))
-    shot = tmp_path / "page.png"
-    printed = drive(server.url, "template", PACK_NAME, MAIN, shot, lowered, timeout=300)
-    assert "success" in printed
-    assert shot.stat().st_size > 10_000
-    history = server.client.get_json("/history")
-    queued = json.loads(printed.split("success", 1)[1].splitlines()[0])
-    prompt = history[queued["prompt_id"]]["prompt"][2]
-    wanted = shipped.reduced(shipped.shipped(MAIN))
-    assert {node: entry["inputs"] for node, entry in prompt.items()} == \
-        {node: entry["inputs"] for node, entry in wanted.items()}
-    assert queued["pictures"] >= 15
 
 
 def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
@@ -83,18 +65,6 @@ def test_every_workflow_says_what_it_does(name: str) -> None:
     assert [group["title"] for group in workflow["groups"] if len(group["title"].split()) < 3] == []  # what it does
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_two_nodes_of_a_workflow_overlap(name: str) -> None:
-    title = 30  # lies above the node's position
-    boxes = {node["id"]: (node["pos"][0], node["pos"][1] - title, node["pos"][0] + node["size"][0],
-                          node["pos"][1] + node["size"][1])
-             for node in json.loads((FOLDER / f"{name}.json").read_text())["nodes"]}
-    for one, (left, top, right, bottom) in boxes.items():
-        for other, (left_2, top_2, right_2, bottom_2) in boxes.items():
-            apart = right <= left_2 or right_2 <= left or bottom <= top_2 or bottom_2 <= top
-            assert one == other or apart, f"nodes {one} and {other}"
-
-
 def test_every_node_has_a_help_page(server: ComfyServer) -> None:
     ours = [node for node, info in server.object_info().items()
             if info["python_module"] == f"custom_nodes.{PACK_NAME}"]
@@ -105,3 +75,57 @@ def test_every_node_has_a_help_page(server: ComfyServer) -> None:
     for page in (ROOT / "web" / "docs").glob("*/zh.md"):  # where the page looks first when it is in Chinese
         text = get(server, f"/extensions/{PACK_NAME}/docs/{page.parent.name}/zh.md").decode()
         assert text == page.read_text(encoding="utf-8")
+
+
+# what the nodes of the shipped workflows show once they ran: (a picture, lines of text)
+SHOWN = {
+    "SaveImage": (True, 0), "AtelierPhotoTwin": (True, 0), "AtelierAlignFaces": (True, 0), "AtelierDecode": (True, 0),
+    "AtelierStructuralEncode": (True, 0), "AtelierOSASISStylize": (True, 0), "AtelierMMFSStylize": (True, 0),
+    "AtelierSampleDiffAE": (True, 0), "AtelierSampleStyleGAN2": (True, 0), "AtelierGeometryFromReference": (True, 0),
+    "AtelierOSASISFineTune": (True, 2), "AtelierOSASISFineTuneText": (True, 2), "AtelierMMFSFineTune": (True, 2),
+    "AtelierMMFSFineTuneText": (True, 2), "AtelierMMFSTrainStage1": (True, 2), "AtelierMMFSTrainStage2": (True, 2),
+    "AtelierMMFSTrainMapping": (True, 2), "AtelierComparePictures": (False, 4)}
+
+
+def what_a_run_shows(name: str) -> dict[str, dict]:
+    """For page_look.mjs: a square picture and lines of text on every node that shows some."""
+    picture = {"images": [{"filename": "face_1.png", "subfolder": "", "type": "input"}]}
+    shown = {node: SHOWN[entry["class_type"]] for node, entry in shipped.shipped(name).items()
+             if entry["class_type"] in SHOWN}
+    return {"outputs": {node: picture for node, (drawn, _) in shown.items() if drawn}, "previews": [],
+            "texts": {node: ["\n".join(["a line of a report"] * lines)] for node, (_, lines) in shown.items() if lines}}
+
+
+def overlap(one: list[float], other: list[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def inside(one: list[float], other: list[float]) -> bool:
+    return other[0] <= one[0] and other[1] <= one[1] and one[2] <= other[2] and one[3] <= other[3]
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def drawn(request: pytest.FixtureRequest, server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Every workflow as a page draws it at 100 % zoom, with what a run shows: see page_look.mjs."""
+    shipped.upload_pictures(server.client)
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "runs.json").write_text(json.dumps({name: what_a_run_shows(name) for name in NAMES}))
+    drive(server.url, "measure", request.param, folder / "seen.json", folder / "runs.json",
+          *(FOLDER / f"{name}.json" for name in NAMES), timeout=600)
+    return json.loads((folder / "seen.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_reads_well_on_the_page(drawn: dict, name: str) -> None:
+    nodes, groups, links = (drawn[name][part] for part in ("nodes", "groups", "links"))
+    assert len(nodes) == len(shipped.shipped(name)) + 1 and groups and links
+    boxes = [node["box"] for node in nodes]
+    assert [(one["id"], other["id"]) for k, one in enumerate(nodes) for other in nodes[:k]
+            if overlap(one["box"], other["box"])] == []
+    assert [(one["title"], other["title"]) for k, one in enumerate(groups) for other in groups[:k]
+            if overlap(one["box"], other["box"])] == []
+    assert [node["type"] for node, box in zip(nodes, boxes, strict=True)
+            if node["type"] != "Note" and not any(inside(box, group["box"]) for group in groups)] == []
+    assert [(link["from"], link["to"]) for link in links if link["end"][0] <= link["start"][0]] == []
+    assert [(node["type"], text) for node in nodes for text in node["cut"]] == []
+    assert [group["title"] for group in groups if group["width"] > group["box"][2] - group["box"][0]] == []
