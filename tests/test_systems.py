@@ -21,7 +21,8 @@ NAMES = {module.__name__: names for module, names in ((os, as_windows.POSIX_NAME
 TEXT_FILES = ("read_text", "write_text")
 ASKED = {  # where the code has asked whether the system has it
     "cli/selfcheck/attempts.py": {"os.killpg", "signal.SIGKILL", "os.sysconf"},
-    "cli/selfcheck/pictures.py": {"os.mkfifo"}}
+    "cli/selfcheck/pictures.py": {"os.mkfifo"},
+    "cli/selfcheck/rights.py": {"signal.SIGKILL"}}
 
 
 def posix_names(tree: ast.AST) -> Iterator[str]:

@@ -270,10 +270,10 @@ def prepared(folder: Path, comfyui: Path | None) -> Iterator[Place]:
     graphs.write_files(place.base, place.kept, place.canary)
     (folder / "around" / "kept.safetensors").write_bytes(
         (place.base / "models" / "mmfs" / graphs.TINY).read_bytes())
-    (folder / "around" / "kept.txt").write_text("This file must stay as it is.")
+    (folder / "around" / "kept.txt").write_text("This file must stay as it is.", encoding="utf-8")
     pack = place.base / "custom_nodes" / MEMORY_PACK
     pack.mkdir(parents=True)
-    (pack / "__init__.py").write_text(MEMORY_CODE)
+    (pack / "__init__.py").write_text(MEMORY_CODE, encoding="utf-8")
     place.start()
     try:
         place.plain = place.plain_pictures()

@@ -181,7 +181,8 @@ def out_of_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> F
         return NOT_TRIED, "the memory of another process cannot be limited here"
 
     def limit(more: int) -> None:
-        size = int(Path(f"/proc/{place.server.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        pages = Path(f"/proc/{place.server.process.pid}/statm").read_text(encoding="utf-8").split()[0]
+        size = int(pages) * resource.getpagesize()
         resource.prlimit(place.server.process.pid, resource.RLIMIT_AS, (size + more, limits[1]))
     graph, more, seconds = KINDS[label].graph(name), rolls.randrange(1 << 20), 0.0
     if rolls.random() < LIMITED:
@@ -208,7 +209,7 @@ def out_of_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> F
 def out_of_gpu_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
     label, calls = rolls.choice(list(KINDS)), int(10 ** (CALLS * rolls.random()))
     after = place.base / "custom_nodes" / MEMORY_PACK / "after.txt"
-    after.write_text(str(calls))
+    after.write_text(str(calls), encoding="utf-8")
     notes.append(f"{label} at call {calls}")
     try:
         message = failed(place, KINDS[label].graph(name), of_memory)
@@ -357,8 +358,8 @@ def peak_bytes(place: Place, reset: bool = False) -> int:
     process = Path(f"/proc/{place.server.process.pid}")
     try:
         if reset:
-            (process / "clear_refs").write_text("5")
-        lines = (process / "status").read_text().splitlines()
+            (process / "clear_refs").write_text("5", encoding="utf-8")
+        lines = (process / "status").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return 0

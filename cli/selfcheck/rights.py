@@ -32,7 +32,7 @@ class _Capabilities(ctypes.Structure):
 def writes_everywhere(pid: int | str = "self") -> bool:
     """Does a process have the right to write where a folder's rights forbid it? False where that is not known."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         effective = next(line.split()[1] for line in lines if line.startswith("CapEff"))
     except (OSError, StopIteration):
         return False
