@@ -29,7 +29,7 @@ def test_every_command_is_one_that_atelier_takes(tmp_path, capsys):
     assert len(lines) == len(JOBS) and not (tmp_path / "o ut").exists()
     taken = [parser(words[0]).parse_args(words) for words in lines]
     trained = {options.model: options for options in taken if options.command == "train"}
-    assert trained["ddpm"].steps == 16 and trained["ddpm"].precision == "float32"
+    assert trained["ddpm"].steps == 32 and trained["ddpm"].precision == "float32"
     assert trained["diffae"].init == loading.DEMO / "diffae.safetensors" and trained["latent"].init is None
     tried = [options for options in taken if options.command == "evaluate"]
     assert len(tried) == len(TRIALS) and {options.limit for options in tried} == {3}
