@@ -24,10 +24,11 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import StepHook, ddim_schedule
 from ..models.precision import AUTO, autocast
 from ..models.style import fingerprint
+from ..models.whole_files import write_whole
 from ..train.data import picture_files, read_picture, to_unit
 from ..train.plots import grid, histogram
 from .evaluator import Comparison, Evaluator
-from .kept import kept, write_whole
+from .kept import kept
 from .registry import measure, metric
 from .report import chain
 from .tables import csv_text

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..models.features.protocols import Weighted
 from ..models.hashing import hash_of
-from ..models.whole_files import whole_file
+from ..models.whole_files import write_whole
 
 KEPT = "kept"  # folder of what is done, beside the results
 Json = TypeVar("Json", dict, list)
@@ -39,9 +38,3 @@ def networks_identity(networks: Iterable[Weighted | None]) -> list[str]:
 def pictures_identity(pictures: Tensor) -> str:
     """A hash of every bit of pictures."""
     return hash_of({"pictures": pictures}, None)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all, whoever else writes it."""
-    with whole_file(path, str(os.getpid())) as file:
-        file.write_text(text, encoding="utf-8")

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.whole_files import write_whole
 from ..train.data import find_pictures, read_picture, to_unit
 from ..train.plots import text_table
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .kept import write_whole
 from .registry import (
     OF_PHOTOS,
     PUBLIC_DISTANCES,
@@ -359,7 +359,6 @@ def notes_of(evaluator: Evaluator, names: Sequence[str], counts: str) -> list[st
 
 def write(table: EvaluationTable, out: Path) -> None:
     """OUT/table.csv, table.md and table.png."""
-    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "table.csv", table.csv())
     write_whole(out / "table.md", table.markdown())
     table.picture().save(out / "table.png")

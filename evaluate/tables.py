@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..models.whole_files import write_whole
 from ..train.plots import grid, save_picture
 from .evaluator import Evaluator, PictureFeatures
-from .kept import write_whole
 from .registry import FeatureSet, gather, metric, public_distances, public_notes, there
 
 Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> number

@@ -18,6 +18,12 @@ def whole_file(target: Path, writer: str = "") -> Iterator[Path]:
     replace(partial, target)
 
 
+def write_whole(target: Path, text: str) -> None:
+    """A text, in UTF-8, that is there whole or not at all, whoever else writes it."""
+    with whole_file(target, str(os.getpid())) as file:
+        file.write_text(text, encoding="utf-8")
+
+
 def replace(source: Path, target: Path) -> None:
     """os.replace. Windows replaces no file that somebody reads, so there it is tried again for a second."""
     for _ in range(20 if os.name == "nt" else 0):

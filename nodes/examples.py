@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from ..models.whole_files import whole_file
+from ..models.whole_files import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 EXAMPLES = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
@@ -25,8 +25,7 @@ def put_examples(inputs: Path, user: Path, examples: Path = EXAMPLES) -> list[st
                     shutil.copyfile(examples / name, file)
                 put.append(name)
         if not known.issuperset(names):
-            with whole_file(mark) as file:
-                file.write_text("".join(f"{name}\n" for name in sorted(known.union(names))), encoding="utf-8")
+            write_whole(mark, "".join(f"{name}\n" for name in sorted(known.union(names))))
     except OSError as error:
         log.warning("the example workflows' pictures could not all be put into %s: %s. Copy them there from %s", inputs,
                     error, examples)

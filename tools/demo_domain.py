@@ -24,11 +24,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..evaluate.kept import write_whole
 from ..evaluate.metrics import edge_agreement
 from ..evaluate.tables import name_of
 from ..models.loading import DEMO
-from ..models.whole_files import whole_file
+from ..models.whole_files import whole_file, write_whole
 from ..train.data import read_picture, to_unit
 from . import scenes
 from .jobs import ROOT, Job, Jobs, arguments_of, gpu_names, planned

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ..models.whole_files import whole_file
+from ..models.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,8 +139,7 @@ class Jobs:
                 log.error("%s failed (status %d): see %s", job.name, status, self.out / f"{job.name}.log")
             else:
                 self.finished.add(job.name)
-                with whole_file(self.mark(job)) as file:
-                    file.write_text(shlex.join(self.commands[job.name]), encoding="utf-8")
+                write_whole(self.mark(job), shlex.join(self.commands[job.name]))
                 log.info("%s is finished", job.name)
 
 

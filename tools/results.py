@@ -21,7 +21,7 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ from ..evaluate import edits as E
 from ..evaluate import intervals
 from ..evaluate import mmfs as M
 from ..evaluate import osasis as O
-from ..evaluate.kept import write_whole
 from ..evaluate.registry import METRICS, metric
 from ..evaluate.tables import LABEL, Rows, file_name, first_of_each, split_groups, table
 from ..models.features.clip import Clip
 from ..models.loading import DEMO, load_clip
+from ..models.whole_files import write_whole
 from ..train.data import find_pictures, split
 from .jobs import ROOT, Job, Jobs, arguments_of, gpu_names, planned
 from .sheet import contact_sheet as labelled_sheet
@@ -309,8 +309,8 @@ def edits_sheet(sheets: Mapping[str, Path]) -> Image.Image:
     return stacked(blocks)
 
 
-def write_pictures(out: Path, page: Path) -> list[str]:
-    """A contact sheet of each method and of the edits beside the page; the lines that show them."""
+def write_pictures(out: Path, page: Path, titles: Iterable[str]) -> list[str]:
+    """A contact sheet of each method and of the edits of these titles beside the page; the lines that show them."""
     lines = []
     for method, row, pattern in (("OSASIS", 1, "osasis/*.png"), ("MMFS", -1, "mmfs/mmfs_*_*.png")):
         prompts = {f"mmfs_{file_name(prompt)}.png" for prompt in PROMPTS.split(",")}
@@ -320,7 +320,7 @@ def write_pictures(out: Path, page: Path) -> list[str]:
             contact_sheet(sheets, row).save(page.with_name(name), quality=72)
             lines += ["", f"{method}, every class: the style picture, then four of the photos on top in its style "
                       "(the first seed, not selected).", "", f"![{method}]({name})"]
-    edits = {title: path for title in edits_of(out)
+    edits = {title: path for title in titles
              for path in (out / "edits").glob(f"{file_name(title)}.[pj][np]g")}
     if edits:
         edits_sheet(edits).save(page.with_name(f"{page.stem}_edits.jpg"), quality=72)
@@ -346,15 +346,10 @@ def json_of(path: Path) -> Results:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def edits_of(out: Path) -> dict[str, Rows]:
-    """The rows of every edit."""
-    return json_of(out / "edits" / "edits.json")
-
-
 def read_results(out: Path) -> Results:
     """What is finished; {} for what is not."""
-    found = {name: json_of(out / name / file) for name, file in (("osasis", "results.json"), ("mmfs", "mmfs.json"))}
-    found["edits"] = edits_of(out)
+    files = {"osasis": "osasis/results.json", "mmfs": "mmfs/mmfs.json", "edits": "edits/edits.json"}
+    found = {name: json_of(out / file) for name, file in files.items()}
     ranked = out / "rank" / "ranked.csv"
     with ranked.open(encoding="utf-8", newline="") if ranked.exists() else io.StringIO() as file:
         return found | {"rank": {row["file"]: float(row["distance"]) for row in csv.DictReader(file)}}
@@ -362,7 +357,8 @@ def read_results(out: Path) -> Results:
 
 def write_page(out: Path, page: Path) -> None:
     photos = [path.parent.name for path in find_pictures(out / "photos")]
-    write_whole(page, page_of(read_results(out), photos, write_pictures(out, page)))
+    results = read_results(out)
+    write_whole(page, page_of(results, photos, write_pictures(out, page, results["edits"])))
     log.info("wrote %s", page)
 
 

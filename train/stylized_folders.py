@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.faces.steady import Frame, steadied
 from ..models.films import Piece, reach_of, steadied_film
 from ..models.rng import stream_seed
-from ..models.whole_files import whole_file
+from ..models.whole_files import write_whole
 from .data import flat_names, picture_files, read_picture, read_whole, to_unit
 from .plots import save_picture
 from .stylists import Stylist, StylistConfig, stylist
@@ -73,8 +72,7 @@ def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | 
     path = out / SETTINGS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{out} holds pictures of another style or other settings ({SETTINGS}); name another folder")
-    with whole_file(path, writer=str(os.getpid())) as file:
-        file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(settings, indent=1))
 
 
 def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: float,
@@ -94,8 +92,7 @@ def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: 
             frames.append([])
     film = steadied(frames, Choice("all"), sigma)
     told = {name: [[number, square.quad.tolist()] for number, square in frame] for name, frame in zip(jobs, film)}
-    with whole_file(path, writer=str(os.getpid())) as file:
-        file.write_text(json.dumps(told), encoding="utf-8")
+    write_whole(path, json.dumps(told))
 
 
 def read_film(path: Path) -> dict[str, Frame]:
