@@ -90,6 +90,15 @@ def ddim_schedule(count: int, alpha_bar: Tensor | None = None) -> Schedule:
     return Schedule(times, tuple(float(a[t]) for t in times))
 
 
+def check_steps(config: object, *names: str) -> None:
+    """ValueError names the first of the configuration's fields whose number of steps no DDIM schedule has."""
+    for name in names:
+        try:
+            ddim_times(getattr(config, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
 def respaced_schedule(count: int) -> Schedule:
     """The DDPM schedule of P2 with `count` steps."""
     times, a = respaced_times(count), linear_alpha_bar()

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..models import rng
 from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE
-from ..models.diffusion import SOLVERS, Schedule, ddim_between, ddim_schedule, eps_of
+from ..models.diffusion import SOLVERS, Schedule, check_steps, ddim_between, ddim_schedule, eps_of
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
@@ -94,11 +94,7 @@ class OSASISConfig:
                     self.perceptual_weight)):
             raise ValueError("cross_weight, in_domain_weight, clip_weight, l1_weight and perceptual_weight must not "
                              "all be 0")
-        for name in ("forward_steps", "reverse_steps", "latent_steps", "generate_steps"):
-            try:
-                ddim_schedule(getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+        check_steps(self, "forward_steps", "reverse_steps", "latent_steps", "generate_steps")
         if not self.indices:
             raise ValueError(f"t0 x reverse_steps < 1 (t0 {self.t0}, {self.reverse_steps} steps); increase t0 or steps")
 

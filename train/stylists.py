@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models import loading
 from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE, change_point_weights, mix_codes
-from ..models.diffusion import ddim_schedule
+from ..models.diffusion import check_steps
 from ..models.mmfs import MMFS, clip_fingerprint, clip_warning
 from ..models.osasis import SamplingSettings, stylize
 from ..models.precision import AUTO, autocast
@@ -48,11 +48,7 @@ class StylistConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; take 1 or more")
-        for name in ("encode_steps", "decode_steps"):
-            try:
-                ddim_schedule(getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+        check_steps(self, "encode_steps", "decode_steps")
 
 
 @dataclass(frozen=True)

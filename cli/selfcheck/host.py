@@ -135,21 +135,24 @@ def resumed(place: Place, label: str, name: str, steps: int = 0) -> None:
     forget(place, label, name)
 
 
-def killed(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
+def broken_off(place: Place, name: str, rolls: Random, notes: list[str], act: Callable[[], object]) -> tuple[str, int]:
+    """Act at a random moment of a prompt of a random kind. Returns the kind, and the last step that was seen."""
     label = rolls.choice(list(KINDS))
     seconds = rolls.random() * place.whole(label).seconds
-    steps, ended = run_until(place, KINDS[label].graph(name), place.server.kill, seconds)
+    steps, ended = run_until(place, KINDS[label].graph(name), act, seconds)
     notes.append(f"{label} at {seconds:.2f} s, after step {steps}{' (it had ended)' * ended}")
+    return label, steps
+
+
+def killed(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
+    label, steps = broken_off(place, name, rolls, notes, lambda: place.server.kill())
     place.restart()
     resumed(place, label, name, steps)
     return LOADED, ""
 
 
 def cancelled(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
-    label = rolls.choice(list(KINDS))
-    seconds = rolls.random() * place.whole(label).seconds
-    steps, ended = run_until(place, KINDS[label].graph(name), place.client.interrupt, seconds)
-    notes.append(f"{label} at {seconds:.2f} s, after step {steps}{' (it had ended)' * ended}")
+    label, steps = broken_off(place, name, rolls, notes, lambda: place.client.interrupt())
     check_tidy(place.base)
     resumed(place, label, name, steps)
     return LOADED, ""
@@ -165,6 +168,11 @@ def failed(place: Place, graph: Graph, wrong: Callable[[str], str] = complaint) 
             raise Wrong(f"{error.node_type}: {reason}: {error}") from error
         return error.message
     return ""
+
+
+def outcome_of(message: str) -> Found:
+    """The outcome of an attempt that ended rightly, with what `failed` gave."""
+    return (REFUSED, message[:200]) if message else (LOADED, "")
 
 
 def of_memory(message: str) -> str:
@@ -203,7 +211,7 @@ def out_of_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> F
         timer.join()
         resource.prlimit(place.server.process.pid, resource.RLIMIT_AS, limits)
     resumed(place, label, name)
-    return (REFUSED, message[:200]) if message else (LOADED, "")
+    return outcome_of(message)
 
 
 def out_of_gpu_memory(place: Place, name: str, rolls: Random, notes: list[str]) -> Found:
@@ -217,7 +225,7 @@ def out_of_gpu_memory(place: Place, name: str, rolls: Random, notes: list[str]) 
         after.unlink(missing_ok=True)
     check_tidy(place.base)
     resumed(place, label, name)
-    return (REFUSED, message[:200]) if message else (LOADED, "")
+    return outcome_of(message)
 
 
 # --- no room, no rights -----------------------------------------------------------------------------------------------
@@ -237,7 +245,7 @@ def disk_full(place: Place, name: str, rolls: Random, notes: list[str]) -> Found
         resumed(place, label, name)
     finally:
         unmount(target)
-    return (REFUSED, message[:200]) if message else (LOADED, "")
+    return outcome_of(message)
 
 
 def mounted(folder: Path, options: str) -> bool:
@@ -270,7 +278,7 @@ def read_only_folders(place: Place, name: str, rolls: Random, notes: list[str]) 
         raise Wrong("a style was saved into a read-only folder")
     check_tidy(place.base)
     resumed(place, label, name)
-    return (REFUSED, message[:200]) if message else (LOADED, "")
+    return outcome_of(message)
 
 
 # --- many clients -----------------------------------------------------------------------------------------------------
