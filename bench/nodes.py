@@ -114,8 +114,6 @@ def main() -> int:
         write_models(base)
         with ComfyServer(find_host(), base, options=flags) as server:
             client = server.client
-            for picture in sorted((ROOT / "workflows" / "inputs").glob("*.*")):
-                client.upload(picture)
             started = memory(client)
             print(f"{client.get_json('/system_stats')['devices'][0]['name']}\n\n| run | node | s |\n|---|---|---|")
             further = {"micro_batch": options.micro_batch}

@@ -1,9 +1,10 @@
 """What every node of the pack has in common: its values are checked against its own schema before it runs."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -31,8 +32,19 @@ class AtelierNode(io.ComfyNode):
             if schema.is_input_list:
                 values = {name: joined(name, value, cls.JOINED) for name, value in values.items()}
             check_values(schema, values)
-            return inner.__func__(node, *args, **values)
+            with memory_named():
+                return inner.__func__(node, *args, **values)
         cls.execute = classmethod(execute)
+
+
+@contextlib.contextmanager
+def memory_named() -> Iterator[None]:
+    """A MemoryError of Python has no text: one that says what there is none of, and what to do."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"there is no main memory left{str(error) and f' ({error})'}. Close other programs, or take "
+                          "fewer or smaller pictures at a time") from error
 
 
 def joined(name: str, value: Any, names: tuple[str, ...]) -> Any:

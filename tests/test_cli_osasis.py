@@ -37,7 +37,7 @@ def test_words_become_a_style_file_that_more_steps_go_on_from(train, tmp_path):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    ((), "name the style with --text"), (("--text", "dog"), "knows no word of 'dog'"),
+    ((), "name the style with --text"), (("--text", "dog"), "does not know 'dog'"),
     (("--text", "drawing", "--preset", "best"), "there is no preset 'best'"),
     (("--text", "drawing", "--text-source", "drawing"), "is the same as the source")])
 def test_what_cannot_be_learned_is_one_line(train, caplog, more, message):

@@ -149,7 +149,7 @@ def test_the_command_prints_a_table_for_each_edit(command, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ([], "name edits: --texts, --attributes or both"), (["--texts=zebra"], "knows no word"),
+    ([], "name edits: --texts, --attributes or both"), (["--texts=zebra"], "does not know 'zebra'"),
     (["--attributes=hat"], "no attribute 'hat'; take one of smiling, old"),
     (["--texts=drawing", "--strengths="], "--strengths is empty"), (["--texts=drawing", "--strengths=a"], "separated"),
     (["--texts=drawing", "--set=colour=1"], "there is no setting 'colour'"),

@@ -134,8 +134,10 @@ def test_prompts_are_checked_by_clip_s_own_count():
         with pytest.raises(ValueError, match=message):
             net.check_prompt(text)
     small = tiny.clip()
-    small.check_prompt("a red face in watercolor")
-    for text, message in (("watercolor", "knows no word"), ("red " * 7, "9 tokens .* at most 8")):
+    small.check_prompt("The red face, an a")
+    for text, message in (("watercolor", "does not know 'watercolor'; it knows: "), (" an", "does not know ' an'"),
+                          ("Red oil of a moon, oil", "does not know 'oil', 'of', 'moon'; "),
+                          ("red " * 7, "9 tokens .* at most 8")):
         with pytest.raises(ValueError, match=message):
             small.check_prompt(text)
 

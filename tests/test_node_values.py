@@ -93,6 +93,12 @@ def test_trainings_rankings_and_grids_join_lists_of_pictures_and_no_other_node_t
         assert set(node.JOINED) <= pictures and bool(node.JOINED) == node.INPUT_IS_LIST
 
 
+def test_a_memory_error_says_what_to_do(nodes):
+    for text, message in (("", r"there is no main memory left\. Close "), ("64 GB", r"left \(64 GB\)\. Close ")):
+        with pytest.raises(MemoryError, match=message), nodes.base.memory_named():
+            raise MemoryError(*[text][:len(text)])
+
+
 def test_a_list_is_one_batch_or_its_only_item(nodes):
     joined, one, two = nodes.base.joined, torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3)
     assert torch.equal(joined("photos", [one, None, two], ("photos",)), torch.cat([one, two]))

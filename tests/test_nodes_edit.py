@@ -73,7 +73,7 @@ def test_an_edit_by_text_can_be_cancelled(nodes, loaded, monkeypatch):
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"targets": " \n"}, "write 1 to 16, an edit each"), ({"source": ""}, "the prompt is empty"),
-    ({"targets": "zebra"}, "knows no word"), ({"decode_steps": 60}, "cannot be spaced evenly"),
+    ({"targets": "zebra"}, "does not know 'zebra'"), ({"decode_steps": 60}, "cannot be spaced evenly"),
     ({"gradient": "x"}, "take one of one-step, chain")])
 def test_wrong_values_are_refused(nodes, loaded, changes, words):
     with pytest.raises(ValueError, match=words):

@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 from .comfy import ROOT, ComfyServer, HostMissing, find_host
-from .graphs import INPUTS
 from .host import setup
 
 SCRIPT = ROOT / "tools" / "page.mjs"
@@ -55,8 +54,6 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="atelier-page-") as base, \
                 ComfyServer(find_host(), base=Path(base)) as server:
-            for picture in INPUTS.glob("*.png"):
-                server.client.upload(picture)
             print(drive(server.url, *sys.argv[1:], failed_shot=Path("failed.png")), end="")
     except (HostMissing, PageError) as error:
         print(error, file=sys.stderr)

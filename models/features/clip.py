@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSINGS = ("osasis", "openai", "mmfs")
+ARTICLES = ("a", "an", "the")
 
 
 # heads of picture towers that do not have 64 channels each, by (width, patch, layers): H/14, H/16, g/14, bigG/14, e/14
@@ -136,11 +137,19 @@ class WordTokenizer:
         """Ids of the known words, start and end not among them."""
         return [self.ids[word] for word in self.words_of(text) if word in self.ids]
 
+    def check(self, text: str) -> None:
+        """ValueError for a text with words that are not in the list, but for articles, or with none at all."""
+        words = self.words_of(text)
+        unknown = [word for word in dict.fromkeys(words) if word not in self.ids and word not in ARTICLES]
+        if unknown or not self.encode(text):
+            named, known = ", ".join(map(repr, unknown or [text]))[:80], ", ".join(sorted(self.ids))
+            raise ValueError(f"the small CLIP does not know {named}; it knows: {known}. Use these words alone, or load "
+                             "a full CLIP")
+
     def _row(self, text: str) -> list[int]:
         ids = self.encode(text)[:self.context - 2]
         if not ids:
-            raise ValueError(f"the small CLIP knows no word of {text[:80]!r}; it knows: {', '.join(sorted(self.ids))}. "
-                             "Use some of these words, or load a full CLIP")
+            self.check(text)
         row = [1, *ids, self.end]
         return row + [0] * (self.context - len(row))
 
@@ -199,7 +208,7 @@ class Clip(nn.Module):
         return self.encode_with_tokens(self.preprocess(pictures, "mmfs"), block)[1]
 
     def check_prompt(self, text: str) -> None:
-        """ValueError for a text that CLIP cannot read whole: empty, too long, or without any word that it knows."""
+        """ValueError for a text that CLIP cannot read whole: empty, too long, or with words that it does not know."""
         self._check_text_tower()
         if not text.strip():
             raise ValueError("the prompt is empty; describe the style in a few words, such as 'watercolor painting'")
@@ -208,7 +217,8 @@ class Clip(nn.Module):
         if count > context:
             raise ValueError(f"the prompt has {count} tokens and this CLIP reads at most {context} "
                              "(start and end included); shorten it")
-        tokenizer([text])
+        if isinstance(tokenizer, WordTokenizer):
+            tokenizer.check(text)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (B, D) of texts. ValueError without a text tower."""

@@ -34,7 +34,7 @@ def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(server: ComfyServer) -> Client:
     return server.client
 

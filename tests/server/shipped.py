@@ -5,7 +5,7 @@ import copy
 import json
 from pathlib import Path
 
-from oneshot_atelier.cli.client import Client, Graph
+from oneshot_atelier.cli.client import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -49,9 +49,3 @@ def reduced(graph: Graph) -> dict:
         assert lowered.keys() <= node["inputs"].keys(), f"{node['class_type']} has no input of these: {lowered}"
         node["inputs"] |= lowered
     return graph
-
-
-def upload_pictures(client: Client) -> None:
-    """Give ComfyUI the pictures and films that the shipped workflows load."""
-    for picture in sorted(path for path in INPUTS.iterdir() if path.suffix in (".png", ".mp4")):
-        client.upload(picture)

@@ -57,7 +57,6 @@ def test_a_photo_comes_out_as_from_the_workflow(server: ComfyServer, added: tupl
     """Of MMFS; OSASIS needs a style that a fine-tune has saved, and its nodes are compared above."""
     name, _, queued = added
     if PLANS[name]["workflow"] == "mmfs_photo":
-        shipped.upload_pictures(server.client)
         whole = picture(server.client, shipped.shipped("mmfs_photo"), "8")
         graph = queued | {"photo": {"class_type": "LoadImage", "inputs": {"image": "wall.png"}}}
         for entry in queued.values():

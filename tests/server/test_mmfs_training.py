@@ -124,7 +124,7 @@ def failing(client: Client, kind: str, **inputs: object) -> str:
 @pytest.mark.parametrize(("kind", "inputs", "words"), [
     ("zero_shot", {"prompt": " "}, "the prompt is empty"),
     ("zero_shot", {"prompt": "watercolor " * 80}, "tokens and this CLIP reads at most"),
-    ("zero_shot", {"prompt": "zzz"}, "knows no word of"),
+    ("zero_shot", {"prompt": "zzz"}, "does not know 'zzz'"),
     ("zero_shot", {"name": "../up"}, "cannot be a file's name"),
     ("zero_shot", {"photos_folder": "../output"}, "../output"),
     ("stage1", {"precision": "float8"}, "precision")])

@@ -33,7 +33,6 @@ def older(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comf
 
 @pytest.fixture(scope="module")
 def client(older: ComfyServer) -> Client:
-    shipped.upload_pictures(older.client)
     return older.client
 
 

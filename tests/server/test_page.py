@@ -107,7 +107,6 @@ def inside(one: list[float], other: list[float]) -> bool:
 @pytest.fixture(scope="module", params=["classic", "nodes2"])
 def drawn(request: pytest.FixtureRequest, server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Every workflow as a page draws it at 100 % zoom, with what a run shows: see page_look.mjs."""
-    shipped.upload_pictures(server.client)
     folder = tmp_path_factory.mktemp("drawn")
     (folder / "runs.json").write_text(json.dumps({name: what_a_run_shows(name) for name in NAMES}))
     drive(server.url, "measure", request.param, folder / "seen.json", folder / "runs.json",

@@ -62,7 +62,6 @@ def wanted(walk: Walk, values: dict[str, dict], iterations: int) -> dict[str, di
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("walk", WALKS, ids=[walk.name for walk in WALKS])
 def test_a_workflow_by_hand(server: ComfyServer, tmp_path: Path, walk: Walk, page: str) -> None:
-    shipped.upload_pictures(server.client)
     name = f"by_hand_{walk.name}_{page}"
     values = lowered(walk, name)
     kind, widget, value = walk.changed

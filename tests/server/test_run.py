@@ -28,7 +28,6 @@ def test_shipped_workflows_are_converted_as_the_page_does(server: ComfyServer, n
 
 
 def test_the_page_resolves_a_workflow_as_the_converter_does(server: ComfyServer, tmp_path: Path) -> None:
-    shipped.upload_pictures(server.client)
     (tmp_path / "page.json").write_text(json.dumps(page_workflow()))
     (tmp_path / "queued").mkdir()
     drive(server.url, "queued", tmp_path / "queued", tmp_path / "page.json", timeout=120)

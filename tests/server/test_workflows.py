@@ -62,14 +62,7 @@ Pictures = dict[str, list[np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def with_inputs(server: ComfyServer) -> Client:
-    """A client of the server, which has the pictures that the workflows load."""
-    shipped.upload_pictures(server.client)
-    return server.client
-
-
-@pytest.fixture(scope="module")
-def demo(with_inputs: Client) -> tuple[Result, Result]:
+def demo(client: Client) -> tuple[Result, Result]:
     """Two runs of the main workflow; the style it saves is what the others load.
 
     Its fine-tune has a seed and a name of its own: the page's test runs the same graph on this server, which would
@@ -77,7 +70,7 @@ def demo(with_inputs: Client) -> tuple[Result, Result]:
     """
     graph = reduced(shipped.shipped(MAIN))
     graph[node_of(graph, "AtelierOSASISFineTune")]["inputs"] |= {"seed": 7, "name": "demo_tested"}
-    return run_twice(with_inputs, graph)
+    return run_twice(client, graph)
 
 
 def run_twice(client: Client, graph: Mapping) -> tuple[Result, Result]:
@@ -108,9 +101,9 @@ def check_runs(name: str, client: Client, first: Result, second: Result) -> None
 
 
 # --- the workflows run ---------------------------------------------------------------------------------------------
-def test_the_main_workflow_runs_and_its_second_run_is_cached(with_inputs: Client, demo: tuple[Result, Result]) -> None:
-    check_runs(MAIN, with_inputs, *demo)
-    pictures = saved(with_inputs, reduced(shipped.shipped(MAIN)), demo[0])
+def test_the_main_workflow_runs_and_its_second_run_is_cached(client: Client, demo: tuple[Result, Result]) -> None:
+    check_runs(MAIN, client, *demo)
+    pictures = saved(client, reduced(shipped.shipped(MAIN)), demo[0])
     spn, without = pictures["atelier_demo/result"], pictures["atelier_demo/result_no_spn"]
     assert all((a != b).any() for a, b in zip(spn, without, strict=True))
 
@@ -134,16 +127,16 @@ def test_the_saved_style_is_on_disk_and_holds_its_settings(server: ComfyServer, 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != MAIN])
-def test_a_workflow_runs_and_its_second_run_is_cached(name: str, with_inputs: Client, demo: object) -> None:
-    check_runs(name, with_inputs, *run_twice(with_inputs, reduced(shipped.shipped(name))))
+def test_a_workflow_runs_and_its_second_run_is_cached(name: str, client: Client, demo: object) -> None:
+    check_runs(name, client, *run_twice(client, reduced(shipped.shipped(name))))
 
 
-def test_the_film_comes_back_as_a_film_with_another_face(with_inputs: Client) -> None:
+def test_the_film_comes_back_as_a_film_with_another_face(client: Client) -> None:
     """Of core's nodes, all frames, in time and in size; the face is changed, the corner is not."""
     graph = reduced(shipped.shipped("mmfs_video"))
-    result = with_inputs.run(graph, timeout=120)
+    result = client.run(graph, timeout=120)
     ref, = result.image_refs(node_of(graph, "SaveVideo"))
-    films = [av.open(source) for source in (shipped.INPUTS / "astronaut.mp4", io.BytesIO(with_inputs.fetch(ref)))]
+    films = [av.open(source) for source in (shipped.INPUTS / "astronaut.mp4", io.BytesIO(client.fetch(ref)))]
     before, after = (np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]).astype(int)
                      for film in films)
     assert before.shape == after.shape == (24, 240, 320, 3)
@@ -152,21 +145,21 @@ def test_the_film_comes_back_as_a_film_with_another_face(with_inputs: Client) ->
     assert apart[80:160, 120:180].mean() > 15 and apart[:20, -20:].mean() < 4
 
 
-def test_a_changed_setting_runs_only_what_hangs_on_it(with_inputs: Client, demo: object) -> None:
+def test_a_changed_setting_runs_only_what_hangs_on_it(client: Client, demo: object) -> None:
     graph = reduced(shipped.shipped("osasis_stylize"))
-    first = with_inputs.run(graph, timeout=120)
+    first = client.run(graph, timeout=120)
     stylize, paste = node_of(graph, "AtelierOSASISStylize"), node_of(graph, "AtelierPasteFaces")
     graph[stylize]["inputs"]["spn_weight"] = 0.5
-    second = with_inputs.run(graph, timeout=120)
+    second = client.run(graph, timeout=120)
     saves = {node for node, entry in graph.items() if entry["class_type"] == "SaveImage"}
     assert second.ran[0] == stylize and set(second.ran) == {stylize, paste} | saves
-    images = [saved(with_inputs, graph, result)["atelier/stylized"] for result in (first, second)]
+    images = [saved(client, graph, result)["atelier/stylized"] for result in (first, second)]
     assert all((a != b).any() for a, b in zip(*images, strict=True))
 
 
-def test_a_measure_without_its_file_says_which_file_folder_and_page(server: ComfyServer, with_inputs: Client) -> None:
+def test_a_measure_without_its_file_says_which_file_folder_and_page(server: ComfyServer, client: Client) -> None:
     with pytest.raises(NodeFailed) as failed:
-        with_inputs.run(changed("mmfs_measure", "AtelierComparePictures", measure="lpips_alex"), timeout=120)
+        client.run(changed("mmfs_measure", "AtelierComparePictures", measure="lpips_alex"), timeout=120)
     text = str(failed.value)
     assert "alexnet-owt-7be5be79.pth, from https://download.pytorch.org" in text
     assert str(server.base / "models" / "alexnet") in text and "Load Metric Networks" in text
@@ -207,32 +200,32 @@ def faces_graph(**align: object) -> dict:
     return graph
 
 
-def test_faces_are_found_changed_and_put_back(with_inputs: Client) -> None:
+def test_faces_are_found_changed_and_put_back(client: Client) -> None:
     with Image.open(shipped.INPUTS / "wall.png") as stored:
         before = np.asarray(stored.convert("RGB")).astype(int)
     graph = faces_graph()
-    result = with_inputs.run(graph, timeout=120)
-    after = saved(with_inputs, graph, result)["atelier/mmfs_photo"][0].astype(int)
+    result = client.run(graph, timeout=120)
+    after = saved(client, graph, result)["atelier/mmfs_photo"][0].astype(int)
     same = (before == after).all(-1)
     assert 0.3 < same.mean() < 0.8 and np.abs(before - after)[80:180, 80:160].mean() > 20
     assert result.outputs["3"]["text"][0].count("face ") >= 5 and len(result.outputs["3"]["images"]) == 1
     graph["6"]["inputs"]["results"] = ["3", 0]
-    unchanged = saved(with_inputs, graph, with_inputs.run(graph, timeout=120))["atelier/mmfs_photo"][0]
+    unchanged = saved(client, graph, client.run(graph, timeout=120))["atelier/mmfs_photo"][0]
     assert (unchanged == before).all()
 
 
-def test_without_alignment_the_pair_passes_on(with_inputs: Client) -> None:
+def test_without_alignment_the_pair_passes_on(client: Client) -> None:
     graph = faces_graph(align=False)
-    assert saved(with_inputs, graph, with_inputs.run(graph, timeout=60))["atelier/mmfs_photo"][0].shape == (400, 640, 3)
+    assert saved(client, graph, client.run(graph, timeout=60))["atelier/mmfs_photo"][0].shape == (400, 640, 3)
 
 
-def test_a_face_by_hand_and_a_picture_without_one(with_inputs: Client) -> None:
+def test_a_face_by_hand_and_a_picture_without_one(client: Client) -> None:
     graph = faces_graph(box="40 40 160 160")
-    with_inputs.run(graph, timeout=60)
+    client.run(graph, timeout=60)
     graph = faces_graph()
-    graph["2"]["inputs"]["image"] = with_inputs.upload(encoded(Image.new("RGB", (300, 200), (90, 120, 60))), "no.png")
+    graph["2"]["inputs"]["image"] = client.upload(encoded(Image.new("RGB", (300, 200), (90, 120, 60))), "no.png")
     with pytest.raises(NodeFailed, match="No face found in picture 0. .* give the five points or the square by hand"):
-        with_inputs.run(graph, timeout=60)
+        client.run(graph, timeout=60)
 
 
 # --- bad input: the client is told what is wrong -------------------------------------------------------------------
@@ -250,16 +243,16 @@ def changed(name: str, kind: str, **inputs: object) -> dict:
     ("AtelierOSASISStylize", {"spn_weight": 9.0}, "spn_weight"),
     ("AtelierAlignFaces", {"five_points": "1 2 3"}, "five_points takes ten numbers"),
 ])
-def test_bad_settings_are_refused_before_anything_runs(with_inputs: Client, kind: str, inputs: dict,
+def test_bad_settings_are_refused_before_anything_runs(client: Client, kind: str, inputs: dict,
                                                        words: str) -> None:
     with pytest.raises(PromptRejected) as refused:
-        with_inputs.run(changed("osasis_stylize", kind, **inputs), timeout=60)
+        client.run(changed("osasis_stylize", kind, **inputs), timeout=60)
     assert words in str(refused.value) and kind in str(refused.value)
 
 
-def test_a_level_that_the_model_does_not_have(with_inputs: Client, demo: object) -> None:
+def test_a_level_that_the_model_does_not_have(client: Client, demo: object) -> None:
     with pytest.raises(NodeFailed, match="levels names 512, .* its levels are 128, 64, 32, 16, 8, middle"):
-        with_inputs.run(changed("osasis_stylize", "AtelierMixCodes", levels="512:1"), timeout=120)
+        client.run(changed("osasis_stylize", "AtelierMixCodes", levels="512:1"), timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -271,31 +264,31 @@ def other_model(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -
     return changed("osasis_stylize", "AtelierLoadDiffAE", model=path.name)
 
 
-def test_a_style_code_of_another_model(with_inputs: Client, demo: object, other_model: dict) -> None:
+def test_a_style_code_of_another_model(client: Client, demo: object, other_model: dict) -> None:
     with pytest.raises(NodeFailed, match="the style code was made with another DiffAE than the rest"):
-        with_inputs.run(other_model, timeout=120)
+        client.run(other_model, timeout=120)
 
 
-def test_a_style_of_another_model(with_inputs: Client, demo: object, other_model: dict) -> None:
+def test_a_style_of_another_model(client: Client, demo: object, other_model: dict) -> None:
     mix = other_model[node_of(other_model, "AtelierMixCodes")]["inputs"]
     mix["z_style"] = mix["z_content"]
     with pytest.raises(NodeFailed, match="this style was made for a DiffAE of 128 px .* not for this one of 32 px"):
-        with_inputs.run(other_model, timeout=120)
+        client.run(other_model, timeout=120)
 
 
 @pytest.mark.parametrize("style", ["(no style saved yet)", "gone.safetensors", "../../../input/face_1.png"])
-def test_a_style_that_is_not_there(with_inputs: Client, style: str) -> None:
+def test_a_style_that_is_not_there(client: Client, style: str) -> None:
     with pytest.raises(RunError) as failed:
-        with_inputs.run(changed("osasis_stylize", "AtelierLoadOSASISStyle", file=style), timeout=60)
+        client.run(changed("osasis_stylize", "AtelierLoadOSASISStyle", file=style), timeout=60)
     assert style in str(failed.value)
 
 
-def test_a_truncated_model_file(server: ComfyServer, with_inputs: Client) -> None:
+def test_a_truncated_model_file(server: ComfyServer, client: Client) -> None:
     path = server.base / "models" / "diffae" / "half.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes((loading.DEMO / "diffae.safetensors").read_bytes()[:100_000])
     with pytest.raises(NodeFailed, match="half.safetensors"):
-        with_inputs.run(changed("osasis_random_faces", "AtelierLoadDiffAE", model="half.safetensors"), timeout=60)
+        client.run(changed("osasis_random_faces", "AtelierLoadDiffAE", model="half.safetensors"), timeout=60)
 
 
 # --- pictures of all kinds -----------------------------------------------------------------------------------------
@@ -342,20 +335,20 @@ def test_a_picture_of_one_pixel(client: Client) -> None:
         client.run(graph, timeout=60)
 
 
-def test_a_useless_style_image_stops_the_main_workflow_before_anything_long(with_inputs: Client) -> None:
+def test_a_useless_style_image_stops_the_main_workflow_before_anything_long(client: Client) -> None:
     graph = reduced(shipped.shipped(MAIN))
     twin = node_of(graph, "AtelierPhotoTwin")
     graph[graph[twin]["inputs"]["style_image"][0]]["inputs"]["image"] = \
-        with_inputs.upload(encoded(Image.new("RGB", (1, 1))), "one.png")
+        client.upload(encoded(Image.new("RGB", (1, 1))), "one.png")
     with pytest.raises(NodeFailed, match="style_image: a picture of 1 x 1 px") as failed:
-        with_inputs.run(graph, timeout=60)
+        client.run(graph, timeout=60)
     assert failed.value.node_id == twin
     assert "AtelierOSASISFineTune" not in {graph[node]["class_type"] for node in failed.value.result.ran}
 
 
-def test_two_style_images(with_inputs: Client) -> None:
+def test_two_style_images(client: Client) -> None:
     graph = reduced(shipped.shipped(MAIN))
     batch = node_of(graph, "ImageBatch")
     graph[node_of(graph, "AtelierPhotoTwin")]["inputs"]["style_image"] = [batch, 0]
     with pytest.raises(NodeFailed, match="style_image: one picture is needed, not 2"):
-        with_inputs.run(graph, timeout=60)
+        client.run(graph, timeout=60)
