@@ -30,7 +30,7 @@ ROOT = setup.HERE.parents[1]
 NEWEST = ("torch==2.14.1", "torchvision==0.29.1")
 # the lower bounds of pyproject.toml, and the oldest torch with all that is called; ComfyUI's own bound of kornia
 OLDEST = ("torch==2.4.1", "torchvision==0.19.1", "numpy==1.26.4", "einops==0.7", "kornia==0.7.1", "lpips==0.1.3",
-          "open_clip_torch==2.32", "pillow==10.0", "safetensors==0.4.3", "timm==1.0.3", "tqdm==4.65")
+          "open_clip_torch==2.32", "pillow==10.1", "safetensors==0.4.3", "timm==1.0.3", "tqdm==4.65")
 PINS = {"3.10": OLDEST, "3.12": (*NEWEST, "numpy==1.26.4"), "3.13": NEWEST}
 UNUSED = ("torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs")  # of ComfyUI's; large
 TESTS = [f"tests/test_{name}.py" for name in (
