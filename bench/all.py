@@ -334,7 +334,10 @@ NOTES = f"""Random weights, except for the number formats. Medians after warm-up
 otherwise. GiB are what PyTorch reserves at its peak (`torch.cuda.max_memory_reserved` after `empty_cache` and
 `reset_peak_memory_stats`): all networks that are loaded and the pools of CUDA graphs count, the CUDA context does not.
 
-The official figures and where they come from are in `bench/official.py`. The floor is the UNet's arithmetic alone at
+The official figures and where they come from are in `bench/official.py`. The official MMFS program was not timed: in
+the rows of MMFS "official" is the same network in plain PyTorch, as of 2026-11-26.
+
+The floor is the UNet's arithmetic alone at
 {ARITHMETIC / 1e12:.0f} TFLOP/s (16 bit, what an H100 reaches in large matrix products), or, for the calls of the first
 rows, the memory traffic at the data sheet's bandwidth if that takes longer. Traffic is counted operator by operator
 (`bench/measure.py: Counts`): each reads its inputs once, writes its outputs once and finds nothing in a cache; a norm

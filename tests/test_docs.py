@@ -1,8 +1,9 @@
-"""docs/osasis.md and docs/mmfs.md: the sections that the code cites are there, and the code that they name is there."""
+"""What pages say of each other and of the code: cited sections, links, anchors, functions, settings, figures."""
 from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import tomllib
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ("osasis", "mmfs")
 CITING = ("models", "train", "evaluate", "nodes", "cli")
-SECTION = r"[A-G](?:\.\d{1,2}| \d{1,2})?"
+SECTION = r"[A-H](?:\.\d{1,2}| \d{1,2})?"
 CITED = re.compile(rf"docs/(osasis|mmfs)\.md((?:(?:,| to| and)? {SECTION}\b)*)")
-BARE = re.compile(r"\b(?:[A-G]\.\d{1,2}|D \d{1,2})\b|(?<=\()[A-G](?=\))")
+BARE = re.compile(r"\b(?:[A-H]\.\d{1,2}|D \d{1,2})\b|(?<=\()[A-H](?=\))")
+TITLED = re.compile(r"docs/(\w+)\.md`?, ([A-Z][a-z]\w+)")  # a section by its title, as in "docs/faces.md, Films"
 NAMED = re.compile(r"`([\w/]+\.py): ([^`]+)`")
 
 
@@ -126,10 +128,68 @@ def test_every_function_that_a_document_names_is_there(name):
         assert not missing, f"{file}: {missing}"
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def pages() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md"),
+            *(ROOT / "models").rglob("*.md"), *(ROOT / "tests").rglob("*.md"), *(ROOT / "bench").rglob("*.md")]
+
+
+def titles(path: Path) -> list[str]:
+    fenced = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    return re.findall(r"^#{1,6} (.+)$", fenced.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """The anchors that GitHub gives to the titles of a page."""
+    return frozenset(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles(path))
+
+
+def lost_links(path: Path) -> list[str]:
+    """Links of a page to files or anchors that are not there. Those from the root of a server are left out."""
+    found = []
+    for target in re.findall(r"\]\((?!https?:|/)([^)\s]+)", path.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        if not there.exists() or anchor and anchor not in anchors(there):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), target
+    assert lost_links(path) == []
+
+
+def test_lost_links_are_found(tmp_path):
+    (tmp_path / "other.md").write_text("# One title: `code`, more\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("## Here\n[a](other.md) [b](other.md#one-title-code-more) [c](#here) [d](https://x.y/z)\n"
+                    "[e](/api/f) [f](none.md) [g](other.md#two) [h](#there)\n", encoding="utf-8")
+    assert lost_links(page) == ["none.md", "other.md#two", "#there"]
+
+
+def lost_names(text: str) -> list[str]:
+    """Documents, sections and titles of documents that a text names and that are not there."""
+    text = " ".join(text.split())
+    named = set(re.findall(r"(?<![\w/])docs/(\w+)\.md", text))
+    found = sorted(f"docs/{name}.md" for name in named if not (ROOT / "docs" / f"{name}.md").is_file())
+    found += [match[0] for match in CITED.finditer(text) for section in re.findall(rf"\b{SECTION}\b", match[2])
+              if section not in sections(match[1])]
+    return found + [f"docs/{name}.md, {title}" for name, title in TITLED.findall(text)
+                    if not any(title in each.split() for each in titles(ROOT / "docs" / f"{name}.md"))]
+
+
+def test_documents_that_are_named_are_there_with_what_is_named_of_them():
+    said = {path: path.read_text(encoding="utf-8") for path in pages()}
+    said |= {path: "\n\n".join(texts(path)) for path in python_files(*CITING, "bench", "tools")}
+    lost = {str(path.relative_to(ROOT)): lost_names(text) for path, text in said.items()}
+    assert {path: names for path, names in lost.items() if names} == {}
+
+
+def test_lost_names_are_found():
+    text = ("docs/osasis.md H.1 and `docs/faces.md`, Films. web/docs/ID.md, docs/none.md; docs/mmfs.md H, "
+            "(docs/faces.md, Sound)")
+    assert lost_names(text) == ["docs/none.md", "docs/mmfs.md H", "docs/faces.md, Sound"]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -182,6 +242,34 @@ def test_messages_in_the_readme_are_those_of_the_code():
             assert any(part.strip("'/ ") in text for text in said), part
 
 
+def rows_of(page: str) -> Iterator[tuple[str, str, str]]:
+    """(row, column, cell) of all tables of a page; "(up)" and "(down)" of a column left out."""
+    for block in re.findall(r"^\|.*\n\|[-|]+\n(?:\|.*\n)+", page, re.MULTILINE):
+        head, _, *rows = ([part.strip() for part in line.strip()[1:-1].split("|")] for line in block.splitlines())
+        for row in rows:
+            yield from ((row[0], re.sub(r" \((?:up|down)\)$", "", column), part)
+                        for column, part in zip(head[1:], row[1:], strict=True))
+
+
+def claims_of(page: str) -> set[tuple[str, ...]]:
+    """(claim, measure, difference with its interval, verdict) of a page's tables."""
+    lines = ([part.strip() for part in line.strip("|").split("|")] for line in page.splitlines())
+    return {tuple(line[-4:]) for line in lines if line[-1] in ("**yes**", "**no**", "**unclear**")}
+
+
+def test_figures_of_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    measured = readme[readme.index("## Measured"):readme.index("### Time")]
+    found: dict[tuple[str, str], set[str]] = {}
+    for row, column, part in rows_of((ROOT / "docs" / "results.md").read_text(encoding="utf-8")):
+        found.setdefault((row, column), set()).add(part)
+    compared = [(row, column, part) for row, column, part in rows_of(measured) if (row, column) in found]
+    assert len(compared) > 60
+    assert [each for each in compared if each[2] not in found[each[:2]]] == []
+    claims = claims_of(measured)
+    assert len(claims) > 8 and claims <= claims_of((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+
+
 def test_the_registry_finds_icon_banner_and_the_oldest_comfyui():
     from oneshot_atelier.tests.server.test_older_host import VERSION
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -195,12 +283,22 @@ def test_the_registry_finds_icon_banner_and_the_oldest_comfyui():
     assert comfy["requires-comfyui"] == f">={VERSION}"
 
 
+def test_the_readme_tells_how_many_words_the_demo_clip_knows():
+    from oneshot_atelier.models.loading import DEMO, load_clip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = {int(number) for number in re.findall(r"(\d+) words", readme)}
+    assert told == {len(load_clip(DEMO / "clip.safetensors").tokenizer().ids)}
+
+
+def test_notes_of_workflows_are_those_of_their_layouts():
+    layouts = json.loads((ROOT / "tools" / "layouts.json").read_text(encoding="utf-8"))
+    for name, layout in layouts.items():
+        workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "Note"]
+        assert notes == [layout["note"]], name
+
+
 # --- no document but these --------------------------------------------------------------------------------------------
-def pages() -> list[Path]:
-    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md"),
-            *(ROOT / "models").rglob("*.md")]
-
-
 def test_nothing_mentions_documents_that_are_not_in_the_repository():
     for path in [*python_files(*CITING, "bench", "tools", "tests"), *pages()]:
         whole = path.read_text()
