@@ -60,7 +60,7 @@ class ModelLoader(AtelierNode):
         return host.valid_model(cls.KIND, model)
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, **others: object) -> str:
+    def fingerprint_inputs(cls, model: str | None, **others: object) -> str:
         return host.model_token(cls.KIND, model)
 
     @classmethod
@@ -77,7 +77,7 @@ class StyleLoader(AtelierNode):
         return host.valid_model(cls.KIND, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None) -> str:
         return host.model_token(cls.KIND, file)
 
 
@@ -171,7 +171,7 @@ class LoadPerceptual(AtelierNode):
         return model == ENCODER or host.valid_model("lpips", model)
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, diffae: DiffAEModel | None = None) -> str:
+    def fingerprint_inputs(cls, model: str | None, diffae: DiffAEModel | None = None) -> str:
         return model if model == ENCODER else host.model_token("lpips", model)
 
     @classmethod

@@ -103,10 +103,11 @@ class LoadMetricNetworks(AtelierNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, alexnet: str, arcface: str, inception: str, art_inception: str,
-                           **others: object) -> list[str]:
+    def fingerprint_inputs(cls, alexnet: str | None, arcface: str | None, inception: str | None,
+                           art_inception: str | None, **others: object) -> list[str]:
         chosen = files_of(alexnet, arcface, inception, art_inception)
-        return [file if file == host.NO_FILE else host.model_token(folder, file) for folder, file in chosen.items()]
+        return [host.NO_FILE if file == host.NO_FILE else host.model_token(folder, file)
+                for folder, file in chosen.items()]
 
     @classmethod
     def execute(cls, alexnet: str, arcface: str, inception: str, art_inception: str,

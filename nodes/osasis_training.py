@@ -207,8 +207,18 @@ def fine_tune(node: type[io.ComfyNode], models: TuneModels, values: TuneValues, 
     return io.NodeOutput(LoadedStyle.of(style), code, shown, curve, losses, ui=ui.PreviewImage(shown, cls=node))
 
 
+def squashed(name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+    """A list of several sizes at the model's size, each squashed as Make Photo Twin does, so that a style image and its
+    twin show the same places."""
+    return images.batch(pictures, name, values["diffae"].net.image_size, "squash")
+
+
 class OSASISFineTune(AtelierNode):
     JOINED = ("twin", "style_image", "contents")
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        return squashed(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -254,6 +264,10 @@ class OSASISFineTune(AtelierNode):
 
 class OSASISFineTuneText(AtelierNode):
     JOINED = ("contents",)
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        return squashed(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
