@@ -230,8 +230,8 @@ class StylizeOSASIS(AtelierNode):
                 sockets.STRUCTURAL_CODE.Input("structure", tooltip="The photos' structural codes, from the style's own "
                                                                    "DiffAE."),
                 sockets.MIXED_CODES.Input("mix", tooltip="The mixed semantic codes of photos and style image."),
-                inputs.steps(50, "Steps of the whole schedule. Of these, t0 x steps are run. 50 is official, 20 is "
-                                 "faster."),
+                inputs.steps(50, "Steps of the whole schedule. Of these, t0 x steps are run, and one more with solver ddim "
+                                 "and noise_level matched. 50 is official, 20 is faster."),
                 io.Boolean.Input("use_spn", default=True,
                                  tooltip="Use the style's SPN. Off: without the SPN, to see its effect."),
                 io.Float.Input("spn_weight", default=UNSET, min=UNSET, max=2.0, step=0.01,

@@ -35,7 +35,8 @@ class ChooseOSASISSnapshot(AtelierNode):
                 sockets.STRUCTURAL_CODE.Input("structure", tooltip="The photos' structural codes. Some four are "
                                                                    "enough."),
                 sockets.MIXED_CODES.Input("mix", tooltip="The mixed semantic codes, from Mix Codes."),
-                inputs.steps(20, "Steps of the whole schedule. Of these, t0 x steps are run."),
+                inputs.steps(20, "Steps of the whole schedule. Of these, t0 x steps are run, and one more with solver ddim "
+                                 "and noise_level matched."),
                 inputs.image("twin", "The style image's photo twin, where the style's direction begins. Not connected: "
                                      "at the photos' mean. A style from words needs none.", optional=True)],
             outputs=[

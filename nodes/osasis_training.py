@@ -64,7 +64,8 @@ class OSASISFineTuneOptions(AtelierNode):
                                               "timestep: the diffusion time."),
                 inputs.steps(DEFAULTS["forward_steps"], "Steps of encoding.", "forward_steps"),
                 inputs.steps(DEFAULTS["reverse_steps"], "Steps of decoding. An iteration has t0 x this many optimiser "
-                                                        "steps.", "reverse_steps"),
+                                                        "steps, and one more with noise_level matched.",
+                             "reverse_steps"),
                 inputs.steps(DEFAULTS["latent_steps"], "Steps of the latent DDIM, for content pictures.",
                              "latent_steps"),
                 inputs.steps(DEFAULTS["generate_steps"], "Steps of generating content pictures.", "generate_steps"),
