@@ -172,6 +172,22 @@ def test_styles_from_pictures(nodes, loaded):
     assert not torch.allclose(each[0], each[1])
 
 
+def test_the_user_stops_the_embedding_of_pictures(nodes, loaded, monkeypatch):
+    calls, stopped = interrupt_after(monkeypatch, nodes, 2)
+    with pytest.raises(stopped):
+        nodes.MMFSStyleFromPicture.execute(loaded.mmfs, loaded.clip, picture(3, 5), False)
+    assert len(calls) == 2
+
+
+def test_of_many_photos_as_many_as_are_looked_at_are_prepared(nodes, loaded, monkeypatch):
+    prepared, to_square = [], nodes.images.to_square
+    monkeypatch.setattr(nodes.images, "to_square", lambda x, *args: prepared.append(len(x)) or to_square(x, *args))
+    many = picture(3, 70)
+    codes = [nodes.MMFSStyleFromText.execute(loaded.mmfs, loaded.clip, "drawing", 1.0, photos)[0].w
+             for photos in (many, many[:64])]
+    assert prepared == [64, 64] and torch.equal(*codes)
+
+
 def test_styles_from_words(nodes, loaded):
     from_text = nodes.MMFSStyleFromText.execute
     plain = from_text(loaded.mmfs, loaded.clip, "a drawing", 0.0)[0].w
