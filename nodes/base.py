@@ -35,6 +35,7 @@ class AtelierNode(io.ComfyNode):
             schema, values = cls.GET_SCHEMA(), dict(zip(names, args)) | values
             if schema.is_input_list:
                 values = joined(node, values)
+            values = switched(schema, values)
             check_values(schema, values)
             with memory_named():
                 return inner.__func__(node, **values)
@@ -79,6 +80,13 @@ def first(value: Any) -> Any:
     """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too; of a
     linked input (None,)."""
     return value[0] if isinstance(value, (list, tuple)) and value else value
+
+
+def switched(schema: io.Schema, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values in which a switch stands for a choice of that name: Sweep takes the words on and off for switches."""
+    choices = {field.id: list(field.options or []) for field in schema.inputs if isinstance(field, io.Combo.Input)}
+    return {name: word if isinstance(value, bool) and (word := "on" if value else "off") in choices.get(name, [])
+            else value for name, value in values.items()}
 
 
 def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:

@@ -164,8 +164,8 @@ def drawing(made: FaceGeometry) -> Image.Image:
 # --- following --------------------------------------------------------------------------------------------------------
 @dataclass
 class Followed:
-    """Pictures and masks, bent where there is a face, as IMAGEs and MASKs of one; what there is to be said of those, and
-    the numbers of the others."""
+    """Pictures and masks, bent where there is a face, as IMAGEs and MASKs of one; what there is to be said of those,
+    and the numbers of the others."""
     pictures: list[Tensor]
     masks: list[Tensor]
     lines: list[str]

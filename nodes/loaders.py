@@ -140,8 +140,8 @@ class LoadCLIP(ModelLoader):
                               "Activation of a foreign file. auto is QuickGELU, which OpenAI's weights need, and GELU "
                               "for ViT-H/14 and larger. Take gelu for most models that OpenCLIP trained itself. The "
                               "pack's own files know theirs."),
-                foreign_setting("vision_heads", 64, "Attention heads of the image encoder of a foreign file. 0: one for "
-                                                    "64 channels, or that of the published model of this size.")],
+                foreign_setting("vision_heads", 64, "Attention heads of the image encoder of a foreign file. 0: one "
+                                                    "for 64 channels, or that of the published model of this size.")],
             outputs=[sockets.CLIP.Output("clip", display_name="clip",
                                          tooltip="The CLIP model. It is not a text encoder of Stable Diffusion.")])
 

@@ -100,6 +100,15 @@ def test_trainings_rankings_and_grids_join_lists_of_pictures_and_no_other_node_t
         assert set(node.JOINED) <= pictures and bool(node.JOINED) == node.INPUT_IS_LIST
 
 
+def test_a_switch_stands_for_the_choice_of_its_name(nodes):
+    def given(**values):
+        return nodes.base.switched(nodes.MMFSStylize.GET_SCHEMA(), values)
+    assert given(face_scale=False, batch=8, fit="crop") == {"face_scale": "off", "batch": 8, "fit": "crop"}
+    assert given(fit=False, batch=False) == {"fit": False, "batch": False}, "there is no such choice"
+    with pytest.raises(ValueError, match="face_scale is 'True'; take one of off"):
+        nodes.MMFSStylize.execute(face_scale=True)
+
+
 def test_a_memory_error_says_what_to_do(nodes):
     for text, message in (("", r"there is no main memory left\. Close "), ("64 GB", r"left \(64 GB\)\. Close ")):
         with pytest.raises(MemoryError, match=message), nodes.base.memory_named():
