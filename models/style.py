@@ -137,13 +137,15 @@ def styled(net: MMFS, style: MMFSStyle, strength: float = 1.0) -> MMFS:
 
 def at_strength(style: OSASISStyle, base: Mapping[str, Tensor], strength: float) -> OSASISStyle:
     """A style whose network lies between the DiffAE's UNet (strength 0, bit for bit) and the style's (1), or beyond (to
-    1.5), and whose SPN weighs as much more or less. base: state dict of that UNet.
+    1.5), and whose SPN weighs as much more or less. base: state dict of that UNet, on any device; the new weights lie
+    where the style's do.
 
     ValueError for a strength out of range. The codes' part is `MixedCodes.strength`.
     """
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(f"strength is {strength:g}; take 0 (the reconstruction) to {MAX_STRENGTH}, 1 is the style")
-    unet = interpolated(base, style.unet, strength)
+    here = {name: weight.to(style.unet[name].device) for name, weight in base.items()}
+    unet = interpolated(here, style.unet, strength)
     weight = SamplingSettings.of(style.settings).spn_weight
     return replace(style, unet=unet, settings=style.settings | {"spn_weight": weight * strength, "strength": strength})
 

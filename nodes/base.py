@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from . import images
@@ -26,15 +28,23 @@ class AtelierNode(io.ComfyNode):
         if inner is None or hasattr(inner.__func__, "__wrapped__"):
             return  # ComfyUI runs a locked copy of the class, which brings the checked execute along
 
+        names = tuple(inspect.signature(inner.__func__).parameters)[1:]
+
         @functools.wraps(inner.__func__)
         def execute(node: type[AtelierNode], *args: Any, **values: Any) -> io.NodeOutput:
-            schema = cls.GET_SCHEMA()
+            schema, values = cls.GET_SCHEMA(), dict(zip(names, args)) | values
             if schema.is_input_list:
-                values = {name: joined(name, value, cls.JOINED) for name, value in values.items()}
+                values = joined(node, values)
+            values = switched(schema, values)
             check_values(schema, values)
             with memory_named():
-                return inner.__func__(node, *args, **values)
+                return inner.__func__(node, **values)
         cls.execute = classmethod(execute)
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[torch.Tensor], values: Mapping[str, Any]) -> Any:
+        """What the node gets of a list of IMAGEs, possibly of several sizes. values: those that are no such lists."""
+        return images.batch(pictures, name)
 
 
 @contextlib.contextmanager
@@ -47,21 +57,36 @@ def memory_named() -> Iterator[None]:
                           "fewer or smaller pictures at a time") from error
 
 
-def joined(name: str, value: Any, names: tuple[str, ...]) -> Any:
-    """One value of a list that a node with lists gets: all pictures as a batch, or the only item. ValueError for
-    several."""
+def joined(node: type[AtelierNode], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a node that gets a list of each: pictures joined as the node does, of all others the only item.
+    ValueError for several."""
+    lists = {name for name, value in values.items() if name in node.JOINED and isinstance(value, list)}
+    single = {name: value if name in lists else only(name, value) for name, value in values.items()}
+    others = {name: value for name, value in single.items() if name not in lists}
+    return {name: node.join(name, [item for item in value if item is not None], others) if name in lists else value
+            for name, value in single.items()}
+
+
+def only(name: str, value: Any) -> Any:
+    """The only item of a list. ValueError for several."""
     if not isinstance(value, list):
         return value
-    if name in names:
-        return images.batch([item for item in value if item is not None], name)
     if len(value) > 1:
         raise ValueError(f"{name}: one value is needed, not a list of {len(value)}. Pick one of the list")
     return value[0] if value else None
 
 
 def first(value: Any) -> Any:
-    """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too."""
-    return value[0] if isinstance(value, list) and value else value
+    """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too; of a
+    linked input (None,)."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value
+
+
+def switched(schema: io.Schema, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values in which a switch stands for a choice of that name: Sweep takes the words on and off for switches."""
+    choices = {field.id: list(field.options or []) for field in schema.inputs if isinstance(field, io.Combo.Input)}
+    return {name: word if isinstance(value, bool) and (word := "on" if value else "off") in choices.get(name, [])
+            else value for name, value in values.items()}
 
 
 def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:

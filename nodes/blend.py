@@ -12,7 +12,10 @@ from ..models.colour import with_colours_of
 from ..models.style import MAX_STRENGTH, at_strength, blended, check_osasis_style
 from . import images, inputs, sockets
 from .base import AtelierNode
+from .host import NodeProgress
 from .sockets import DiffAEModel, LoadedStyle, MixedCodes, SemanticCode
+
+CHUNK = 16  # pictures whose colours are kept at a time
 
 
 def slider(name: str, default: float, most: float, tooltip: str) -> io.Float.Input:
@@ -107,16 +110,20 @@ class KeepColours(AtelierNode):
 
     @classmethod
     def execute(cls, results: Tensor, photos: Tensor, amount: float) -> io.NodeOutput:
-        made, seen = (images.in_chunks(image, what, lambda x: x) for image, what in
-                      ((results, "results"), (photos, "photos")))
+        made = images.in_chunks(results, "results", lambda x: x)
+        seen = images.in_chunks(photos, "photos", lambda x: of_size(x, made.shape[-2:]))
         made, seen = sockets.paired(made, seen, ("results", "photos"))
-        if seen.shape[-2:] != made.shape[-2:]:
-            size = made.shape[-2:]
-            seen = images.in_chunks(photos, "photos", lambda x: F.interpolate(
-                x, size, mode="bilinear", antialias=True, align_corners=False)).expand(len(made), -1, -1, -1)
-        parts = [with_colours_of(a * 2 - 1, b * 2 - 1, amount)
-                 for a, b in zip(made.split(16), seen.split(16), strict=True)]
+        pairs = list(zip(made.split(CHUNK), seen.split(CHUNK), strict=True))
+        progress, parts = NodeProgress(len(pairs)), []
+        for a, b in pairs:
+            parts.append(with_colours_of(a * 2 - 1, b * 2 - 1, amount))
+            progress()
         return io.NodeOutput(images.to_image(torch.cat(parts)))
+
+
+def of_size(x: Tensor, size: torch.Size) -> Tensor:
+    """Pictures (B, 3, H, W) at this height and width."""
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 NODES = [OSASISStrength, BlendOSASISStyles, KeepColours, InterpolateCodes]

@@ -58,7 +58,7 @@ class EvaluationTable(AtelierNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, results_folder: str, photos_folder: str, styles_folder: str,
+    def fingerprint_inputs(cls, results_folder: str | None, photos_folder: str | None, styles_folder: str | None,
                            **others: object) -> list[str]:
         return [host.folder_token(name) for name in (results_folder, photos_folder, styles_folder)]
 

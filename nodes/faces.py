@@ -146,7 +146,7 @@ class AlignFaces(AtelierNode):
         if not align:
             return output(cls, unaligned(image, size), count)
         choice = Choice(faces, index, face_sources.point_of(point, (shape[0], shape[1])))
-        given = told(count, (shape[0], shape[1]), five_points, box, box_kind, bounding_box, face_landmarks)
+        given = given_squares(count, (shape[0], shape[1]), five_points, box, box_kind, bounding_box, face_landmarks)
         if given is not None:
             cut = cut_all(image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
                           choice, (size, pad), steady)
@@ -159,8 +159,8 @@ class AlignFaces(AtelierNode):
         return output(cls, cut, count)
 
 
-def told(count: int, shape: tuple[int, int], five_points: str, box: str, box_kind: str, bounding_box: Any,
-         face_landmarks: Any) -> list[list[FaceSquare]] | None:
+def given_squares(count: int, shape: tuple[int, int], five_points: str, box: str, box_kind: str, bounding_box: Any,
+                  face_landmarks: Any) -> list[list[FaceSquare]] | None:
     """The squares in each picture that the user or another node gives; None if faces are to be searched. ValueError if
     more than one says where they are."""
     ways = {"five_points": five_points.strip() or None, "box": box.strip() or None, "bounding_box": bounding_box,
@@ -219,13 +219,13 @@ def cut_all(image: Tensor, find: Finder, choice: Choice, how: tuple[int, bool], 
     cut = Cut.of(sum(map(len, chosen)), how[0])
     for place, (answer, rows) in enumerate(zip(answers, chosen, strict=True)):
         if not rows:
-            cut.left.append(crops.why_not_this(place, len(answer.squares), choice.index) if answer.squares
-                            else answer.why_none)
+            cut.left.append(answer.why_none if not answer.squares else crops.why_not_in_frame(place, choice.index)
+                            if steady else crops.why_not_this(place, len(answer.squares), choice.index))
         picture = signed(image, place, device) if rows or len(cut.shown) < SHOWN else None
         if picture is not None:
             add_faces(cut, picture, place, rows, how)
             if len(cut.shown) < SHOWN:
-                cut.shown.append(outlined(picture, [square for _, square in rows] if steady else answer.squares))
+                cut.shown.append(outlined(picture, rows if steady else list(enumerate(answer.squares))))
         progress()
     return cut
 
@@ -256,11 +256,11 @@ def unaligned(image: Tensor, size: int) -> Cut:
     return cut
 
 
-def outlined(picture: Tensor, squares: list[FaceSquare]) -> Tensor:
-    """An IMAGE of a picture (3, H, W) in [-1, 1] with its squares and their numbers."""
+def outlined(picture: Tensor, rows: Frame) -> Tensor:
+    """An IMAGE of a picture (3, H, W) in [-1, 1] with its squares and the numbers of their faces."""
     drawn = images.to_pil(images.to_image(picture[None]))
     draw, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 250))
-    for number, square in enumerate(squares):
+    for number, square in rows:
         corners, colour = [(x, y) for x, y in square.quad.tolist()], COLOURS[number % len(COLOURS)]
         draw.line([*corners, corners[0]], fill=colour, width=width)
         font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 25)))

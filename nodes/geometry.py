@@ -164,11 +164,12 @@ def drawing(made: FaceGeometry) -> Image.Image:
 # --- following --------------------------------------------------------------------------------------------------------
 @dataclass
 class Followed:
-    """Pictures and masks that were bent, as IMAGEs and MASKs of one, and what there is to be said of each."""
+    """Pictures and masks, bent where there is a face, as IMAGEs and MASKs of one; what there is to be said of those,
+    and the numbers of the others."""
     pictures: list[Tensor]
     masks: list[Tensor]
     lines: list[str]
-    left: list[str]
+    left: list[int]
 
 
 class FollowGeometry(AtelierNode):
@@ -198,20 +199,29 @@ class FollowGeometry(AtelierNode):
     def execute(cls, results: Tensor, geometry: FaceGeometry, strength: float, photos: Tensor | None = None,
                 masks: Tensor | None = None) -> io.NodeOutput:
         count = len(images.check(results, "results"))
-        if photos is not None:
-            sockets.paired_length(count, len(images.check(photos, "photos")), ("results", "photos"))
+        if photos is not None and (given := len(images.check(photos, "photos"))) not in (1, count):
+            raise ValueError(f"{count} results cannot be paired with {given} photos. Connect as many photos as "
+                             "results, or a single one")
         masks = checked_masks(masks, results)
         if not strength:
             report = "strength is 0: nothing was deformed"
             return io.NodeOutput(results, mask_output(masks), report, ui=ui.PreviewText(report))
         done = follow(results, photos, masks, geometry, strength)
         if not done.lines:
-            raise ValueError("\n".join(done.left))
-        if done.left:
-            host.warn("\n".join(done.left))
-        report = "\n".join([*done.lines, *done.left])
+            raise ValueError("\n".join(without_a_face(place, photos) for place in done.left))
+        left = [without_a_face(place, photos, ", so it stays as it is") for place in done.left]
+        if left:
+            host.warn("\n".join(left))
+        report = "\n".join([*done.lines, *left])
         return io.NodeOutput(torch.cat(done.pictures), mask_output(torch.cat(done.masks) if done.masks else None),
                              report, ui=ui.PreviewText(report))
+
+
+def without_a_face(place: int, photos: Tensor | None, then: str = "") -> str:
+    """What to say of a picture in which no face was found. then: what becomes of it."""
+    if photos is None:
+        return f"picture {place}: no face was found{then}. Connect the photos that were stylized"
+    return f"picture {place}: no face was found in it or in its photo{then}. Connect pictures that show one"
 
 
 def mask_output(masks: Tensor | None) -> Tensor | host.ExecutionBlocker:
@@ -240,8 +250,7 @@ def follow(results: Tensor, photos: Tensor | None, masks: Tensor | None, made: F
             mask = None if masks is None else masks[place]
             points = points_of(networks, one[0] * 2 - 1, photo)
             if points is None:
-                done.left.append(f"picture {place}: no face was found, so it stays as it is. Connect the photos that "
-                                 "were stylized")
+                done.left.append(place)
             else:
                 bend = geometry.following(one[0], points, made, strength)
                 one, mask = warp.bent(one[0], bend)[None], None if mask is None else warped_mask(mask, bend)
@@ -258,13 +267,12 @@ def warped_mask(mask: Tensor, bend: warp.Bend) -> Tensor:
 
 def points_of(networks: FaceNetworks, result: Tensor, photo: Tensor | None) -> Tensor | None:
     """The landmarks (468, 2) of a result (3, H, W) in [-1, 1], in its pixels: read in it where its photo has the face
-    if the mesh is sure of them there, else the photo's. Without a photo, what is found in the result."""
-    if photo is None:
+    if the mesh is sure of them there, else the photo's. Without a photo, or a face in it, what is found in the
+    result."""
+    seen = None if photo is None else geometry.landmarks(networks, photo)
+    if photo is None or seen is None:
         found = geometry.landmarks(networks, result)
         return found and found.points
-    seen = geometry.landmarks(networks, photo)
-    if seen is None:
-        return None
     ratio = torch.tensor([result.shape[2] / photo.shape[2], result.shape[1] / photo.shape[1]])
     square = seen.square * torch.cat([ratio, ratio.max()[None], torch.ones(1)])
     found = geometry.landmarks_in(networks, result, square)

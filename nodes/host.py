@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import logging
 import os
@@ -124,8 +125,11 @@ def model_folder(kind: str) -> Path:
     return Path(folder_paths.get_folder_paths(kind)[0])
 
 
-def model_token(kind: str, name: str) -> str:
-    """Changes when the chosen file does; for fingerprint_inputs."""
+def model_token(kind: str, name: str | None) -> str:
+    """Changes when the chosen file does; of a linked choice (None), when any file of the kind does. For
+    fingerprint_inputs."""
+    if name is None:
+        return "\n".join(f"{known} {model_token(kind, known)}" for known in model_choices(kind))
     try:
         return store.file_token(model_path(kind, name))
     except (ValueError, OSError):
@@ -157,26 +161,52 @@ def input_folders() -> list[str]:
     for place, folders, _ in os.walk(root):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [(Path(place) / name).relative_to(root).as_posix() for name in folders]
-        if len(found) >= MOST_FOLDERS:
+        if len(found) > MOST_FOLDERS:
+            say_cut(root)
             break
     return sorted(found)[:MOST_FOLDERS]
 
 
+@functools.cache
+def say_cut(root: Path) -> None:
+    """Once for all nodes that offer the folders."""
+    log.warning("%s has more than %d sub-folders, and nodes offer %d of them. A workflow finds the others by name",
+                root, MOST_FOLDERS, MOST_FOLDERS)
+
+
 def input_folder(name: str) -> Path | None:
-    """The folder behind a choice; None for 'none'. ValueError for any name that is not among the choices."""
+    """The folder behind a choice, or beyond MOST_FOLDERS one that would be; None for 'none'. ValueError for any other
+    name."""
     if name == NO_FOLDER:
         return None
-    if name not in input_folders():
-        raise ValueError(f"there is no folder {name!r} in {folder_paths.get_input_directory()}. Make it there, press R "
-                         "to refresh the page, and pick it from the list")
-    return Path(folder_paths.get_input_directory()) / name
+    root = Path(folder_paths.get_input_directory())
+    if not is_input_folder(root, name):
+        raise ValueError(f"there is no folder {name!r} in {root}. Make it there, press R to refresh the page, and pick "
+                         "it from the list")
+    return root / name
 
 
-def folder_token(name: str) -> str:
-    """Changes when the files of the chosen folder do; for fingerprint_inputs."""
+def is_input_folder(root: Path, name: str) -> bool:
+    """Would a walk through the root come by this folder? Step by step, so that no name leads out of the root; a link
+    may end the way, but nothing behind it is walked."""
+    place = root.resolve()
+    for part in name.split("/"):
+        if is_hidden(part) or place.is_symlink() or part not in os.listdir(place):
+            return False
+        place = place / part
+        if not place.is_dir():
+            return False
+    return True
+
+
+def folder_token(name: str | None) -> str:
+    """Changes when the files of the chosen folder do; of a linked choice (None), when those of any folder do. For
+    fingerprint_inputs."""
     try:
-        folder = input_folder(name)
-        stats = [] if folder is None else [(str(p), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+        folders = [input_folder(name)] if name is not None else [
+            entry for entry in Path(folder_paths.get_input_directory()).iterdir()
+            if entry.is_dir() and not is_hidden(entry.name)]
+        stats = [(str(p), p.stat()) for folder in folders if folder for p in sorted(folder.rglob("*")) if p.is_file()]
     except (ValueError, OSError):
         return "missing"
     listing = "".join(f"{path}{stat.st_size}{stat.st_mtime_ns}" for path, stat in stats)

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -16,8 +17,22 @@ from ..train.data import find_pictures, read_pictures, to_bytes, to_unit
 from ..train.gan import Pictures
 from ..train.stream import ImageStream, StreamConfig, hash_of_files
 from . import host, images, inputs
+from .base import AtelierNode, first
 
 MOST = 1024  # pictures of a folder that a fine-tune takes, spread over all of them
+
+
+class PhotosNode(AtelierNode):
+    """A training of an MMFS with photos: on a socket, or in the folder of the input `photos_folder`."""
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Any:
+        """Of several sizes, the middle squares at the model's size."""
+        return images.batch(pictures, name, values["mmfs"].net.config.resolution)
+
+    @classmethod
+    def fingerprint_inputs(cls, photos_folder: str | None = host.NO_FOLDER, **others: Any) -> str:
+        return host.folder_token(first(photos_folder))
 
 
 def folder_input(name: str, tooltip: str) -> io.Combo.Input:
@@ -41,14 +56,21 @@ def squares(image: Tensor, px: int, what: str) -> Tensor:
     return to_bytes(images.to_square(image, px, what))
 
 
-def gathered(image: Tensor | None, folder: str, px: int, what: str) -> Tensor | None:
-    """uint8 (N, 3, px, px), middle squares: the pictures on the socket, then those of the folder. None if neither."""
+def gathered(image: Tensor | None, folder: str, px: int, what: str, tell: Callable[[str], None]) -> Tensor | None:
+    """uint8 (N, 3, px, px), middle squares: the pictures on the socket, then those of the folder. None if neither.
+    tell: gets a text if not all of the folder are taken."""
     parts = [] if image is None else [squares(image, px, what)]
-    paths = folder_pictures(folder)
-    every = max(1, -(-len(paths) // MOST))
-    if paths:
-        parts.append(read_pictures(paths[::every], px, host.check_interrupt))
+    if paths := spread(folder_pictures(folder), tell):
+        parts.append(read_pictures(paths, px, host.check_interrupt))
     return torch.cat(parts) if parts else None
+
+
+def spread(paths: list[Path], tell: Callable[[str], None]) -> list[Path]:
+    """All of them, or MOST that are evenly spread over them, which is told."""
+    if len(paths) <= MOST:
+        return paths
+    tell(f"{MOST:,} of {len(paths):,} pictures of the folder are used, evenly spread over it")
+    return [paths[k * len(paths) // MOST] for k in range(MOST)]
 
 
 @dataclass(frozen=True)

@@ -74,14 +74,21 @@ def in_chunks(image: Tensor, what: str, work: Callable[[Tensor], Tensor], device
     return out
 
 
-def batch(pictures: Sequence[Tensor], what: str) -> Tensor | None:
-    """One IMAGE of several; of several sizes, the middle squares at the smallest one's. None for none."""
+def batch(pictures: Sequence[Tensor], what: str, side: int | None = None, mode: str = "crop") -> Tensor | None:
+    """One IMAGE of several. None for none.
+
+    Of several sizes, each is fitted to `side` by the mode of `fit`; None is the smallest one's side. Those of one size
+    keep it, and their channels if they are as many, else they become RGB.
+    """
     if not pictures:
         return None
-    if len({tuple(check(image, what).shape[1:]) for image in pictures}) == 1:
+    shapes = {tuple(check(image, what).shape[1:]) for image in pictures}
+    if len(shapes) == 1:
         return torch.cat(list(pictures))
-    side = min(min(image.shape[1:3]) for image in pictures)
-    return torch.cat([fit(image, side, "crop", what) for image in pictures])
+    if len({shape[:2] for shape in shapes}) == 1:
+        return torch.cat([in_chunks(image, what, lambda x: rearrange(x, "b c h w -> b h w c")) for image in pictures])
+    side = side or min(min(shape[:2]) for shape in shapes)
+    return torch.cat([fit(image, side, mode, what) for image in pictures])
 
 
 def to_model(image: Tensor, px: int, what: str = "image") -> Tensor:

@@ -40,7 +40,7 @@ def model_input(kind: str, tooltip: str) -> io.Combo.Input:
     return inputs.file_choice("model", host.model_choices(kind), host.DEMO_NAME, tooltip)
 
 
-def told(name: str, most: int, tooltip: str) -> io.Int.Input:
+def foreign_setting(name: str, most: int, tooltip: str) -> io.Int.Input:
     """What the tensors of a foreign file do not tell; 0 leaves it to the loader."""
     return inputs.advanced(io.Int.Input(name, default=0, min=0, max=most, optional=True, tooltip=tooltip))
 
@@ -60,7 +60,7 @@ class ModelLoader(AtelierNode):
         return host.valid_model(cls.KIND, model)
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, **others: object) -> str:
+    def fingerprint_inputs(cls, model: str | None, **others: object) -> str:
         return host.model_token(cls.KIND, model)
 
     @classmethod
@@ -77,7 +77,7 @@ class StyleLoader(AtelierNode):
         return host.valid_model(cls.KIND, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None) -> str:
         return host.model_token(cls.KIND, file)
 
 
@@ -111,10 +111,11 @@ class LoadDDPM(ModelLoader):
             inputs=[
                 model_input("ddpm", "'demo' ships with the pack. Others: files in models/ddpm, such as the official "
                                     "P2 model ffhq_p2.pt."),
-                told("image_size", 1024, "Pixels a side the model was trained at. 0: told by its layers."),
-                told("num_heads", 64, "Attention heads of a foreign file, if their number is fixed. 0: not fixed."),
-                told("head_channels", 512, "Channels of an attention head of a foreign file. 0: 64 if it learned "
-                                           "its variance, as the P2 model, else one head.")],
+                foreign_setting("image_size", 1024, "Pixels a side the model was trained at. 0: told by its layers."),
+                foreign_setting("num_heads", 64, "Attention heads of a foreign file, if their number is fixed. 0: not "
+                                                 "fixed."),
+                foreign_setting("head_channels", 512, "Channels of an attention head of a foreign file. 0: 64 if it "
+                                                      "learned its variance, as the P2 model, else one head.")],
             outputs=[sockets.DDPM.Output("ddpm", display_name="ddpm", tooltip="The diffusion model of photos.")])
 
     @classmethod
@@ -139,8 +140,8 @@ class LoadCLIP(ModelLoader):
                               "Activation of a foreign file. auto is QuickGELU, which OpenAI's weights need, and GELU "
                               "for ViT-H/14 and larger. Take gelu for most models that OpenCLIP trained itself. The "
                               "pack's own files know theirs."),
-                told("vision_heads", 64, "Attention heads of the image encoder of a foreign file. 0: one for 64 "
-                                         "channels, or that of the published model of this size.")],
+                foreign_setting("vision_heads", 64, "Attention heads of the image encoder of a foreign file. 0: one "
+                                                    "for 64 channels, or that of the published model of this size.")],
             outputs=[sockets.CLIP.Output("clip", display_name="clip",
                                          tooltip="The CLIP model. It is not a text encoder of Stable Diffusion.")])
 
@@ -171,7 +172,7 @@ class LoadPerceptual(AtelierNode):
         return model == ENCODER or host.valid_model("lpips", model)
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, diffae: DiffAEModel | None = None) -> str:
+    def fingerprint_inputs(cls, model: str | None, diffae: DiffAEModel | None = None) -> str:
         return model if model == ENCODER else host.model_token("lpips", model)
 
     @classmethod

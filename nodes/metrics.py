@@ -19,7 +19,7 @@ from ..models.kinds import KINDS
 from ..models.osasis import sampling_memory
 from . import host, images, inputs, sockets
 from .base import AtelierNode
-from .host import PatchedModule
+from .host import NodeProgress, PatchedModule
 from .sockets import CLIPModel, DiffAEModel, LoadedModel, MetricNetworks, PerceptualModel, StructureNetModel
 
 MEASURED: list[Metric] = [METRICS[name] for name in ("edge_agreement", "structure_distance", "colour_distance",
@@ -62,10 +62,13 @@ class Measure(AtelierNode):
                              for image, what in ((twin, "twin"), (style_image, "style_image")))
         memory = sampling_memory(diffae.unet, min(CHUNK, len(photos)))
         with host.running(diffae.patched, clip.patched, memory=memory) as device:
-            evaluator = Evaluator(clip.net, diffae.net)
+            evaluator = Evaluator(clip.net, diffae.net, check_interrupt=host.check_interrupt)
             direction_start = evaluator.embed(twin.to(device))
             comparison = Comparison.of(evaluator, photos, results, style_image.to(device), direction_start)
-            values = list(means(comparison, [metric.name for metric in MEASURED]).values())
+            progress, values = NodeProgress(len(MEASURED)), []
+            for metric in MEASURED:
+                values += means(comparison, [metric.name]).values()
+                progress()
         report = "\n".join(f"{metric.title}: {value:.4f} ({metric.better} is better)"
                            for metric, value in zip(MEASURED, values))
         return io.NodeOutput(report, *values, ui=ui.PreviewText(report))
@@ -103,10 +106,11 @@ class LoadMetricNetworks(AtelierNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, alexnet: str, arcface: str, inception: str, art_inception: str,
-                           **others: object) -> list[str]:
+    def fingerprint_inputs(cls, alexnet: str | None, arcface: str | None, inception: str | None,
+                           art_inception: str | None, **others: object) -> list[str]:
         chosen = files_of(alexnet, arcface, inception, art_inception)
-        return [file if file == host.NO_FILE else host.model_token(folder, file) for folder, file in chosen.items()]
+        return [host.NO_FILE if file == host.NO_FILE else host.model_token(folder, file)
+                for folder, file in chosen.items()]
 
     @classmethod
     def execute(cls, alexnet: str, arcface: str, inception: str, art_inception: str,

@@ -89,8 +89,12 @@ class StyleFromPicture(AtelierNode):
     def execute(cls, mmfs: MMFSModel, clip: CLIPModel, style_image: Tensor, average: bool) -> io.NodeOutput:
         pictures = to_bytes(images.checked(style_image, "style_image") * 2 - 1)
         sockets.warn_of_clip(mmfs, clip)
+        progress, embeddings = NodeProgress(len(pictures)), []
         with host.running(mmfs.patched, clip.patched):
-            seen = torch.cat([F.normalize(embed_file(clip.net, one), dim=-1) for one in pictures])
+            for one in pictures:
+                embeddings.append(F.normalize(embed_file(clip.net, one), dim=-1))
+                progress()
+            seen = torch.cat(embeddings)
             w = mmfs.net.styles_of(seen.mean(0, keepdim=True) if average else seen)
         return io.NodeOutput(WPlus(w.float().cpu(), mmfs.fingerprint, "picture"))
 
@@ -128,7 +132,9 @@ class StyleFromText(AtelierNode):
             raise ValueError("gap is above 0, which needs photos to stylize. Connect some faces to photos, or set gap "
                              "to 0")
         sockets.warn_of_clip(mmfs, clip)
-        x = images.to_square(photos, mmfs.net.config.resolution) if gap and photos is not None else None
+        x = None
+        if gap and photos is not None:
+            x = images.to_square(images.check(photos, "photos")[:GAP_SAMPLES], mmfs.net.config.resolution, "photos")
         with host.running(mmfs.patched, clip.patched) as device:
             texts = F.normalize(clip.net.embed_text([prompt, GAP_ANCHOR] if gap else [prompt]).float(), dim=-1)
             seen = texts[:1]

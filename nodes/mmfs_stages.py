@@ -21,10 +21,10 @@ from ..train.gan import PRECISIONS, GANConfig, TrainingStage
 from ..train.loop import Checkpointing
 from ..train.session import hash_of_network, snapshot_file
 from ..train.stages import RunConfig, run_stage
-from . import host, image_sources, inputs, sockets
+from . import host, image_sources, images, inputs, sockets
 from .base import AtelierNode, first
 from .host import PatchedModule
-from .image_sources import PictureSet
+from .image_sources import PhotosNode, PictureSet
 from .monitor import TrainingMonitor
 from .saving import save_once
 from .sockets import CLIPModel, MMFSModel, StructureNetModel, StyleGAN2Model
@@ -109,6 +109,10 @@ class TrainStage1(AtelierNode):
     JOINED = ("photos",)
 
     @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        return images.batch(pictures, name, values["stylegan2"].net.config.resolution)
+
+    @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AtelierMMFSTrainStage1", display_name="Train MMFS Stage I",
@@ -144,7 +148,7 @@ class TrainStage1(AtelierNode):
             return stage_node.train(stage, settings, d, 1)
 
 
-class TrainStage2(AtelierNode):
+class TrainStage2(PhotosNode):
     JOINED = ("photos", "art")
 
     @classmethod
@@ -202,7 +206,7 @@ class TrainStage2(AtelierNode):
             return stage_node.train(stage, settings, d, max(2, mmfs.phase), mmfs.clip)
 
 
-class TrainMapping(AtelierNode):
+class TrainMapping(PhotosNode):
     JOINED = ("photos",)
 
     @classmethod
@@ -228,10 +232,6 @@ class TrainMapping(AtelierNode):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         return inputs.valid_name(name)
-
-    @classmethod
-    def fingerprint_inputs(cls, photos_folder: str = host.NO_FOLDER, **others: Any) -> str:
-        return host.folder_token(first(photos_folder))
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, clip: CLIPModel, photos_folder: str, hidden: int, photos: Tensor | None = None,

@@ -1,7 +1,7 @@
 """Nodes that fine-tune MMFS to a style, from pictures (one-shot) or from text (zero-shot), and save it."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..train.session import snapshot_file
 from ..train.source_faces import FaceNetworks, Samples
 from . import host, image_sources, images, inputs, sockets
 from .base import AtelierNode, first
+from .image_sources import PhotosNode
 from .monitor import TrainingMonitor
 from .saving import holds, save_once
 from .sockets import CLIPModel, MMFSModel, StructureNetModel, StyleGAN2Model, TuneOptions, WPlus
@@ -133,8 +134,13 @@ def tune_outputs() -> list:
         sockets.LOSS_MAP.Output("losses", display_name="losses", tooltip="For core's Plot Loss Graph.")]
 
 
-class MMFSFineTune(AtelierNode):
+class MMFSFineTune(PhotosNode):
     JOINED = ("references", "photos")
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Any:
+        """References keep their sizes."""
+        return pictures if name == "references" else super().join(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -155,18 +161,15 @@ class MMFSFineTune(AtelierNode):
         return inputs.valid_name(name)
 
     @classmethod
-    def fingerprint_inputs(cls, photos_folder: str = host.NO_FOLDER, **others: Any) -> str:
-        return host.folder_token(first(photos_folder))
-
-    @classmethod
-    def execute(cls, mmfs: MMFSModel, clip: CLIPModel, structure_net: StructureNetModel, references: Tensor,
-                **values: Any) -> io.NodeOutput:
-        pictures = to_bytes(images.checked(references, "references") * 2 - 1)
+    def execute(cls, mmfs: MMFSModel, clip: CLIPModel, structure_net: StructureNetModel,
+                references: Tensor | Sequence[Tensor], **values: Any) -> io.NodeOutput:
+        batches = [references] if isinstance(references, Tensor) else references
+        pictures = [picture for image in batches for picture in to_bytes(images.checked(image, "references") * 2 - 1)]
         models = FineTuneModels(mmfs, clip, structure_net)
-        return fine_tune(cls, models, Reference(pictures=list(pictures)), FineTuneValues(**values))
+        return fine_tune(cls, models, Reference(pictures=pictures), FineTuneValues(**values))
 
 
-class MMFSFineTuneText(AtelierNode):
+class MMFSFineTuneText(PhotosNode):
     JOINED = ("photos",)
 
     @classmethod
@@ -190,10 +193,6 @@ class MMFSFineTuneText(AtelierNode):
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the style in a few words, such as 'watercolor painting'"
         return inputs.valid_name(name)
-
-    @classmethod
-    def fingerprint_inputs(cls, photos_folder: str = host.NO_FOLDER, **others: Any) -> str:
-        return host.folder_token(first(photos_folder))
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, clip: CLIPModel, structure_net: StructureNetModel, prompt: str,
@@ -244,9 +243,9 @@ def fine_tune(node: type[io.ComfyNode], models: FineTuneModels, reference: Refer
     """What both fine-tunes do."""
     mmfs, config, checkpointing = models.mmfs, values.config, values.checkpointing
     reference.check(models.clip.net, config.anchor)
-    w_plus, shown = start_code(mmfs, values.w_plus), source_photos(mmfs, values)
+    monitor, w_plus = TrainingMonitor(config.iterations), start_code(mmfs, values.w_plus)
+    shown = source_photos(mmfs, values, monitor.tell)
     warning = "" if w_plus is not None else sockets.warn_of_clip(mmfs, models.clip)
-    monitor = TrainingMonitor(config.iterations)
     memory = training_memory(mmfs.net.config, config.micro_batch or config.batch)
     with host.trainable(mmfs.net, models.clip.net, models.structure_net.net,
                         values.stylegan2 and values.stylegan2.net, shown, w_plus, *reference.pictures,
@@ -275,9 +274,11 @@ def start_code(mmfs: MMFSModel, w_plus: WPlus | None) -> Tensor | None:
     return w_plus.w
 
 
-def source_photos(mmfs: MMFSModel, values: FineTuneValues) -> Tensor | None:
-    """uint8 (N, 3, px, px); None if a StyleGAN2 generates the faces. ValueError for no source and for two."""
-    found = image_sources.gathered(values.photos, values.photos_folder, mmfs.net.config.resolution, "photos")
+def source_photos(mmfs: MMFSModel, values: FineTuneValues, tell: Callable[[str], None]) -> Tensor | None:
+    """uint8 (N, 3, px, px); None if a StyleGAN2 generates the faces. tell: see `image_sources.gathered`. ValueError for
+    no source and for two."""
+    px = mmfs.net.config.resolution
+    found = image_sources.gathered(values.photos, values.photos_folder, px, "photos", tell)
     if found is None and values.stylegan2 is None:
         raise ValueError("there are no faces to train on. Connect photos, pick a folder, or connect a StyleGAN2")
     if found is not None and values.stylegan2 is not None:

@@ -230,8 +230,8 @@ class StylizeOSASIS(AtelierNode):
                 sockets.STRUCTURAL_CODE.Input("structure", tooltip="The photos' structural codes, from the style's own "
                                                                    "DiffAE."),
                 sockets.MIXED_CODES.Input("mix", tooltip="The mixed semantic codes of photos and style image."),
-                inputs.steps(50, "Steps of the whole schedule. Of these, t0 x steps are run. 50 is official, 20 is "
-                                 "faster."),
+                inputs.steps(50, "Steps of the whole schedule. Of these, t0 x steps are run, and one more with solver "
+                                 "ddim and noise_level matched. 50 is official, 20 is faster."),
                 io.Boolean.Input("use_spn", default=True,
                                  tooltip="Use the style's SPN. Off: without the SPN, to see its effect."),
                 io.Float.Input("spn_weight", default=UNSET, min=UNSET, max=2.0, step=0.01,
@@ -258,17 +258,22 @@ class StylizeOSASIS(AtelierNode):
     def execute(cls, style: LoadedStyle, structure: StructuralCode, mix: MixedCodes, steps: int, use_spn: bool,
                 spn_weight: float, batch: int, spn_time: str, noise_level: str,
                 precision: str = AUTO, solver: str = FROM_STYLE) -> io.NodeOutput:
-        inputs.require(inputs.valid_steps(steps))
-        check_osasis_style(style.style, structure.config, structure.fingerprint)
-        for what, code in (("the content code", mix.content), ("the style code", mix.style)):
-            sockets.same_model(what, code.fingerprint, structure.fingerprint)
+        check_stylizing(style, structure, mix, steps)
         settings = chosen_settings(style, structure, spn_weight, spn_time, noise_level)
         if solver != FROM_STYLE:
             settings = replace(settings, solver=solver)
-        ddim_steps(steps, settings.t0)
         if use_spn and style.spn is None:
             host.show_text("this style has no SPN: stylized without it")
         return io.NodeOutput(stylized(style, structure, mix, steps, settings, use_spn, batch, precision))
+
+
+def check_stylizing(style: LoadedStyle, structure: StructuralCode, mix: MixedCodes, steps: int) -> None:
+    """ValueError for steps that do not fit, and for a style and codes of several DiffAEs."""
+    inputs.require(inputs.valid_steps(steps))
+    check_osasis_style(style.style, structure.config, structure.fingerprint)
+    for what, code in (("the content code", mix.content), ("the style code", mix.style)):
+        sockets.same_model(what, code.fingerprint, structure.fingerprint)
+    ddim_steps(steps, structure.t0)
 
 
 def stylized(style: LoadedStyle, structure: StructuralCode, mix: MixedCodes, steps: int, settings: SamplingSettings,

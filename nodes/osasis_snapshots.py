@@ -7,13 +7,12 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..evaluate import snapshots
-from ..models.style import check_osasis_style
 from ..train.osasis_snapshots import snapshots_of, style_at
 from ..train.plots import labelled_grid
 from ..train.session import snapshot_file
 from . import host, images, inputs, sockets
 from .base import AtelierNode
-from .osasis import ddim_steps, stylized
+from .osasis import check_stylizing, stylized
 from .sockets import CLIPModel, LoadedStyle, MixedCodes, StructuralCode
 
 SHOWN = 8  # photos on the strip
@@ -35,7 +34,8 @@ class ChooseOSASISSnapshot(AtelierNode):
                 sockets.STRUCTURAL_CODE.Input("structure", tooltip="The photos' structural codes. Some four are "
                                                                    "enough."),
                 sockets.MIXED_CODES.Input("mix", tooltip="The mixed semantic codes, from Mix Codes."),
-                inputs.steps(20, "Steps of the whole schedule. Of these, t0 x steps are run."),
+                inputs.steps(20, "Steps of the whole schedule. Of these, t0 x steps are run, and one more with solver "
+                                 "ddim and noise_level matched."),
                 inputs.image("twin", "The style image's photo twin, where the style's direction begins. Not connected: "
                                      "at the photos' mean. A style from words needs none.", optional=True)],
             outputs=[
@@ -56,11 +56,7 @@ class ChooseOSASISSnapshot(AtelierNode):
     @classmethod
     def execute(cls, style: LoadedStyle, name: str, clip: CLIPModel, structure: StructuralCode, mix: MixedCodes,
                 steps: int, twin: Tensor | None = None) -> io.NodeOutput:
-        inputs.require(inputs.valid_steps(steps))
-        check_osasis_style(style.style, structure.config, structure.fingerprint)
-        for what, code in (("the content code", mix.content), ("the style code", mix.style)):
-            sockets.same_model(what, code.fingerprint, structure.fingerprint)
-        ddim_steps(steps, structure.t0)
+        check_stylizing(style, structure, mix, steps)
         start = None if twin is None else images.checked(images.single(twin, "twin"), "twin") * 2 - 1
         files, settings = snapshots_of(style.style, snapshot_file(host.snapshot_folder(), name)), style.settings
         settings, results = replace(settings, t0=structure.t0), {}

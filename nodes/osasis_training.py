@@ -64,7 +64,8 @@ class OSASISFineTuneOptions(AtelierNode):
                                               "timestep: the diffusion time."),
                 inputs.steps(DEFAULTS["forward_steps"], "Steps of encoding.", "forward_steps"),
                 inputs.steps(DEFAULTS["reverse_steps"], "Steps of decoding. An iteration has t0 x this many optimiser "
-                                                        "steps.", "reverse_steps"),
+                                                        "steps, and one more with noise_level matched.",
+                             "reverse_steps"),
                 inputs.steps(DEFAULTS["latent_steps"], "Steps of the latent DDIM, for content pictures.",
                              "latent_steps"),
                 inputs.steps(DEFAULTS["generate_steps"], "Steps of generating content pictures.", "generate_steps"),
@@ -207,8 +208,18 @@ def fine_tune(node: type[io.ComfyNode], models: TuneModels, values: TuneValues, 
     return io.NodeOutput(LoadedStyle.of(style), code, shown, curve, losses, ui=ui.PreviewImage(shown, cls=node))
 
 
+def squashed(name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+    """A list of several sizes at the model's size, each squashed as Make Photo Twin does, so that a style image and its
+    twin show the same places."""
+    return images.batch(pictures, name, values["diffae"].net.image_size, "squash")
+
+
 class OSASISFineTune(AtelierNode):
     JOINED = ("twin", "style_image", "contents")
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        return squashed(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -254,6 +265,10 @@ class OSASISFineTune(AtelierNode):
 
 class OSASISFineTuneText(AtelierNode):
     JOINED = ("contents",)
+
+    @classmethod
+    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        return squashed(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -71,7 +71,8 @@ class PhotoTwin(AtelierNode):
                                tooltip="Noise level up to which the style image is noised. 0.5 is official. Higher: "
                                        "more like a photo, less like the style image."),
                 io.Int.Input("steps", default=50, min=2, max=1000,
-                             tooltip="Steps of the whole schedule. Of these, t0 x steps are run. 50 is official."),
+                             tooltip="Steps of the whole schedule. Of these, t0 x steps are run, and one more with "
+                                     "noise_level matched. 50 is official."),
                 io.Int.Input("pick", default=0, min=0, max=255,
                              tooltip="Rank of the candidate that is put out as the twin. 0 is the best."),
                 inputs.fixed_seed("Seed of the candidates. Candidate n of a seed is the same whatever their number."),

@@ -30,7 +30,8 @@ def nodes(base):
     from oneshot_atelier.tests import in_comfy
     package, found = in_comfy.nodes(base)
     return SimpleNamespace(host=package.host, images=package.images, sockets=package.sockets, osasis=package.osasis,
-                           photo_twin=package.photo_twin, base=package.base,
+                           photo_twin=package.photo_twin, base=package.base, faces=package.faces,
+                           image_sources=package.image_sources,
                            **{node.GET_SCHEMA().node_id.removeprefix("Atelier"): node for node in found})
 
 

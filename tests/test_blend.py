@@ -13,7 +13,7 @@ from oneshot_atelier.models.spn import SPN, SPNConfig
 from oneshot_atelier.models.style import OSASISStyle, at_strength, blended, fingerprint
 from oneshot_atelier.tests import tiny as tiny_networks
 from oneshot_atelier.tests import tiny_models
-from oneshot_atelier.tests.node_tools import picture, same
+from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
 
 PX = tiny_models.PX
 
@@ -133,6 +133,13 @@ def test_strength_0_is_the_reconstruction_and_1_the_style(nodes, loaded):
 
 
 @pytest.mark.server
+def test_a_style_at_a_strength_lies_in_main_memory(nodes, loaded):
+    """ComfyUI knows of what its patchers hold, not of styles (sockets.py)."""
+    style = nodes.OSASISStrength.execute(loaded.diffae, loaded.style, loaded.mix, 0.5)[0]
+    assert {value.device.type for value in style.style.unet.values()} == {"cpu"}
+
+
+@pytest.mark.server
 def test_a_style_of_another_diffae_is_refused(nodes, loaded):
     other = nodes.sockets.LoadedStyle.of(replace(loaded.style.style, model="0" * 32))
     with pytest.raises(ValueError, match="fine-tuned from another DiffAE"):
@@ -153,12 +160,18 @@ def test_a_blend_is_stylized_with(nodes, loaded):
 
 
 @pytest.mark.server
-def test_the_photos_colours_are_kept(nodes, comfy):
+def test_the_photos_colours_are_kept(nodes, comfy, monkeypatch):
     results, photos = picture(1, 3, side=16), picture(2, 1, side=32)
     found = nodes.KeepColours.execute(results, photos, 1.0)[0]
     assert found.shape == results.shape and not torch.allclose(found, results, atol=0.05)
     weights = torch.tensor(LUMA)
     assert torch.allclose((found * weights).sum(-1), (results * weights).sum(-1), atol=1e-4)
     assert torch.allclose(nodes.KeepColours.execute(results, photos, 0.0)[0], results, atol=1e-6)
+    large = torch.nn.functional.interpolate(photos.movedim(-1, 1), (16, 16), mode="bilinear", antialias=True)
+    assert torch.equal(nodes.KeepColours.execute(results, large.movedim(1, -1), 1.0)[0], found)
+    calls, stopped = interrupt_after(monkeypatch, nodes, 2)
+    with pytest.raises(stopped):
+        nodes.KeepColours.execute(picture(1, 50, side=16), photos, 1.0)
+    assert len(calls) == 2, "of four parts"
     with pytest.raises(ValueError, match="3 results cannot be paired with 2 photos"):
         nodes.KeepColours.execute(results, picture(2, 2, side=16), 1.0)

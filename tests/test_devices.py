@@ -20,6 +20,7 @@ NARROW = [torch.device("mps", 0), torch.device("xpu", 0)]
 RUN = {"nodes": ("from_style_image_to_stylized_batch", "decode_and_sample"),
        "nodes_mmfs": ("a_fine_tune_to_a_picture",), "nodes_stages": ("from_stylegan2_to_a_stylization_by_text",),
        "nodes_metrics": ("art_fid_of_files", "identity_and_faces_of_a_photo"),
+       "blend": ("a_style_at_a_strength_lies_in_main_memory",),
        "nodes_faces": ("the_matrix_takes_the_picture_to_the_crop",)}
 
 

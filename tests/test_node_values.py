@@ -1,10 +1,12 @@
 """AtelierNode refuses what a node's schema does not allow, before anything else; and what importing the nodes costs."""
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +31,11 @@ for name in sys.argv[3:]:  # ComfyUI may have imported some of them: from now on
 import oneshot_atelier.nodes
 print(len(oneshot_atelier.nodes.NODES), "nodes")
 """
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
 
 
 def inputs_of(*kinds: str) -> list:
@@ -93,6 +100,15 @@ def test_trainings_rankings_and_grids_join_lists_of_pictures_and_no_other_node_t
         assert set(node.JOINED) <= pictures and bool(node.JOINED) == node.INPUT_IS_LIST
 
 
+def test_a_switch_stands_for_the_choice_of_its_name(nodes):
+    def given(**values):
+        return nodes.base.switched(nodes.MMFSStylize.GET_SCHEMA(), values)
+    assert given(face_scale=False, batch=8, fit="crop") == {"face_scale": "off", "batch": 8, "fit": "crop"}
+    assert given(fit=False, batch=False) == {"fit": False, "batch": False}, "there is no such choice"
+    with pytest.raises(ValueError, match="face_scale is 'True'; take one of off"):
+        nodes.MMFSStylize.execute(face_scale=True)
+
+
 def test_a_memory_error_says_what_to_do(nodes):
     for text, message in (("", r"there is no main memory left\. Close "), ("64 GB", r"left \(64 GB\)\. Close ")):
         with pytest.raises(MemoryError, match=message), nodes.base.memory_named():
@@ -100,13 +116,74 @@ def test_a_memory_error_says_what_to_do(nodes):
 
 
 def test_a_list_is_one_batch_or_its_only_item(nodes):
-    joined, one, two = nodes.base.joined, torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3)
-    assert torch.equal(joined("photos", [one, None, two], ("photos",)), torch.cat([one, two]))
-    assert joined("photos", [torch.rand(1, 9, 20, 4), two], ("photos",)).shape == (3, 9, 9, 3)
-    assert joined("photos", [None], ("photos",)) is joined("photos", [], ("photos",)) is joined("seed", [], ()) is None
-    assert joined("seed", [7], ("photos",)) == joined("seed", 7, ("photos",)) == 7
-    with pytest.raises(ValueError, match="seed: one value is needed, not a list of 2. Pick one"):
-        joined("seed", [7, 7], ("photos",))
+    one, two = torch.rand(1, 16, 16, 3), torch.rand(2, 16, 16, 3)
+
+    def joined(name, value):
+        return nodes.base.joined(nodes.RankByDensity, {name: value})[name]
+    assert torch.equal(joined("image", [one, None, two]), torch.cat([one, two]))
+    assert joined("image", [torch.rand(1, 9, 20, 4), two]).shape == (3, 9, 9, 3)
+    assert joined("image", [None]) is joined("image", []) is joined("k", []) is None
+    assert joined("k", [7]) == joined("k", 7) == 7
+    with pytest.raises(ValueError, match="k: one value is needed, not a list of 2. Pick one"):
+        joined("k", [7, 7])
+
+
+def test_pictures_of_one_size_are_not_cropped_for_their_channels(nodes):
+    rgb, rgba = torch.rand(1, 16, 24, 3), torch.rand(1, 16, 24, 4)
+    made = nodes.images.batch([rgb, rgba], "image")
+    assert torch.equal(made[:1], rgb) and torch.allclose(made[1], rgba[0, ..., :3] * rgba[0, ..., 3:]
+                                                         + 1 - rgba[0, ..., 3:])
+    assert nodes.images.batch([rgba, rgba], "image").shape == (2, 16, 24, 4), "what is alike stays as it is"
+
+
+def test_pictures_of_a_list_are_prepared_each_as_alone(nodes):
+    pictures = [torch.rand(1, 40, 20, 3), torch.rand(1, 24, 24, 3), torch.rand(1, 9, 100, 3)]
+    osasis, mmfs = ({name: SimpleNamespace(net=SimpleNamespace(image_size=32, config=SimpleNamespace(resolution=32)))}
+                    for name in ("diffae", "mmfs"))
+    for node, names in ((nodes.OSASISFineTune, ("twin", "style_image", "contents")),
+                        (nodes.OSASISFineTuneText, ("contents",))):
+        for name in names:
+            made = nodes.images.to_model(nodes.base.joined(node, {name: pictures} | osasis)[name], 32)
+            assert torch.equal(made, torch.cat([nodes.images.to_model(one, 32) for one in pictures])), (node, name)
+    for node in (nodes.MMFSFineTune, nodes.MMFSFineTuneText, nodes.MMFSTrainStage2, nodes.MMFSTrainMapping):
+        made = nodes.images.to_square(nodes.base.joined(node, {"photos": pictures} | mmfs)["photos"], 32)
+        assert torch.equal(made, torch.cat([nodes.images.to_square(one, 32) for one in pictures])), node
+    assert nodes.base.joined(nodes.MMFSFineTune, {"references": pictures} | mmfs)["references"] == pictures
+
+
+def linked_to(node, names) -> dict:
+    """What ComfyUI gives before the run where every input is linked."""
+    return dict.fromkeys(names, (None,) if node.INPUT_IS_LIST else None)
+
+
+def overriding(nodes, method: str) -> list:
+    """The nodes that have a method of their own."""
+    base = getattr(nodes.base.io.ComfyNode, method).__func__
+    found = [getattr(nodes, name.removeprefix("Atelier")) for name in GOLDEN]
+    return [node for node in found if getattr(node, method).__func__ is not base]
+
+
+def test_linked_choices_have_a_fingerprint_that_stays_and_changes_with_the_files(nodes, comfy):
+    import folder_paths
+
+    def fingerprints():
+        folder_paths.filename_list_cache.clear()
+        return {node: node.fingerprint_inputs(**linked_to(node, [field.id for field in node.GET_SCHEMA().inputs]))
+                for node in overriding(nodes, "fingerprint_inputs")}
+    before = fingerprints()
+    assert len(before) > 15 and before == fingerprints()
+    for folder in nodes.host.FILE_KINDS:
+        (comfy / "models" / folder / "new.safetensors").write_bytes(b"new")
+    (comfy / "input" / "faces").mkdir()
+    (comfy / "input" / "faces" / "new.png").write_bytes(b"new")
+    after = fingerprints()
+    assert [node for node in before if before[node] == after[node]] == []
+
+
+def test_linked_values_are_valid_before_the_run(nodes):
+    for node in overriding(nodes, "validate_inputs"):
+        answer = node.validate_inputs(**linked_to(node, inspect.signature(node.validate_inputs).parameters))
+        assert answer is True, (node, answer)
 
 
 def test_every_seed_reaches_all_64_bits():

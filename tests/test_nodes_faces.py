@@ -361,6 +361,28 @@ def test_without_steady_every_frame_is_a_picture_of_its_own(cut, said, film):
     assert "left out: No face found in picture 2" in report
 
 
+def test_the_faces_of_a_film_have_their_own_numbers_on_the_node(nodes, cut, film, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(nodes.faces.ImageDraw.ImageDraw, "text", lambda self, at, text, *_, **__: drawn.append(text))
+    _, face_crop, _, _ = cut(film[:2], faces="by index", index=2, steady=2.0)
+    assert [crop.index for crop in face_crop.crops] == [2, 2] and drawn == ["2", "2"]
+
+
+def test_a_face_of_a_film_that_a_frame_does_not_show_is_said(cut):
+    with pytest.raises(ValueError, match="^Face 1 of the film is not seen in picture 0\n"):
+        cut(picture(1, 3), faces="by index", index=1, steady=2.0, box="2 2 20 20")
+
+
+def test_the_smaller_of_two_faces_lies_on_top_whatever_their_order(paste):
+    quads = [torch.tensor([[a, a], [a, b], [b, b], [b, a]]) for a, b in ((20.0, 40.0), (4.0, 60.0))]
+    image, colours = torch.zeros(1, 64, 64, 3), torch.tensor([1.0, 0.5])
+    for order in ([0, 1], [1, 0]):
+        made = [crops.FaceCrop(-torch.ones(3, 8, 8), quads[k], torch.ones(8, 8), 0, k, (64, 64), "") for k in order]
+        results = colours[order][:, None, None, None].expand(-1, 8, 8, 3)
+        pasted = paste(image, results, crops.FaceCrops(tuple(made), 1), match_colour="none")
+        assert abs(float(pasted[0, 30, 30, 0]) - 1.0) < 0.01 and abs(float(pasted[0, 50, 50, 0]) - 0.5) < 0.01
+
+
 def test_the_face_nearest_to_a_point(cut, wall):
     _, every, _, _ = cut(wall, faces="all")
     for crop in every.crops:

@@ -168,14 +168,25 @@ def test_a_batch_is_as_its_pictures_alone_and_masks_follow(follow, known, shippe
 def test_what_the_result_does_not_show_is_read_in_its_photo(follow, known, shipped, said):
     face = shipped("face_4")
     lines = torch.linspace(0, 1, 128)[:, None, None].expand(128, 128, 3)[None]  # no face, half the size
-    with pytest.raises(ValueError, match="picture 0: no face was found, so it stays as it is. Connect the photos"):
+    with pytest.raises(ValueError, match="^picture 0: no face was found. Connect the photos that were stylized$"):
         follow(lines, known, 1.0)
+    with pytest.raises(ValueError, match="^picture 0: no face was found in it or in its photo. Connect pictures that"):
+        follow(lines, known, 1.0, photos=lines)
     image, _, report = follow(lines, known, 1.0, photos=face)
     assert (image - lines).abs().max() > 0.01 and image.shape == lines.shape and "moved" in report
     both, _, report = follow(torch.cat([lines, lines]), known, 1.0, photos=torch.cat([face, torch.ones_like(face)]))
-    assert torch.equal(both[0], image[0]) and torch.equal(both[1], lines[0]) and "picture 1: no face" in said[0]
-    with pytest.raises(ValueError, match="2 results cannot be paired with 3 photos"):
-        follow(torch.cat([lines, lines]), known, 1.0, photos=torch.cat([face] * 3))
+    assert torch.equal(both[0], image[0]) and torch.equal(both[1], lines[0])
+    assert "picture 1: no face was found in it or in its photo, so it stays as it is. Connect" in said[0]
+    assert said[0] in report
+    for count, photos in ((2, 3), (1, 2)):
+        with pytest.raises(ValueError, match=f"{count} results cannot be paired with {photos} photos"):
+            follow(torch.cat([lines] * count), known, 1.0, photos=torch.cat([face] * photos))
+
+
+def test_a_result_is_read_alone_where_its_photo_shows_no_face(follow, known, shipped):
+    face = shipped("face_4")
+    image, _, _ = follow(face, known, 1.0, photos=torch.ones_like(face))
+    assert torch.equal(image, follow(face, known, 1.0)[0])
 
 
 def test_a_strength_out_of_range_is_refused(follow, known, shipped):

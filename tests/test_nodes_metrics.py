@@ -186,6 +186,12 @@ def test_the_user_stops_a_comparison(nodes):
     mm.interrupt_current_processing()
     with pytest.raises(mm.InterruptProcessingException):
         nodes.ComparePictures.execute("face_read", picture(1), picture(1))
+    diffae, clip = nodes.LoadDiffAE.execute("demo")[0], nodes.LoadCLIP.execute("demo", "auto")[0]
+    embedded = []
+    clip.net.embed = lambda *_: embedded.append(1) or mm.interrupt_current_processing() or torch.zeros(1, 4)
+    with pytest.raises(mm.InterruptProcessingException):
+        nodes.Measure.execute(diffae, clip, *(picture(n) for n in range(4)))
+    assert len(embedded) == 1, "that of the twin"
 
 
 def test_memory_is_told(nodes, load):

@@ -172,6 +172,22 @@ def test_styles_from_pictures(nodes, loaded):
     assert not torch.allclose(each[0], each[1])
 
 
+def test_the_user_stops_the_embedding_of_pictures(nodes, loaded, monkeypatch):
+    calls, stopped = interrupt_after(monkeypatch, nodes, 2)
+    with pytest.raises(stopped):
+        nodes.MMFSStyleFromPicture.execute(loaded.mmfs, loaded.clip, picture(3, 5), False)
+    assert len(calls) == 2
+
+
+def test_of_many_photos_as_many_as_are_looked_at_are_prepared(nodes, loaded, monkeypatch):
+    prepared, to_square = [], nodes.images.to_square
+    monkeypatch.setattr(nodes.images, "to_square", lambda x, *args: prepared.append(len(x)) or to_square(x, *args))
+    many = picture(3, 70)
+    codes = [nodes.MMFSStyleFromText.execute(loaded.mmfs, loaded.clip, "drawing", 1.0, photos)[0].w
+             for photos in (many, many[:64])]
+    assert prepared == [64, 64] and torch.equal(*codes)
+
+
 def test_styles_from_words(nodes, loaded):
     from_text = nodes.MMFSStyleFromText.execute
     plain = from_text(loaded.mmfs, loaded.clip, "a drawing", 0.0)[0].w
@@ -583,6 +599,9 @@ def test_references_and_photos_of_lists_are_one_batch_of_one_training(nodes, tun
     assert same(listed, decoder_of(tune("b", references=torch.cat(references), photos=torch.cat(photos))))
     assert not same(listed, decoder_of(tune("c", references=references[0], photos=torch.cat(photos))))
     assert tune("d", prompt=["drawing"], photos=photos)[0].settings["source"] == "3 photos"
+    tall = torch.cat([references[0], picture(8, side=40)], 1)
+    style = tune("e", references=[tall, references[1]], photos=photos)[0]
+    assert style.style_image.shape == (3, 80, 40), "references keep their sizes"
 
 
 def test_words_cannot_be_learned_by_projection_alone(nodes, tune, comfy):
@@ -648,6 +667,30 @@ def test_a_folder_is_read_again_when_it_changed(nodes, comfy):
     before = nodes.MMFSFineTune.fingerprint_inputs(photos_folder="faces", name="x")
     nodes.images.to_pil(picture(1)).save(folder / "1.png")
     assert nodes.MMFSFineTune.fingerprint_inputs(photos_folder="faces", name="x") != before
+
+
+def test_folders_beyond_the_choices_are_found_by_name(nodes, comfy, monkeypatch, caplog):
+    monkeypatch.setattr(nodes.host, "MOST_FOLDERS", 2)
+    nodes.host.say_cut.cache_clear()
+    for name in ("a", "b", "c/d"):
+        (comfy / "input" / name).mkdir(parents=True)
+    assert nodes.host.input_folders() == nodes.host.input_folders() == ["a", "b"]
+    assert sum("more than 2 sub-folders" in line for line in caplog.messages) == 1
+    assert nodes.host.input_folder("c/d") == comfy / "input" / "c" / "d"
+    (comfy / "elsewhere" / "e").mkdir(parents=True)
+    (comfy / "input" / "link").symlink_to(comfy / "elsewhere")
+    assert nodes.host.input_folder("link")  # as the walk offers it
+    for name in ("link/e", "c/./d", "c//d", "/c", "c/..", "c/", ""):
+        with pytest.raises(ValueError, match="there is no folder"):
+            nodes.host.input_folder(name)
+
+
+def test_of_a_large_folder_as_many_as_said_are_taken_evenly(nodes, monkeypatch):
+    sources, told, paths = nodes.image_sources, [], [Path(str(k)) for k in range(1025)]
+    taken = sources.spread(paths, told.append)
+    assert len(set(taken)) == 1024 and taken[0] == paths[0] and taken[-1] == paths[-2]
+    assert told == ["1,024 of 1,025 pictures of the folder are used, evenly spread over it"]
+    assert sources.spread(paths[:1024], told.append) == paths[:1024] and len(told) == 1
 
 
 def test_an_empty_folder(tune, comfy):

@@ -180,13 +180,13 @@ def scaled(picture: Tensor, height: int, width: int) -> Tensor:
 # --- putting back -----------------------------------------------------------------------------------------------------
 def put_back(picture: Tensor, rows: Sequence[tuple[FaceCrop, Tensor, Tensor | None]],
              settings: PasteSettings = PasteSettings(), upscale: float = 1.0) -> Tensor:
-    """A picture (3, H, W) in [-1, 1] with results in place of its crops; later ones lie on top.
+    """A picture (3, H, W) in [-1, 1] with results in place of its crops; smaller ones lie on top.
 
     rows: crop, result (3, n, n), and what of it is pasted, (m, m) 0..1 or None for the whole square. upscale: the
     picture is enlarged by so much first. ValueError for a picture of another shape than the crops'.
     """
     out = scaled(picture, *(max(round(n * upscale), 1) for n in picture.shape[1:]))
-    for crop, result, mask in rows:
+    for crop, result, mask in sorted(rows, key=lambda row: side_of(row[0].quad), reverse=True):
         quad = crop.quad_in(*out.shape[1:])
         if crop.whole:
             out = scaled(result.to(out), *out.shape[1:])
@@ -212,6 +212,11 @@ def why_not_this(place: int | str, count: int, index: int) -> str:
     """What to say of a picture that has no face of that index."""
     faces = "1 face (number 0)" if count == 1 else f"{count} faces (largest first, 0 to {count - 1})"
     return f"Picture {place} has {faces}; number {index} was asked for"
+
+
+def why_not_in_frame(place: int | str, index: int) -> str:
+    """What to say of a frame of a film in which others than the face of that index are seen."""
+    return f"Face {index} of the film is not seen in picture {place}"
 
 
 def remarks(square: FaceSquare, size: tuple[int, int], n: int,
