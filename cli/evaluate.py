@@ -19,7 +19,7 @@ from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
-from ..evaluate.tables import ResultFolder, Rows, beside, first_of_each, gap_lines, split_groups, table
+from ..evaluate.tables import ResultFolder, Rows, beside, check_names, first_of_each, gap_lines, split_groups, table
 from ..models import loading
 from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
@@ -56,7 +56,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json; the same "
-                   "command goes on behind the styles that are measured")
+                   "command goes on behind the styles that are measured. With --pictures, --inception or "
+                   "--art-inception, which need every result, it measures all of them anew")
     p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
                    "`atelier table` takes as --results")
     p.add_argument("--no-faces", action="store_true", help="leave out what measures faces: the photos show others")
@@ -267,12 +268,13 @@ def read_faces(options: argparse.Namespace, px: int, device: torch.device) -> Te
 
 
 def style_paths(options: argparse.Namespace) -> list[Path]:
-    """The style pictures: of those wanted, one a folder. ValueError if none is left."""
+    """The style pictures: of those wanted, one a folder. ValueError if none is left, and for two of one name."""
     styles, wanted = find_pictures(options.styles), set(names_in(options.only))
     styles = [p for p in styles if not wanted or {p.parent.name, p.stem, p.name} & wanted]
     chosen = first_of_each(options.styles, split(styles, options.holdout)[1] if options.holdout else styles)
     if not chosen:
         raise ValueError(f"--only and --holdout leave no style of {options.styles}; name folders or pictures in it")
+    check_names(chosen)
     return chosen
 
 

@@ -34,6 +34,7 @@ from .registry import (
     metric,
     public_distances,
     public_notes,
+    there,
 )
 from .tables import csv_text
 
@@ -279,7 +280,7 @@ def measured(evaluator: Evaluator, cell: Cell, names: Sequence[str], art: Featur
     """The values of a cell, of those metrics whose networks there are. art: of the style set. Pictures are middle
     squares of `side` px."""
     results = [(photo, result) for photo, made in cell.pairs for result in made]
-    singles = there_of(evaluator, picture_metrics((*names, *(["lpips_alex"] if "art_fid" in names else []))))
+    singles = there(evaluator, picture_metrics((*names, *(["lpips_alex"] if "art_fid" in names else []))))
     values: dict[str, list[Tensor]] = {name: [] for name in singles}
     sets: list[FeatureSet] = []
     for start in range(0, len(results), BATCH):
@@ -292,19 +293,9 @@ def measured(evaluator: Evaluator, cell: Cell, names: Sequence[str], art: Featur
     found = {name: float(torch.cat(of).nanmean()) for name, of in values.items()}
     if min(len(results), max(len(art.inception), len(art.art_inception))) >= 2:
         found |= public_distances(evaluator.public, reduce(add, sets), art, found.get("lpips_alex"))
-    if "lpips_diversity" in there_of(evaluator, names):
+    if "lpips_diversity" in there(evaluator, names):
         found["lpips_diversity"] = diversity(evaluator, cell, side)
     return {name: found[name] for name in names if name in found and not math.isnan(found[name])}
-
-
-def there_of(evaluator: Evaluator, names: Sequence[str]) -> list[str]:
-    """Those metrics whose networks the evaluator has."""
-    own = {"clip": evaluator.clip, "diffae": evaluator.diffae, "perceptual": evaluator.perceptual,
-           "structure_net": evaluator.structure_net or evaluator.diffae, "faces": evaluator.faces}
-
-    def has(network: str) -> bool:
-        return own[network] is not None if network in own else evaluator.public.has(network)
-    return [name for name in names if all(has(network) for network in metric(name).networks)]
 
 
 def diversity(evaluator: Evaluator, cell: Cell, side: int) -> float:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -20,6 +21,7 @@ Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> numb
 DECIMALS = 3
 LABEL = ", label "  # between a variant and a group of labels, in the name of the group's row
 HALVES = "the art's one half to its other"
+LONGEST = 100  # bytes of a name as part of a file's
 
 
 def mean_rows(results: Mapping[str, Rows]) -> Rows:
@@ -188,9 +190,27 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}_{path.stem}"
 
 
+def check_names(styles: Iterable[Path]) -> None:
+    """ValueError for two style pictures whose results would have one name, in reports or in files."""
+    seen: dict[str, Path] = {}
+    for path in styles:
+        other = seen.setdefault(file_name(name_of(path)).lower(), path)
+        if other != path:
+            raise ValueError(f"two style pictures are called {name_of(path)!r}: {other} and {path}. Rename one, or "
+                             "leave it out")
+
+
 def file_name(name: str) -> str:
     """A name as part of a file's."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    return short_name(re.sub(r"[^\w.-]+", "_", name))
+
+
+def short_name(name: str) -> str:
+    """The name, or its beginning and a hash of it where file systems take no name so long."""
+    data = name.encode()
+    if len(data) <= LONGEST:
+        return name
+    return f"{data[:LONGEST - 13].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def first_of_each(folder: Path, paths: Sequence[Path]) -> list[Path]:
