@@ -189,10 +189,12 @@ def test_all_photos_are_encoded_and_reconstructed_in_batches(models, monkeypatch
     assert report.reconstruction(models.diffae, photos, {"few": (4, 4, 0.5)}, 2)["few"] == pytest.approx(whole["few"])
     osasis.rebuilt(models, photos, settings)
     osasis.evaluate_style(models, photos, tiny.pictures(1, seed=7), settings)
-    assert sizes[0] == 3 and max(sizes[1:]) == 2
+    assert sizes[0] == 3 and 3 not in sizes[1:]  # a fine-tune's own content comes in blocks of 8
 
 
-def test_a_single_photo_is_reported_without_numbers_that_need_two(models, tmp_path):
+def test_a_single_photo_is_reported_without_numbers_that_need_two(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "chain", lambda net, x, *_: x)
+    monkeypatch.setattr(report, "random_pictures", lambda net, count: tiny.pictures(count))
     figures = report.write(models.diffae, tiny.pictures(1), tmp_path, "one")
     assert "z against x_T" not in figures and json.loads(json.dumps(figures, allow_nan=False))
     with pytest.raises(ValueError, match="at least two"):

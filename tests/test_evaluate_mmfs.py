@@ -226,7 +226,7 @@ def test_numbers_are_kept_before_a_sheet_fails_and_a_long_prompt_is_no_long_file
 
     def full(*_):
         raise OSError("no space left")
-    tasks = {"zero_shot": E.text_tasks(models, photos, [prompt], "photo")}
+    tasks = {"zero_shot": [E.StyleTask(prompt, E.Reference(prompt), lambda _: {})]}
     with monkeypatch.context() as failing:
         failing.setattr(E, "write_sheet", full)
         with pytest.raises(OSError):
