@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.whole_files import write_whole
-from ..train.data import find_pictures, read_picture, to_unit
+from ..train.data import find_pictures, is_hidden, read_picture, to_unit
 from ..train.plots import text_table
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import (
@@ -205,8 +205,18 @@ def parts_of(folder: Path) -> dict[str, Path]:
     """{name: folder} of its sub-folders; {"": the folder itself} where there is none."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; see the help of this command for how folders are laid out")
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")} \
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path.name)} \
         or {"": folder}
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The photos by their names without ending. ValueError for two of one name."""
+    found: dict[str, Path] = {}
+    for path in find_pictures(folder):
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(f"two photos are called {path.stem!r}: {other} and {path}. Rename one, and its results")
+    return found
 
 
 @dataclass(frozen=True)
@@ -219,13 +229,13 @@ class Cell:
 
 
 def cells_of(folders: Folders) -> list[Cell]:
-    """Every method, set of inputs and style set of which there are results. ValueError if there are none, and for a
-    result without its photo."""
+    """Every method, set of inputs and style set of which there are results. ValueError if there are none, for two
+    photos of one name in a set, and for a result without its photo."""
     inputs, styles, methods = (parts_of(place) for place in (folders.photos, folders.styles, folders.results))
     cells: list[Cell] = []
     for method, place in methods.items():
         for name, photos in inputs.items():
-            known = {path.stem: path for path in find_pictures(photos)}
+            known = by_stem(photos)
             for style in styles:
                 where = place / name / style
                 if where.is_dir():

@@ -335,7 +335,7 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     (photos / "00.webp").write_bytes((photos / "00.png").read_bytes())
     assert main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}", *models,
                       "--device=cpu", f"--set={TINY}", f"--pictures={tmp_path / 'made'}"]) == 1
-    assert "have the same name but for their folder or ending" in caplog.text
+    assert "two photos are called '00'" in caplog.text
 
 
 @pytest.mark.parametrize("arguments, said", [

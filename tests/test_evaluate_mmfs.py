@@ -294,7 +294,7 @@ def test_a_mapping_of_another_clip_is_told(files, tmp_path, caplog, known):
 
 
 @pytest.mark.parametrize("more, said", [
-    (["--prompts=drawing,gouache"], "knows no word of 'gouache'"), (["--mmfs-preset=fast"], "no preset 'fast'"),
+    (["--prompts=drawing,gouache"], "does not know 'gouache'"), (["--mmfs-preset=fast"], "no preset 'fast'"),
     (["--mmfs-set=steps=3"], "no setting 'steps'"), (["--random-styles=1"], "2 at least"),
     (["--mmfs=/nowhere.safetensors"], "no such file"), (["--dino=/nowhere.pth"], "no such file"),
     (["--faces=/nowhere"], "no picture"), (["--art=/nowhere"], "no picture"),
