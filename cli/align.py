@@ -11,8 +11,8 @@ from ..models.faces.crops import CHOICES, Choice
 from ..models.faces.find import FaceSettings
 from ..models.faces.networks import load_faces
 from ..train.face_folders import AlignConfig, align_folder
-from .options import add_device
-from .stopping import StopSignals
+from .options import add_device, check_apart
+from .stopping import StopSignals, stopped_with
 from .terminal import show
 
 
@@ -38,10 +38,13 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
         raise ValueError(f"--size is {options.size}; take 16 to 2048")
     if options.index < 0:
         raise ValueError(f"--index is {options.index}; take 0 or more")
+    check_apart(options.out, options.photos)
     choice = Choice(options.faces, options.index, point_of(options))
     config = AlignConfig(options.size, choice, not options.no_pad, options.fallback,
                          FaceSettings(options.threshold, options.any_direction, settled=True))
-    written, left = align_folder(options.photos, options.out, load_faces().to(options.device), config, signals.check)
+    nets = load_faces().to(options.device)
+    with stopped_with(f"The faces written so far are in {options.out}; the same command makes all of them again"):
+        written, left = align_folder(options.photos, options.out, nets, config, signals.check)
     show(f"{written} faces written to {options.out}; pictures left out: {left}")
 
 

@@ -5,6 +5,7 @@ Plain HTTP goes through urllib; the live events need a websocket, for which aioh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
 import time
@@ -198,18 +199,20 @@ class Client:
             raise PromptRejected(json.loads(refused.read())) from None
 
     def run(self, graph: Graph, on_event: Callable[[Event], None] | None = None, timeout: float | None = 600,
-            metadata_previews: bool = False, prompt_id: str = "") -> Result:
+            metadata_previews: bool = False, prompt_id: str = "", patience: float = 0) -> Result:
         """Queue the graph and follow it to its end.
 
         on_event: called with every message as it arrives; may call interrupt(). timeout: seconds for the whole run,
         after which it is cancelled and TimeoutError is raised; None: no limit. metadata_previews: previews name their
-        node. prompt_id: to be known by, such as for `cancel`. Raises PromptRejected, NodeFailed, Interrupted.
+        node. prompt_id: to be known by, such as for `cancel`. patience: seconds that a cancelled run may take to end.
+        Raises PromptRejected, NodeFailed, Interrupted.
         """
         result = Result(prompt_id)
         try:
             ending = asyncio.run(asyncio.wait_for(self._follow(graph, result, on_event, metadata_previews), timeout))
         except (TimeoutError, asyncio.TimeoutError):
-            self.cancel(result.prompt_id)
+            with contextlib.suppress(OSError):  # the server may be gone
+                self.cancel(result.prompt_id, patience)
             raise TimeoutError(f"the graph was not done after {timeout} s; {result.last_seen()}") from None
         result.seconds = ending.at
         failure = {"execution_error": NodeFailed, "execution_interrupted": Interrupted}.get(ending.kind)

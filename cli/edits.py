@@ -14,8 +14,8 @@ from ..models import loading
 from ..train.loop import Hooks
 from ..train.text_edit import TextEditConfig
 from .evaluate import add_networks, add_public, load_evaluator, read_photos
-from .options import add_device, changed, names_in
-from .stopping import StopSignals
+from .options import add_device, changed, check_apart, names_in
+from .stopping import StopSignals, stopped_with
 from .terminal import ProgressBar, show
 
 
@@ -38,6 +38,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    check_apart(options.out, options.photos)
     device = torch.device(options.device)
     evaluator = load_evaluator(options, device)
     settings = Settings(options.source, names_in(options.texts), names_in(options.attributes),
@@ -48,7 +49,8 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     if options.classifier or settings.attributes:
         classifier, _ = loading.load_attributes(options.classifier or loading.DEMO / "attributes.safetensors")
     _, photos = read_photos(options, evaluator.autoencoder().image_size, device)
-    with ProgressBar() as bar:
+    with ProgressBar() as bar, stopped_with(options.out and f"Whole edits are kept in {options.out}; run the same "
+                                            "command again to go on"):
         report = edits.evaluate(evaluator, classifier, photos, settings, options.out,
                                 Hooks(on_iteration=bar, check_interrupt=signals.check))
     for title, rows in report.items():

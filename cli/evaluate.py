@@ -19,7 +19,7 @@ from ..evaluate.evaluator import Evaluator
 from ..evaluate.faces import label_groups
 from ..evaluate.public import PUBLIC, PublicNetworks
 from ..evaluate.registry import METRICS, legend
-from ..evaluate.tables import ResultFolder, Rows, beside, first_of_each, gap_lines, split_groups, table
+from ..evaluate.tables import ResultFolder, Rows, beside, check_names, first_of_each, gap_lines, split_groups, table
 from ..models import loading
 from ..models.checkpoints import store
 from ..models.diffusion import SOLVERS
@@ -37,8 +37,8 @@ from ..train.loop import Hooks
 from ..train.osasis import OSASISConfig
 from ..train.presets import MMFS_PRESETS, OSASIS_PRESETS
 from ..train.source_faces import Samples
-from .options import add_device, from_preset, given, names_in
-from .stopping import StopSignals
+from .options import add_device, check_apart, from_preset, given, names_in
+from .stopping import StopSignals, stopped_with
 from .terminal import ProgressBar, show
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--holdout", type=int, default=0, help="take only every N-th picture of a style folder (0: all)")
     p.add_argument("--limit", type=int, default=0, help="take only the first N photos (0: all)")
     p.add_argument("--out", type=Path, help="folder for picture sheets, results.json (OSASIS) and mmfs.json; the same "
-                   "command goes on behind the styles that are measured")
+                   "command goes on behind the styles that are measured. With --pictures, --inception or "
+                   "--art-inception, which need every result, it measures all of them anew")
     p.add_argument("--pictures", type=Path, help="folder for every result in a style picture, as a picture: what "
                    "`atelier table` takes as --results")
     p.add_argument("--no-faces", action="store_true", help="leave out what measures faces: the photos show others")
@@ -119,11 +120,13 @@ def add_mmfs(p: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     """Everything is read and checked before the first picture is made."""
+    for out in (options.out, options.pictures):
+        check_apart(out, options.photos, options.styles, options.art, options.faces)
     device = torch.device(options.device)
     evaluator, styles = load_evaluator(options, device, not options.no_faces), style_paths(options)
     osasis_job = None if options.method == "mmfs" else osasis_of(options, evaluator, styles, device)
     mmfs_job = None if options.method == "osasis" else mmfs_of(options, evaluator, styles, device)
-    with ProgressBar() as bar:
+    with ProgressBar() as bar, stopped_with(what_is_left(options)):
         tables, notes = tables_of(mmfs_job, osasis_job, options.out, Hooks(on_iteration=bar))
     for title, rows in tables.items():
         variants, groups = split_groups(rows)
@@ -135,6 +138,16 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     for line in notes:
         show(line)
     show("networks: " + "; ".join(f"{name}: {file}" for name, file in networks_of(options).items()))
+
+
+def what_is_left(options: argparse.Namespace) -> str | None:
+    """Of an evaluation that is stopped, a sentence; None for nothing."""
+    places = [str(place) for place in (options.out, options.pictures) if place]
+    if not places:
+        return None
+    anew = options.pictures or options.inception or options.art_inception
+    return f"What is measured of whole styles is in {' and '.join(places)}; the same command " + (
+        "measures all of them anew" if anew else "goes on behind them")
 
 
 def tables_of(mmfs_job: Job | None, osasis_job: Job | None, out: Path | None,
@@ -244,11 +257,7 @@ def result_folder(options: argparse.Namespace, photos: list[Path], method: str) 
     """Where the results go as pictures, if the user wants them. ValueError for two photos of one name."""
     if options.pictures is None:
         return None
-    names = [path.stem for path in photos]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two photos under {options.photos} have the same name but for their folder or ending: rename "
-                         "one, or leave out --pictures")
-    return ResultFolder(options.pictures, names, method)
+    return ResultFolder.of(options.pictures, photos, options.photos, options.styles, method)
 
 
 def folder_parts(paths: list[Path]) -> dict[str, list[int]]:
@@ -267,12 +276,13 @@ def read_faces(options: argparse.Namespace, px: int, device: torch.device) -> Te
 
 
 def style_paths(options: argparse.Namespace) -> list[Path]:
-    """The style pictures: of those wanted, one a folder. ValueError if none is left."""
+    """The style pictures: of those wanted, one a folder. ValueError if none is left, and for two of one name."""
     styles, wanted = find_pictures(options.styles), set(names_in(options.only))
     styles = [p for p in styles if not wanted or {p.parent.name, p.stem, p.name} & wanted]
     chosen = first_of_each(options.styles, split(styles, options.holdout)[1] if options.holdout else styles)
     if not chosen:
         raise ValueError(f"--only and --holdout leave no style of {options.styles}; name folders or pictures in it")
+    check_names(chosen)
     return chosen
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -15,6 +16,15 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 def add_device(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+
+
+def check_apart(out: Path | None, *folders: Path | None) -> None:
+    """ValueError for a folder of results that is a folder of pictures, or lies in one: a later run would take the
+    results for pictures."""
+    for folder in folders:
+        if out is not None and folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out} lies in {folder}. A later run would read what is written there as one of its "
+                             "pictures. Name a folder elsewhere")
 
 
 def names_in(text: str) -> tuple[str, ...]:

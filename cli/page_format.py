@@ -218,7 +218,8 @@ def widgets_of(schema: Schema, with_widget: set[str]) -> Iterator[tuple[str, boo
         if options.get("forceInput") or not (options.get("widgetType", kind) in WIDGETS or name in with_widget):
             continue
         yield name, True
-        if options.get("control_after_generate") or kind == "INT" and name in ("seed", "noise_seed"):
+        control = options.get("control_after_generate")
+        if control or control is None and kind == "INT" and name in ("seed", "noise_seed"):
             yield f"control of {name}", False
             if kind == "COMBO":
                 yield f"filter of {name}", False

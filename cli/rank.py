@@ -14,8 +14,8 @@ from ..models import loading
 from ..models.diffusion import SOLVERS
 from ..models.precision import AUTO, PRECISIONS
 from .evaluate import public_files
-from .options import add_device
-from .stopping import Stopped, StopSignals
+from .options import add_device, check_apart
+from .stopping import StopSignals, stopped_with
 from .terminal import show
 
 
@@ -44,16 +44,14 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     if options.batch < 1:
         raise ValueError(f"--batch is {options.batch}; take 1 or more")
+    check_apart(options.out, options.photos)
     settings = RankSettings(**{name: getattr(options, name) for name in RankSettings.__dataclass_fields__})
     device = torch.device(options.device)
     net = loading.load_diffae(options.diffae or loading.DEMO / "diffae.safetensors").to(device)
     scorer = density.Scorer(Evaluator(diffae=net, public=lpips_networks(options, device)), settings)
-    try:
+    with stopped_with(f"Whole batches are kept in {options.out / density.KEPT}; run the same command again to go on"):
         ranking = density.rank_folder(scorer, options.photos, options.out, options.k, (options.sample, options.seed),
                                       signals.check)
-    except Stopped as stopped:
-        stopped.saved = f"Whole batches are kept in {options.out / density.KEPT}; run the same command again to go on"
-        raise
     high, low = ranking.cuts
     damaged = f"; {len(ranking.damaged)} cannot be read, see damaged.csv" if ranking.damaged else ""
     show(f"{len(ranking.scores)} pictures ranked{damaged}. Distance: {scorer.network}\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..train import art_folders
 from ..train.art_filters import FILTERS
-from .options import names_in
-from .stopping import StopSignals
+from .options import check_apart, names_in
+from .stopping import StopSignals, stopped_with
 from .terminal import show
 
 
@@ -23,6 +23,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     if not 16 <= options.size <= 1024:
         raise ValueError(f"--size is {options.size}; take 16 to 1024")
-    count = art_folders.render(options.photos, options.out, names_in(options.styles), options.size, options.seed,
-                               signals.check)
+    check_apart(options.out, options.photos)
+    with stopped_with(f"What is in {options.out} stays; the same command goes on with it"):
+        count = art_folders.render(options.photos, options.out, names_in(options.styles), options.size, options.seed,
+                                   signals.check)
     show(f"{count} drawings made under {options.out}")

@@ -10,7 +10,7 @@ import torch
 from ..evaluate import report
 from ..models.loading import load_diffae
 from ..train.data import find_pictures, read_pictures, to_unit
-from .options import add_device
+from .options import add_device, check_apart
 from .stopping import StopSignals
 from .terminal import show
 
@@ -24,6 +24,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
+    check_apart(options.out, options.photos)
     device = torch.device(options.device)
     net = load_diffae(options.file).to(device)
     x = to_unit(read_pictures(find_pictures(options.photos), net.image_size)).to(device)

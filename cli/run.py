@@ -5,6 +5,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import urllib.error
@@ -24,6 +25,7 @@ from .stopping import Stopped, StopSignals
 from .terminal import ProgressLines, show, titles_of
 
 log = logging.getLogger(__name__)
+FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')  # in names of files, by some system
 SAVING_SECONDS = 600.0  # that a cancelled training may take to save
 
 
@@ -40,7 +42,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "pack lies in)")
     p.add_argument("--base", type=Path, help="start it with this pack alone, and with its folders here, in place of "
                    "its own")
-    p.add_argument("--timeout", type=float, help="seconds after which the run is cancelled (default: none)")
+    p.add_argument("--timeout", type=float, help="seconds after which the run is cancelled; a training still "
+                   "saves (default: none)")
     p.set_defaults(run=run)
 
 
@@ -53,9 +56,11 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
         for assignment in options.set:
             set_value(graph, schemas, assignment)
         result = run_graph(client, graph, options.timeout)
-        written = save_outputs(client, result, options.out)
+        written, refused = save_outputs(client, result, options.out)
     for path in written:
         show(path)
+    if refused:
+        raise refused[0]
     if not written:
         log.warning("no node saved a file; add Save Image or the like to the workflow")
 
@@ -131,31 +136,44 @@ def give_files(client: Client, graph: Graph, schemas: Schemas, inputs: list[str]
 
 
 def run_graph(client: Client, graph: Graph, timeout: float | None) -> Result:
-    """Run it to its end. A signal cancels it on the server and waits until it has ended."""
+    """Run it to its end. A signal and a timeout cancel it on the server and wait until it has ended."""
     prompt = str(uuid.uuid4())
     try:
-        return client.run(graph, ProgressLines(titles_of(graph), sys.stderr), timeout, prompt_id=prompt)
+        return client.run(graph, ProgressLines(titles_of(graph), sys.stderr), timeout, prompt_id=prompt,
+                          patience=SAVING_SECONDS)
     except Stopped as stopped:
         log.info("cancelling; stop once more to leave at once")
-        ended = client.cancel(prompt, SAVING_SECONDS)
-        stopped.saved = (f"The run was cancelled at {client.url}" if ended
-                         else f"It has not ended at {client.url} yet")
+        try:
+            ended = client.cancel(prompt, SAVING_SECONDS)
+            stopped.saved = (f"The run was cancelled at {client.url}" if ended
+                             else f"It has not ended at {client.url} yet")
+        except OSError as error:
+            stopped.saved = f"{client.url} does not answer any more ({error})"
         raise
 
 
-def save_outputs(client: Client, result: Result, out: Path) -> list[Path]:
-    """Every file that the run's nodes saved, in the server's subfolders under `out`. A file of the name with other
-    content is kept, and the new one is numbered."""
+def save_outputs(client: Client, result: Result, out: Path) -> tuple[list[Path], list[RunError]]:
+    """Every file that the run's nodes saved, in the server's subfolders under `out`, and why some were not. A file of
+    the name with other content is kept, and the new one is numbered."""
     refs = [ref for shown in result.outputs.values() for found in shown.values() if isinstance(found, list)
             for ref in found if isinstance(ref, dict) and ref.get("filename") and ref.get("type") == "output"]
-    return [save_file(client.fetch(ref), out, ref) for ref in refs]
+    written: list[Path] = []
+    refused: list[RunError] = []
+    for ref in refs:
+        try:
+            written.append(save_file(client.fetch(ref), out, ref))
+        except RunError as error:
+            refused.append(error)
+    return written, refused
 
 
 def save_file(data: bytes, out: Path, ref: dict[str, str]) -> Path:
+    """The file, under its name; what names of some system must not hold becomes _. RunError for one that does not lie
+    under `out`."""
     where = PurePosixPath("/".join(filter(None, (ref.get("subfolder"), ref["filename"]))).replace("\\", "/"))
-    if where.is_absolute() or ".." in where.parts or ":" in str(where):
+    if where.is_absolute() or ".." in where.parts:
         raise RunError(f"the server names a file outside its output folder: {str(where)[:100]!r}; it was not saved")
-    first = out / where
+    first = out / FORBIDDEN.sub("_", str(where))
     for number in range(1, 1_000_000):
         path = first if number == 1 else first.with_name(f"{first.stem}_{number}{first.suffix}")
         if not path.exists() or path.read_bytes() == data:

@@ -22,6 +22,7 @@ from .client import Client, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK_NAME = "oneshot-atelier"
+NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # there is one on Windows alone
 ACCELERATOR = ("import torch; b = torch.backends; "
                "print(torch.cuda.is_available() or b.mps.is_available() or torch.xpu.is_available())")
 # glibc must not give the memory of every large map back at once: getting it again takes longer than most computations
@@ -117,10 +118,10 @@ class ComfyServer:
         settings = {"OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY, **os.environ, **self.environment}
         start = time.monotonic()
         with self.log.open("ab") as out:
-            # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
+            # a session, on Windows a group, of its own: Ctrl-C reaches us alone, and we stop the server in order
             self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=out,
                                             stderr=subprocess.STDOUT, start_new_session=True,
-                                            env=settings)
+                                            creationflags=NEW_GROUP, env=settings)
         try:
             self._wait_until_up(start + self.patience)
         except BaseException:

@@ -4,6 +4,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 log = logging.getLogger(__name__)
@@ -15,6 +17,16 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status, self.saved = 128 + number, "Nothing was saved"
+
+
+@contextmanager
+def stopped_with(saved: str | None) -> Iterator[None]:
+    """Who is stopped inside is told what was saved, a sentence; None for nothing."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.saved = saved or stopped.saved
+        raise
 
 
 class StopSignals:
@@ -31,6 +43,11 @@ class StopSignals:
         self.training = True
         if self.received:
             raise Stopped(self.received)
+
+    def at_once(self) -> None:
+        """After a training: a signal stops at once again. Raises Stopped if one came since the last `check`."""
+        self.check()
+        self.training = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.training or self.received:

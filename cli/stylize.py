@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,15 +16,14 @@ from ..models.films import MOST_FRAMES
 from ..models.precision import AUTO, PRECISIONS
 from ..train.stylists import StylistConfig
 from ..train.stylized_folders import Count, Networks, jobs_of, prepare_film, prepare_folder, stylize_folder
-from .options import given
+from .options import check_apart, given
 from .server import ROOT
-from .stopping import Stopped, StopSignals
+from .stopping import StopSignals, stopped_with
 from .terminal import show
 
 STYLE_FOLDERS = ("osasis", "mmfs_styles")  # of ComfyUI's models
 
-PASSED = ("style", "out", "model", "clip", "batch", "seed", "strength", "precision", "encode_steps", "decode_steps",
-          "change_point", "solver", "film", "steady")  # to the workers
+OF_PARENT = ("command", "run", "photos", "device", "workers", "part", "ray")  # options not handed on to workers
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -38,8 +38,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "demo's)")
     p.add_argument("--faces", action="store_true", help="find all faces, stylize them and put them back")
     p.add_argument("--film", type=float, metavar="FRAMES", help="the pictures are the frames of a film, in the order "
-                   "of their names: all have the same noise, and with --faces each face is followed and its square "
-                   "smoothed over so many frames before and after (3 is good)")
+                   "of their names, numbers in them as numbers (2 before 10): all have the same noise, and with "
+                   "--faces each face is followed and its square smoothed over so many frames before and after (3 is "
+                   "good)")
     p.add_argument("--steady", type=float, default=0.0, metavar="FRAMES", help="with --film: each result is the mean "
                    "of what the same things became in so many frames before and after, found by the optical flow of "
                    "the input (2 is good; 0: none)")
@@ -63,20 +64,19 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     config = config_of(options)
-    try:
+    with stopped_with(f"What is in {options.out} stays; the same command goes on with it"):
         count = stylized(options, config, signals)
-    except Stopped as stopped:
-        stopped.saved = f"What is in {options.out} stays; the same command goes on with it"
-        raise
     show(f"{options.out}: {count.in_words()}")
 
 
 def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSignals) -> Count:
-    jobs = jobs_of(options.photos)
+    check_apart(options.out, options.photos)
+    jobs = jobs_of(options.photos, options.film is not None)
     prepare_folder(options.out, config, options.faces, options.film, options.steady)
     film = None if options.film is None else options.out
     if options.film is not None and options.faces:
         prepare_film(jobs, options.out, torch.device(options.device or devices()[0]), options.film, signals.check)
+        signals.at_once()
     if options.ray:
         from .stylize_ray import stylize_on_ray
         return stylize_on_ray(jobs, options.out, config, options)
@@ -85,7 +85,7 @@ def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSi
         return stylize_folder(part_of(jobs, options.part or "1/1", options.steady > 0), options.out,
                               lambda: Networks.load(config, device, options.faces, film), signals.check, jobs,
                               options.steady)
-    return in_workers(jobs, options)
+    return in_workers(jobs, options, signals.check)
 
 
 def config_of(options: argparse.Namespace) -> StylistConfig:
@@ -98,9 +98,12 @@ def config_of(options: argparse.Namespace) -> StylistConfig:
     if options.steady and options.ray:
         raise ValueError("--steady needs the frames around each one, and --ray shares out single frames; leave out one "
                          "of them, or start one machine each with --part")
-    return StylistConfig(style_file(options.style), **given(
-        options, "model", "clip", "encode_steps", "decode_steps", "change_point", "solver", "strength", "seed",
-        "batch", "precision"))
+    if options.part and options.ray:
+        raise ValueError("--part is for processes that you start yourself, and --ray shares out all pictures; leave "
+                         "out one of them")
+    networks = {name: path.resolve() for name, path in given(options, "model", "clip").items()}
+    return StylistConfig(style_file(options.style), **networks, **given(
+        options, "encode_steps", "decode_steps", "change_point", "solver", "strength", "seed", "batch", "precision"))
 
 
 def style_file(name: str) -> Path:
@@ -134,15 +137,19 @@ def number_of_workers(options: argparse.Namespace) -> int:
     return options.workers or (1 if options.device else len(devices()))
 
 
-def in_workers(jobs: dict[str, Path], options: argparse.Namespace) -> Count:
+def in_workers(jobs: dict[str, Path], options: argparse.Namespace, check_interrupt: Callable[[], None]) -> Count:
     """This command once a worker, each with its part and device. OSError if one fails: the others end their work, and
-    a later run makes what is missing."""
+    a later run makes what is missing. They are ended, too, by what check_interrupt raises."""
     n, before = number_of_workers(options), made(jobs, options.out)
     places = [options.device] if options.device else devices()
-    processes = [subprocess.Popen(worker_command(options, k, n, places[k % len(places)]), stdout=subprocess.DEVNULL)
-                 for k in range(n)]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        check_interrupt()
+        for k in range(n):
+            processes.append(subprocess.Popen(worker_command(options, k, n, places[k % len(places)]),
+                                              stdout=subprocess.DEVNULL))
         while any(process.poll() is None for process in processes):
+            check_interrupt()
             time.sleep(0.2)
     finally:
         for process in processes:
@@ -163,7 +170,9 @@ def made(jobs: dict[str, Path], out: Path) -> set[str]:
 
 
 def worker_command(options: argparse.Namespace, k: int, n: int, device: str) -> list[str]:
-    told = [word for name in PASSED if getattr(options, name) is not None
-            for word in ("--" + name.replace("_", "-"), str(getattr(options, name)))]
-    return [sys.executable, str(ROOT / "cli"), "stylize", str(options.photos), *told,
-            *(["--faces"] if options.faces else []), "--part", f"{k + 1}/{n}", "--device", device]
+    told: list[str] = []
+    for name, value in vars(options).items():
+        if name not in OF_PARENT and value is not None and value is not False:
+            told += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+    return [sys.executable, str(ROOT / "cli"), "stylize", str(options.photos), *told, "--part", f"{k + 1}/{n}",
+            "--device", device]

@@ -9,7 +9,7 @@ import torch
 from ..evaluate import papers
 from ..evaluate.papers import PAPERS, Folders
 from .evaluate import add_networks, add_public, load_evaluator
-from .options import add_device, names_in
+from .options import add_device, check_apart, names_in
 from .stopping import StopSignals
 from .terminal import show
 
@@ -35,6 +35,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, signals: StopSignals) -> None:
     if not 32 <= options.side <= 2048:
         raise ValueError(f"--side is {options.side}; take 32 to 2048")
+    check_apart(options.out, options.photos, options.styles)
     names = names_in(options.metrics)
     papers.check_metrics(names)
     folders = Folders(options.results, options.photos, options.styles)

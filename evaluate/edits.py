@@ -19,7 +19,7 @@ from ..models.edit import z_statistics
 from ..train.loop import Hooks
 from ..train.text_edit import Subject, TextEditConfig, edit_by_text, text_directions
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .kept import KEPT, kept, pictures_identity
+from .kept import KEPT, kept_first, pictures_identity
 from .registry import means, preservation
 from .tables import Rows, file_name, table, write, write_sheet
 
@@ -100,10 +100,11 @@ def direction_of(evaluator: Evaluator, source: str, text: str, templates: str) -
         return None
 
 
-def row_of(classifier: AttributeClassifier | None, name: str) -> int | None:
-    """The attribute's row; None without such an attribute."""
-    known = classifier is not None and name in classifier.names
-    return classifier.index(name) if classifier is not None and known else None
+def attribute_of(classifier: AttributeClassifier | None, name: str) -> tuple[AttributeClassifier, int] | None:
+    """The classifier and the attribute's row in it; None without such an attribute."""
+    if classifier is None or name not in classifier.names:
+        return None
+    return classifier, classifier.index(name)
 
 
 def measured(evaluator: Evaluator, photos: Photos, edits: Iterator[Edit], direction: Tensor | None,
@@ -140,15 +141,11 @@ def evaluate(evaluator: Evaluator, classifier: AttributeClassifier | None, pictu
     if classifier is not None:
         identity += [*classifier.names, *(pictures_identity(part) for part in (classifier.weight, classifier.bias))]
 
-    def finished(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> Rows:
-        row = row_of(classifier, name)
-        attribute = (classifier, row) if classifier is not None and row is not None else None
-        rows, sheet = measured(evaluator, photos, edits, direction, attribute, settings)
-        write_sheet(sheet, out, file_name(title))
-        return rows
-
     def finish(title: str, name: str, edits: Iterator[Edit], direction: Tensor | None) -> None:
-        report[title] = kept(out and out / KEPT, [title, *identity], partial(finished, title, name, edits, direction))
+        report[title], sheet = kept_first(out and out / KEPT, [title, *identity], partial(
+            measured, evaluator, photos, edits, direction, attribute_of(classifier, name), settings))
+        if sheet:
+            write_sheet(sheet, out, file_name(title))
         log.info("%s\n%s", title, table(report[title]))
         write(report, out, "edits")
     for text, direction in directions:

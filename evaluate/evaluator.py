@@ -55,6 +55,12 @@ class Evaluator:
     public: PublicNetworks = PublicNetworks()
     check_interrupt: Callable[[], None] = nothing
 
+    def has(self, network: str) -> bool:
+        """Is there this network of NETWORKS, or what stands in for it?"""
+        own = {"clip": self.clip, "diffae": self.diffae, "perceptual": self.perceptual,
+               "structure_net": self.structure_net or self.diffae, "faces": self.faces}
+        return own[network] is not None if network in own else self.public.has(network)
+
     @property
     def device(self) -> torch.device:
         """Of CLIP; without it, of the public networks, the autoencoder or the face networks."""

@@ -184,15 +184,6 @@ def _radii(points: Tensor, k: int) -> Tensor:
     return _distances(points, points).kthvalue(k + 1, dim=1).values  # the point itself is the first
 
 
-def extremes(values: Tensor, count: int) -> tuple[list[int], list[int]]:
-    """Numbers of the `count` largest, largest first, and of the smallest, smallest first; equal ones in their order.
-
-    Of LPIPS(reconstruction, photo) these are the pictures of low and of high density of OSASIS.
-    """
-    return (values.sort(descending=True, stable=True).indices[:count].tolist(),
-            values.sort(stable=True).indices[:count].tolist())
-
-
 # --- CLIP, every embedding at length 1 before differences and means ---------------------------------------------------
 def mean_direction(embeddings: Tensor) -> Tensor:
     """The mean (1, D) of embeddings (B, D) at length 1, at length 1 again."""

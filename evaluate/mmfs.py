@@ -32,7 +32,7 @@ from ..train.recipes.mmfs import FacesMeasure, StageMeasure
 from ..train.source_faces import FaceNetworks, KnownFaces, Samples, known_faces
 from . import metrics
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .kept import KEPT, kept, networks_identity, pictures_identity
+from .kept import KEPT, kept_first, networks_identity, pictures_identity
 from .registry import (
     METRICS,
     PROMPT_AGREEMENT,
@@ -109,9 +109,11 @@ class Settings:
 
 
 @torch.no_grad()
-def stylize(net: MMFS, photos: Tensor, w_plus: Tensor, settings: Settings) -> Tensor:
-    """Photos (B, 3, H, W) with w+ codes (B or 1, n, S). The noise is of the seed alone: the same in every variant."""
-    noise = seeded_noise(net.noise_shapes(*photos.shape[-2:]), settings.seed, range(len(photos)), photos.device)
+def stylize(net: MMFS, photos: Tensor, w_plus: Tensor, settings: Settings, noise_seed: int | None = None) -> Tensor:
+    """Photos (B, 3, H, W) with w+ codes (B or 1, n, S). The noise is of the seed alone: the same in every variant.
+    noise_seed: of the noise, by default that of the settings."""
+    seed = settings.seed if noise_seed is None else noise_seed
+    noise = seeded_noise(net.noise_shapes(*photos.shape[-2:]), seed, range(len(photos)), photos.device)
     w_plus, parts = w_plus.expand(len(photos), -1, -1), []
     for rows in torch.arange(len(photos), device=photos.device).split(settings.batch):
         parts.append(net(photos[rows], w_plus[rows], [n[rows] for n in noise]))
@@ -127,8 +129,9 @@ def random_w(net: MMFS, style: int, photos: int, seed: int) -> Tensor:
 # --- random styles (Table 1) ------------------------------------------------------------------------------------------
 @torch.no_grad()
 def random_styles(models: Models, photos: Tensor, settings: Settings) -> list[Tensor]:
-    """`styles` times all photos, every picture with a style of its own."""
-    return [stylize(models.net, photos, random_w(models.net, style, len(photos), settings.seed), settings)
+    """`styles` times all photos, every picture with a style and noise of its own."""
+    return [stylize(models.net, photos, random_w(models.net, style, len(photos), settings.seed), settings,
+                    rng.stream_seed(settings.seed, "noise of random style", style))
             for style in range(settings.styles)]
 
 
@@ -231,12 +234,17 @@ def art_distance_measure(clip: Clip) -> StageMeasure:
 @dataclass(frozen=True)
 class StyleTask:
     """One style to learn, how its results are measured, and the picture (1, 3, H, W) that begins its rows, if any, with
-    its file."""
+    its file. texts: those that a prompt competes with, itself among them."""
     name: str
     reference: Reference
     measure: Measure
     shown: Tensor | None = None
     path: Path = Path("style")
+    texts: tuple[str, ...] = ()
+
+    def identity(self) -> list[str]:
+        """What decides its numbers but the models, photos and settings."""
+        return [self.name, "" if self.shown is None else pictures_identity(self.shown), *self.texts]
 
 
 def picture_tasks(models: Models, photos: Tensor, styles: Sequence[Path]) -> list[StyleTask]:
@@ -272,7 +280,8 @@ def text_tasks(models: Models, photos: Tensor, prompts: Sequence[str], anchor: s
             comparison = Comparison(seen, results, None, texts[-1:], texts, index)
             return means(comparison, (*PROMPT_AGREEMENT, *preservation(evaluator)))
         return measure
-    return [StyleTask(prompt, Reference(prompt), measure_of(k)) for k, prompt in enumerate(prompts)]
+    return [StyleTask(prompt, Reference(prompt), measure_of(k), texts=(*prompts, anchor))
+            for k, prompt in enumerate(prompts)]
 
 
 def learn(models: Models, reference: Reference, config: FewShotConfig, hooks: Hooks = Hooks()) -> tuple[MMFS, Tensor]:
@@ -355,9 +364,10 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
     keep = None if out is None or wanted else out / KEPT
     identity = [*identity_of(models, settings), pictures_identity(photos)]
 
-    def measured(title: str, measure: Callable[..., tuple[Rows, list[Tensor]]], *arguments: object) -> Rows:
-        rows, sheet = measure(models, photos, *arguments)
-        write_sheet(sheet, out, f"mmfs_{file_name(title)}")
+    def measured(key: Sequence[str], title: str, measure: Callable[[], tuple[Rows, list[Tensor]]]) -> Rows:
+        rows, sheet = kept_first(keep, [*key, *identity], measure)
+        if sheet:
+            write_sheet(sheet, out, f"mmfs_{file_name(title)}")
         return rows
 
     def publish(rows: Rows) -> None:
@@ -366,8 +376,8 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
 
     log.info("== random styles")
     drawings = [store.file_token(path) for path in art]
-    report["random"] = kept(keep, ["random", *identity, *drawings], functools.partial(
-        measured, "random", evaluate_random, art, settings))
+    report["random"] = measured(["random", *drawings], "random", functools.partial(
+        evaluate_random, models, photos, art, settings))
     report["public"] = public_notes(models.evaluator.public, f"{len(photos)} photos, {settings.styles} random styles "
                                     f"each, {len(art)} drawings")
     report["gaps"]["random"] = gaps(report["random"])
@@ -377,9 +387,8 @@ def evaluate(models: Models, photos: Tensor, tasks: Mapping[str, Sequence[StyleT
         for task in todo:
             log.info("== %s: %s", kind, task.name)
             sets.begin(task.path)
-            shown = "" if task.shown is None else pictures_identity(task.shown)
-            report[kind][task.name] = kept(keep, [kind, task.name, *identity, shown], functools.partial(
-                measured, task.name, evaluate_task, task, settings, hooks, sets))
+            report[kind][task.name] = measured([kind, *task.identity()], task.name, functools.partial(
+                evaluate_task, models, photos, task, settings, hooks, sets))
             report[f"{kind}_mean"] = mean_rows(report[kind])
             report[f"{kind}_sets"] = sets.rows(report[f"{kind}_mean"])
             report["gaps"][kind] = gaps(report[f"{kind}_mean"])

@@ -30,7 +30,7 @@ from ..train.osasis import FrozenNetworks, OSASISConfig, tune_style
 from ..train.plots import save_picture
 from . import intervals
 from .evaluator import Comparison, Evaluator, PictureFeatures
-from .kept import KEPT, kept, networks_identity, pictures_identity
+from .kept import KEPT, kept, kept_first, networks_identity, pictures_identity
 from .registry import grouped, means, measure, preservation, style_similarity
 from .report import reconstruction
 from .tables import (
@@ -41,6 +41,7 @@ from .tables import (
     group_rows,
     mean_rows,
     name_of,
+    short_name,
     split_groups,
     table,
     write,
@@ -176,7 +177,9 @@ def evaluate_style(models: Models, photos: Tensor, style_image: Tensor, settings
     config, nets = settings.config, models.frozen()
     twin, scores = best_twin(models, style_image, settings)
     frozen = accelerated(models.diffae, photos.device, config.precision)
-    content = prepare_content(frozen, photos, replace(config, forward_steps=settings.encode_steps), hooks)
+    content = Content.joined([
+        prepare_content(frozen, part, replace(config, forward_steps=settings.encode_steps), hooks)
+        for part in photos.split(settings.batch)])
     apart = {"difference": float((twin - style_image).abs().mean()), "score": float(scores[0])}
     log.info("twin: difference %.3f, score %.2f (worst of %d: %.2f)", *apart.values(), settings.candidates, scores[-1])
     styles = {}
@@ -244,12 +247,9 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
     log.info("reconstruction (PSNR dB, SSIM): %s", json.dumps(report["reconstruction"]))
     values: dict[str, dict[str, list[list[float]]]] = {name: {figure: [] for figure in STRUCTURE} for name in VARIANTS}
 
-    def measured(name: str, style_image: Tensor) -> dict:
+    def measured(style_image: Tensor) -> tuple[dict, list[Tensor]]:
         found = evaluate_seeds(models, photos, style_image, settings, hooks, sets)
-        write_sheet(found.sheet, out, name)
-        if out is not None:
-            save_picture(found.sheet[1][0], out / "twins" / f"{name}.png")
-        return found.numbers()
+        return found.numbers(), found.sheet
     for path in styles:
         name = name_of(path)
         log.info("== %s", name)
@@ -257,7 +257,11 @@ def evaluate(models: Models, photos: Tensor, styles: Sequence[Path], settings: S
         style_image = to_unit(read_picture(path, models.diffae.image_size))[None].to(photos.device)
         sets.add_art(PictureFeatures(models.evaluator, style_image))
         counted = dict(sets.counts)
-        found = kept(keep, ["style", *identity, pictures_identity(style_image)], partial(measured, name, style_image))
+        found, sheet = kept_first(keep, ["style", *identity, pictures_identity(style_image)],
+                                  partial(measured, style_image))
+        if sheet and out is not None:
+            write_sheet(sheet, out, short_name(name))
+            save_picture(sheet[1][0], out / "twins" / f"{short_name(name)}.png")
         report["styles"][name], report["twins"][name] = found["rows"], found["twin"]
         if sets.counts == counted:
             sets.count(found["rows"], len(photos), settings.seeds)
@@ -282,7 +286,8 @@ def rebuilt(models: Models, photos: Tensor, settings: Settings) -> dict[str, lis
               for t0 in (settings.config.t0, 1.0)}
     with autocast(photos.device, settings.config.precision):
         frozen = accelerated(models.diffae, photos.device, settings.config.precision)
-        return {name: list(figures) for name, figures in reconstruction(frozen, photos, chains).items()}
+        return {name: list(figures) for name, figures in
+                reconstruction(frozen, photos, chains, settings.batch).items()}
 
 
 def identity_of(models: Models, settings: Settings) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.whole_files import write_whole
-from ..train.data import find_pictures, read_picture, to_unit
+from ..train.data import find_pictures, is_hidden, read_picture, to_unit
 from ..train.plots import text_table
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import (
@@ -34,6 +34,7 @@ from .registry import (
     metric,
     public_distances,
     public_notes,
+    there,
 )
 from .tables import csv_text
 
@@ -204,8 +205,18 @@ def parts_of(folder: Path) -> dict[str, Path]:
     """{name: folder} of its sub-folders; {"": the folder itself} where there is none."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; see the help of this command for how folders are laid out")
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")} \
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path.name)} \
         or {"": folder}
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The photos by their names without ending. ValueError for two of one name."""
+    found: dict[str, Path] = {}
+    for path in find_pictures(folder):
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(f"two photos are called {path.stem!r}: {other} and {path}. Rename one, and its results")
+    return found
 
 
 @dataclass(frozen=True)
@@ -218,13 +229,13 @@ class Cell:
 
 
 def cells_of(folders: Folders) -> list[Cell]:
-    """Every method, set of inputs and style set of which there are results. ValueError if there are none, and for a
-    result without its photo."""
+    """Every method, set of inputs and style set of which there are results. ValueError if there are none, for two
+    photos of one name in a set, and for a result without its photo."""
     inputs, styles, methods = (parts_of(place) for place in (folders.photos, folders.styles, folders.results))
     cells: list[Cell] = []
     for method, place in methods.items():
         for name, photos in inputs.items():
-            known = {path.stem: path for path in find_pictures(photos)}
+            known = by_stem(photos)
             for style in styles:
                 where = place / name / style
                 if where.is_dir():
@@ -279,7 +290,7 @@ def measured(evaluator: Evaluator, cell: Cell, names: Sequence[str], art: Featur
     """The values of a cell, of those metrics whose networks there are. art: of the style set. Pictures are middle
     squares of `side` px."""
     results = [(photo, result) for photo, made in cell.pairs for result in made]
-    singles = there_of(evaluator, picture_metrics((*names, *(["lpips_alex"] if "art_fid" in names else []))))
+    singles = there(evaluator, picture_metrics((*names, *(["lpips_alex"] if "art_fid" in names else []))))
     values: dict[str, list[Tensor]] = {name: [] for name in singles}
     sets: list[FeatureSet] = []
     for start in range(0, len(results), BATCH):
@@ -292,19 +303,9 @@ def measured(evaluator: Evaluator, cell: Cell, names: Sequence[str], art: Featur
     found = {name: float(torch.cat(of).nanmean()) for name, of in values.items()}
     if min(len(results), max(len(art.inception), len(art.art_inception))) >= 2:
         found |= public_distances(evaluator.public, reduce(add, sets), art, found.get("lpips_alex"))
-    if "lpips_diversity" in there_of(evaluator, names):
+    if "lpips_diversity" in there(evaluator, names):
         found["lpips_diversity"] = diversity(evaluator, cell, side)
     return {name: found[name] for name in names if name in found and not math.isnan(found[name])}
-
-
-def there_of(evaluator: Evaluator, names: Sequence[str]) -> list[str]:
-    """Those metrics whose networks the evaluator has."""
-    own = {"clip": evaluator.clip, "diffae": evaluator.diffae, "perceptual": evaluator.perceptual,
-           "structure_net": evaluator.structure_net or evaluator.diffae, "faces": evaluator.faces}
-
-    def has(network: str) -> bool:
-        return own[network] is not None if network in own else evaluator.public.has(network)
-    return [name for name in names if all(has(network) for network in metric(name).networks)]
 
 
 def diversity(evaluator: Evaluator, cell: Cell, side: int) -> float:

@@ -371,9 +371,9 @@ def gather(pictures: PictureFeatures) -> FeatureSet:
                         for name in ("inception", "art_inception")))
 
 
-def there(public: PublicNetworks, names: Iterable[str]) -> list[str]:
-    """Those of the metrics of PUBLIC_NAMES whose networks the user has."""
-    return [name for name in names if all(public.has(network) for network in metric(name).networks)]
+def there(nets: Evaluator | PublicNetworks, names: Iterable[str]) -> list[str]:
+    """Those of the metrics whose networks there are; of public networks alone, of the metrics of PUBLIC_NAMES."""
+    return [name for name in names if all(nets.has(network) for network in metric(name).networks)]
 
 
 def public_distances(public: PublicNetworks, results: FeatureSet, art: FeatureSet,

@@ -18,6 +18,7 @@ from .metrics import psnr, ssim
 CHAINS = {"half 50/20": (50, 20, 0.5), "half 100/50": (100, 50, 0.5), "full 50/50": (50, 50, 1.0),
           "full 100/20": (100, 20, 1.0)}  # steps of encoding, of decoding, t0
 THUMBNAIL_PX = 16
+BATCH = 28  # pictures a network call
 
 
 def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float, solver: str = "ddim",
@@ -28,9 +29,11 @@ def chain(net: DiffAE, x: Tensor, forward: int, reverse: int, t0: float, solver:
 
 
 @torch.no_grad()
-def reconstruction(net: DiffAE, x: Tensor, chains: Mapping[str, tuple] = CHAINS) -> dict[str, tuple[float, float]]:
-    """(PSNR in dB, SSIM) of encode + decode, means over pictures (B, 3, px, px) in [-1, 1]."""
-    results = {name: chain(net, x, *steps).float() for name, steps in chains.items()}
+def reconstruction(net: DiffAE, x: Tensor, chains: Mapping[str, tuple] = CHAINS,
+                   batch: int = BATCH) -> dict[str, tuple[float, float]]:
+    """(PSNR in dB, SSIM) of encode + decode, means over pictures (B, 3, px, px) in [-1, 1]. batch: pictures a call."""
+    results = {name: torch.cat([chain(net, part, *steps).float() for part in x.split(batch)])
+               for name, steps in chains.items()}
     return {name: (float(psnr(y, x).mean()), float(ssim(y, x).mean())) for name, y in results.items()}
 
 
@@ -40,8 +43,11 @@ def z_vs_xT_ablation(net: DiffAE, x: Tensor, seeds: int = 8, steps: int = 20) ->
 
     Returns numbers and the pictures (B, seeds, 3, px, px). "right z": share of pictures whose re-encoded z is nearest
     to the z that they were decoded with (random: 1 / B). "right x_T": the same for noises, by mean picture. The two
-    distances are mean absolute differences of 16 px thumbnails in [-1, 1].
+    distances are mean absolute differences of 16 px thumbnails in [-1, 1]. ValueError for less than two pictures or
+    seeds.
     """
+    if min(len(x), seeds) < 2:
+        raise ValueError(f"{len(x)} pictures of {seeds} noises cannot be told apart; give at least two of each")
     device, px = x.device, net.image_size
     z = net.encode(x)
     noise = rng.randn((3, px, px), 0, "x_T", range(seeds), device)
@@ -81,14 +87,16 @@ def random_pictures(net: DiffAE, count: int, seed: int = 0, steps: int = 50, lat
 
 @torch.no_grad()
 def write(net: DiffAE, x: Tensor, folder: Path, name: str) -> dict:
-    """All numbers for pictures x (B, 3, px, px); the grids go to FOLDER/NAME_*.png."""
+    """All numbers for pictures x (B, 3, px, px); the grids go to FOLDER/NAME_*.png. A single picture's z is compared
+    with no other."""
     folder.mkdir(parents=True, exist_ok=True)
     few = x[:8]
-    numbers, decoded = z_vs_xT_ablation(net, few)
-    grid([torch.cat([few[i:i + 1], decoded[i]]) for i in range(len(few))]).save(folder / f"{name}_z_against_xT.png")
+    figures: dict = {"reconstruction": reconstruction(net, x)}
+    if len(few) > 1:
+        figures["z against x_T"], decoded = z_vs_xT_ablation(net, few)
+        grid([torch.cat([few[i:i + 1], decoded[i]]) for i in range(len(few))]).save(folder / f"{name}_z_against_xT.png")
     chains = [chain(net, few, *steps) for steps in ((100, 50, 0.5), (50, 20, 0.5), (100, 50, 1.0))]
     grid([few, *chains]).save(folder / f"{name}_reconstruction.png")
-    figures = {"reconstruction": reconstruction(net, x), "z against x_T": numbers}
     if net.latent_net is not None and net.conds_mean.abs().max() > 0:
         picture_grid(random_pictures(net, 32), 8).save(folder / f"{name}_samples.png")
     return figures

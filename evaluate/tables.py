@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -20,6 +21,7 @@ Rows = dict[str, dict[str, float]]  # row of a table -> name of a metric -> numb
 DECIMALS = 3
 LABEL = ", label "  # between a variant and a group of labels, in the name of the group's row
 HALVES = "the art's one half to its other"
+LONGEST = 100  # bytes of a name as part of a file's
 
 
 def mean_rows(results: Mapping[str, Rows]) -> Rows:
@@ -68,17 +70,37 @@ def gap_lines(rows: Rows) -> list[str]:
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """Where results are written as pictures, in the layout of `papers`: PATH/METHOD, ROW/STYLE/PICTURE/NAME.png, with
-    several seeds PATH/METHOD, ROW/STYLE/PICTURE/SEED/NAME.png. names: of the photos."""
+    """Where results are written as pictures, in the layout of `papers`: PATH/METHOD, ROW/INPUTS/STYLE/PICTURE/NAME.png,
+    with several seeds PATH/METHOD, ROW/INPUTS/STYLE/PICTURE/SEED/NAME.png. names: of the photos, INPUTS/NAME for one in
+    a folder of its own. styles: the folder that the style pictures lie under."""
     path: Path
     names: Sequence[str]
     method: str = ""
+    styles: Path | None = None
+
+    @classmethod
+    def of(cls, path: Path, photos: Sequence[Path], root: Path, styles: Path, method: str) -> ResultFolder:
+        """Of photos under a folder `root` and styles under another. ValueError for two photos of one name."""
+        names: dict[str, Path] = {}
+        for photo in photos:
+            inputs = photo.relative_to(root).parts[:-1][:1]
+            other = names.setdefault("/".join([*inputs, photo.stem]), photo)
+            if other != photo:
+                raise ValueError(f"two photos are called {photo.stem!r}: {other} and {photo}. Rename one, or leave out "
+                                 "--pictures")
+        return cls(path, list(names), method, styles)
+
+    def _style(self, style: Path) -> str:
+        """The folders of a style picture's results."""
+        place = Path() if self.styles is None else style.parent.relative_to(self.styles)
+        return f"{place.as_posix() if place.parts else style.parent.name}/{style.stem}"
 
     def save(self, row: str, style: Path, pictures: Tensor, seed: str = "") -> None:
         """Pictures (B, 3, H, W) in [-1, 1], of a row of the table and a style picture. seed: a folder's name."""
-        folder = self.path / file_name(f"{self.method} {row}") / style.parent.name / style.stem / seed
         for name, picture in zip(self.names, pictures, strict=True):
-            save_picture(picture, folder / f"{name}.png")
+            inputs, _, stem = name.rpartition("/")
+            folder = self.path / file_name(f"{self.method} {row}") / inputs / self._style(style) / seed
+            save_picture(picture, folder / f"{stem}.png")
 
 
 class Sets:
@@ -188,9 +210,27 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}_{path.stem}"
 
 
+def check_names(styles: Iterable[Path]) -> None:
+    """ValueError for two style pictures whose results would have one name, in reports or in files."""
+    seen: dict[str, Path] = {}
+    for path in styles:
+        other = seen.setdefault(file_name(name_of(path)).lower(), path)
+        if other != path:
+            raise ValueError(f"two style pictures are called {name_of(path)!r}: {other} and {path}. Rename one, or "
+                             "leave it out")
+
+
 def file_name(name: str) -> str:
     """A name as part of a file's."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    return short_name(re.sub(r"[^\w.-]+", "_", name))
+
+
+def short_name(name: str) -> str:
+    """The name, or its beginning and a hash of it where file systems take no name so long."""
+    data = name.encode()
+    if len(data) <= LONGEST:
+        return name
+    return f"{data[:LONGEST - 13].decode(errors='ignore')}_{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def first_of_each(folder: Path, paths: Sequence[Path]) -> list[Path]:

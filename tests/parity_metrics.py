@@ -3,6 +3,7 @@
 import torch
 
 from oneshot_atelier.evaluate import metrics
+from oneshot_atelier.evaluate.density import Ranking
 from oneshot_atelier.models import loading
 from oneshot_atelier.models.attributes import AttributeClassifier
 from oneshot_atelier.models.features import arcface as arcface_module
@@ -117,7 +118,8 @@ def metrics_(case, folder):
     keys = [x[name].double()[None] for name in ("keys_a", "keys_b")]
     real, fake = x["prc_real"], x["prc_fake"]
     count = len(case.values["low_density"])
-    low, high = metrics.extremes(x["low_lpips"], count)
+    ranking = Ranking({f"{k:09}": float(value) for k, value in enumerate(x["low_lpips"])}, count)
+    low, high = ([int(name) for name in names] for names in (ranking.low, ranking.high))
     return (frechet_values(x) | direction_values({name: value for name, value in x.items() if name[:2] in ("e_", "t_")})
             | classifier_values(case) | {
         "structure": metrics.structure_distance(*keys)[0], "selfsim_a": self_similarity(x["keys_a"][None])[0],

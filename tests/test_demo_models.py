@@ -36,7 +36,7 @@ def test_nothing_begins_before_what_it_reads_and_the_longest_chain_begins_first(
     for job in JOBS:
         assert all(order.index(name) < order.index(job.name) for name in job.after), job.name
     trainings = [job.name for job in ready(JOBS, set(demo_models.ART), set())]
-    assert trainings == ["diffae", "stylegan2", "clip", "ddpm"]  # 1.33, 1.16, 0.73 and 0.4 h with those that wait
+    assert trainings == ["diffae", "stylegan2", "clip", "ddpm"]  # 1.43, 1.16, 0.73 and 0.4 h with those that wait
     assert [job.name for job in ready(JOBS, {*demo_models.ART, "clip"}, {"diffae", "ddpm"})] == ["stylegan2"]
     assert [job.name for job in planned(chosen("mapping,stage2"))] == ["stage2", "mapping"]
     assert len(chosen("draw")) == len(demo_models.ART) and chosen("") == list(JOBS)
@@ -99,6 +99,28 @@ def test_what_is_independent_runs_at_once_each_on_its_gpu(run):
     assert {name for name, _ in started[2:]} == {"second", "short"} and {gpu for _, gpu in started[2:]} == {"4", "6"}
     assert run(FOUR, "4", "6")[1] == []  # all is finished
     assert run(FOUR, "0", long="--other")[1] == [("long", "0")]  # but for what has other options now
+
+
+def test_a_job_whose_input_changed_and_those_after_it_run_again(run, tmp_path):
+    read, unnamed, written = (tmp_path / name for name in ("read", "unnamed", "written"))
+    read.mkdir()
+    for path in (read / "a.png", unnamed, written):
+        path.write_bytes(b"old")
+    jobs = (Job("first", "", 1), Job("other", "", 1, reads=(unnamed,)), Job("last", "", 1, after=("first",)))
+    run(jobs, "0", first=str(read))
+    assert run(jobs, "0", first=str(read))[1] == []
+    (read / "a.png").write_bytes(b"new")
+    assert [name for name, _ in run(jobs, "0", first=str(read))[1]] == ["first", "last"]
+    unnamed.write_bytes(b"new")
+    assert [name for name, _ in run(jobs, "0", first=str(read))[1]] == ["other"]
+    run(jobs[:1], "0", first="")  # alone, by another command
+    assert [name for name, _ in run(jobs, "0", first="")[1]] == ["last"]
+    assert set(scheduler.inputs_of(jobs[1], ["train", str(read), "--out", str(written)])) == {str(read), str(unnamed)}
+
+
+def test_a_mark_of_an_earlier_version_says_nothing(run, tmp_path):
+    (tmp_path / "first.done").write_text("train '' first", encoding="utf-8")
+    assert [name for name, _ in run(FOUR[2:3], "0")[1]] == ["first"]
 
 
 def test_a_training_may_take_several_gpus_and_a_failure_ends_it_after_what_runs(run, caplog):

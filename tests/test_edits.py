@@ -121,7 +121,7 @@ def test_without_a_classifier_a_text_is_measured_by_clip_alone(evaluator):
     report = edits.evaluate(evaluator, None, tiny.pictures(2), Settings("photo", ("cartoon",), config=CONFIG,
                                                                         encode_steps=4, decode_steps=4))
     assert "attribute_probability" not in report["text cartoon"]["not edited"]
-    assert edits.row_of(None, "smiling") is None and edits.row_of(classifier(), "hat") is None
+    assert edits.attribute_of(None, "smiling") is None and edits.attribute_of(classifier(), "hat") is None
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

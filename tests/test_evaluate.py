@@ -1,5 +1,6 @@
 """The evaluation of OSASIS, what both methods are measured by, and the command line, on tiny random networks."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 
 from oneshot_atelier.cli import main
+from oneshot_atelier.cli.evaluate import style_paths
 from oneshot_atelier.evaluate import intervals, osasis, papers, report, tables
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.registry import CONTENT_PRESERVATION, STYLE_SIMILARITY, means
-from oneshot_atelier.models.diffae import mix_codes
+from oneshot_atelier.models.diffae import DiffAE, mix_codes
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.unet import UNet
 from oneshot_atelier.tests import tiny, tiny_models
@@ -165,6 +167,40 @@ def test_one_style_is_taken_of_each_class_folder(tmp_path):
     assert tables.first_of_each(tmp_path, flat) == flat
 
 
+@pytest.mark.parametrize("one, other", [("1.png", "1.jpg"), ("set1/oil/1.png", "set2/oil/1.png"),
+                                        ("npr_oil/1.png", "npr/oil_1.png"), ("set1/Oil/1.png", "set2/oil/1.png")])
+def test_two_styles_of_one_name_are_refused(tmp_path, one, other):
+    for name in (one, other):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="two style pictures are called") as refused:
+        style_paths(argparse.Namespace(styles=tmp_path, only="", holdout=0))
+    assert all(str(tmp_path / name) in str(refused.value) for name in (one, other))
+    (tmp_path / other).rename((tmp_path / other).with_name("2.png"))
+    assert len(style_paths(argparse.Namespace(styles=tmp_path, only="", holdout=0))) == 2
+
+
+def test_all_photos_are_encoded_and_reconstructed_in_batches(models, monkeypatch):
+    sizes, photos, settings = [], tiny.pictures(3), replace(SETTINGS, batch=2)
+    structural_code = DiffAE.structural_code
+    monkeypatch.setattr(DiffAE, "structural_code", lambda net, x, *given, **named: sizes.append(len(x)) or
+                        structural_code(net, x, *given, **named))
+    whole = report.reconstruction(models.diffae, photos, {"few": (4, 4, 0.5)})
+    assert report.reconstruction(models.diffae, photos, {"few": (4, 4, 0.5)}, 2)["few"] == pytest.approx(whole["few"])
+    osasis.rebuilt(models, photos, settings)
+    osasis.evaluate_style(models, photos, tiny.pictures(1, seed=7), settings)
+    assert sizes[0] == 3 and 3 not in sizes[1:]  # a fine-tune's own content comes in blocks of 8
+
+
+def test_a_single_photo_is_reported_without_numbers_that_need_two(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "chain", lambda net, x, *_: x)
+    monkeypatch.setattr(report, "random_pictures", lambda net, count: tiny.pictures(count))
+    figures = report.write(models.diffae, tiny.pictures(1), tmp_path, "one")
+    assert "z against x_T" not in figures and json.loads(json.dumps(figures, allow_nan=False))
+    with pytest.raises(ValueError, match="at least two"):
+        report.z_vs_xT_ablation(models.diffae, tiny.pictures(1))
+
+
 def test_the_ablation_of_z_and_x_T_counts_which_of_them_decides(models):
     """A decoder that shows the code alone gives z everything; one that shows the noise alone gives it nothing."""
     class ByCode:
@@ -299,7 +335,7 @@ def test_evaluate_from_the_command_line(tmp_path, capsys, caplog):
     (photos / "00.webp").write_bytes((photos / "00.png").read_bytes())
     assert main.main(["evaluate", "--method=osasis", f"--photos={photos}", f"--styles={styles}", *models,
                       "--device=cpu", f"--set={TINY}", f"--pictures={tmp_path / 'made'}"]) == 1
-    assert "have the same name but for their folder or ending" in caplog.text
+    assert "two photos are called '00'" in caplog.text
 
 
 @pytest.mark.parametrize("arguments, said", [

@@ -79,14 +79,31 @@ def test_batches_make_no_difference(models):
     assert torch.allclose(E.stylize(models.net, photos, codes, replace(SETTINGS, batch=1)), whole, atol=1e-5)
 
 
-def test_styles_that_make_no_difference_are_not_diverse(models):
-    class Same(nn.Module):
-        def forward(self, z):
-            return torch.ones_like(z)
+class Same(nn.Module):
+    def forward(self, z):
+        return torch.ones_like(z)
 
+
+def noiseless(net):
+    for name, weight in net.named_parameters():
+        if "noise" in name:
+            weight.zero_()
+    return net
+
+
+def test_styles_that_make_no_difference_are_not_diverse(models):
+    noiseless(models.net)
     assert E.evaluate_random(models, photos, [], SETTINGS)[0][E.RANDOM]["diversity"] > 1e-6
     models.net.mapping = Same()
     assert E.evaluate_random(models, photos, [], SETTINGS)[0][E.RANDOM]["diversity"] == 0
+
+
+def test_every_random_style_has_noise_of_its_own(models):
+    models.net.mapping = Same()
+    one, other = E.random_styles(models, photos, replace(SETTINGS, styles=2))
+    assert not torch.equal(one, other)
+    one, other = E.random_styles(replace(models, net=noiseless(models.net)), photos, replace(SETTINGS, styles=2))
+    assert torch.equal(one, other)
 
 
 def test_the_art_is_nearer_to_itself_than_photos_are(models, tmp_path):
@@ -188,6 +205,37 @@ def test_a_stopped_evaluation_goes_on_behind_its_styles(models, styles, tmp_path
     assert json.dumps(again) == json.dumps(whole)
     with pytest.raises(pytest.fail.Exception):
         E.evaluate(models, photos, tasks, styles * 2, replace(SETTINGS, seed=1), tmp_path / "out")
+
+
+def test_what_is_kept_of_a_prompt_is_of_all_prompts_that_it_competes_with(models, tmp_path, monkeypatch):
+    learned = []
+    monkeypatch.setattr(E, "evaluate_random", lambda *_: ({"photos": {}}, []))
+    monkeypatch.setattr(E, "evaluate_task", lambda models, photos, task, *_: learned.append(task.name) or ({}, []))
+    for prompts in (["drawing"], ["drawing", "face"], ["drawing", "face"]):
+        tasks = {"zero_shot": E.text_tasks(models, photos, prompts, "photo")}
+        E.evaluate(models, photos, tasks, [], SETTINGS, tmp_path)
+    tasks = {"zero_shot": E.text_tasks(models, photos, ["drawing", "face"], "face drawing")}
+    E.evaluate(models, photos, tasks, [], SETTINGS, tmp_path)
+    assert learned == ["drawing", "drawing", "face", "drawing", "face"]
+
+
+def test_numbers_are_kept_before_a_sheet_fails_and_a_long_prompt_is_no_long_file_name(models, tmp_path, monkeypatch):
+    prompt, learned = "drawing face " * 30, []
+    monkeypatch.setattr(E, "evaluate_random", lambda *_: ({"photos": {}}, []))
+    monkeypatch.setattr(E, "evaluate_task", lambda *_: learned.append(1) or ({}, [photos]))
+
+    def full(*_):
+        raise OSError("no space left")
+    tasks = {"zero_shot": [E.StyleTask(prompt, E.Reference(prompt), lambda _: {})]}
+    with monkeypatch.context() as failing:
+        failing.setattr(E, "write_sheet", full)
+        with pytest.raises(OSError):
+            E.evaluate(models, photos, tasks, [], SETTINGS, tmp_path)
+    E.evaluate(models, photos, tasks, [], SETTINGS, tmp_path)
+    E.evaluate(models, photos, tasks, [], SETTINGS, tmp_path / "other")
+    assert len(learned) == 2 and len(list((tmp_path / "other").glob("mmfs_drawing_face_*.png"))) == 1
+    assert len({file_name(prompt), file_name(prompt + "x"), file_name("a b"), file_name("\u9ed1" * 300)}) == 4
+    assert len(file_name("\u9ed1" * 300).encode()) <= 100
 
 
 def test_a_seed_and_a_photo_decide_a_random_style(models):

@@ -13,6 +13,7 @@ from oneshot_atelier.evaluate import papers
 from oneshot_atelier.evaluate.evaluator import Comparison, Evaluator, PictureFeatures
 from oneshot_atelier.evaluate.papers import PAPERS, EvaluationTable, Folders, Row
 from oneshot_atelier.evaluate.registry import gather, lpips_diversity, means, metric, public_distances
+from oneshot_atelier.evaluate.tables import ResultFolder
 from oneshot_atelier.models import loading
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny as tiny_networks
@@ -139,7 +140,22 @@ def test_flat_folders_need_no_levels(tmp_path, evaluator):
                                                                  "BlendGAN (published)", "MMFS (published)"]
 
 
+def test_results_of_photos_in_folders_and_of_nested_styles_are_what_a_table_takes(tmp_path):
+    for folder in ("photos/low", "photos/high/deep", "photos/__MACOSX", "styles/AAHQ/oil", "styles/Mine"):
+        save(tmp_path / folder, 2, 0)
+    photos, styles = (find_pictures(tmp_path / name) for name in ("photos", "styles"))
+    made = ResultFolder.of(tmp_path / "made", photos, tmp_path / "photos", tmp_path / "styles", "ours")
+    for style in styles:
+        made.save("mixed codes", style, tiny_networks.pictures(len(photos), 0))
+    cells = papers.cells_of(Folders(tmp_path / "made", tmp_path / "photos", tmp_path / "styles"))
+    assert {(cell.inputs, cell.style) for cell in cells} == {(inputs, style) for inputs in ("high", "low")
+                                                             for style in ("AAHQ", "Mine")}
+    assert all(len(cell.pairs) == 2 and len(made) == 2 for cell in cells for _, made in cell.pairs)
+
+
 @pytest.mark.parametrize(("change", "words"), [
+    (lambda f: (f.photos / "low" / "0.webp").write_bytes((f.photos / "low" / "0.png").read_bytes()),
+     "two photos are called '0': .*0.png and .*0.webp"),
     (lambda f: (f.results / "ours" / "low" / "AAHQ" / "0.png").rename(f.results / "ours" / "low" / "AAHQ" / "x.png"),
      "there is no photo called 'x'"),
     (lambda f: [place.rename(place.with_name("other")) for place in f.photos.glob("*") if place.name == "low"]

@@ -207,10 +207,6 @@ def test_clip_directions_take_every_embedding_at_length_1():
     assert torch.allclose(metrics.mean_direction(torch.tensor([[7.0, 0], [0, 0.1]])), torch.full((1, 2), 0.5 ** 0.5))
 
 
-def test_extremes_keep_the_order_of_equal_values():
-    assert metrics.extremes(torch.tensor([1.0, 3, 1, 3, 2]), 3) == ([1, 3, 4], [0, 2, 4])
-
-
 # --- as reports have them ---------------------------------------------------------------------------------------------
 def picture_means(comparison):
     names = registry.PUBLIC_PRESERVATION + registry.PUBLIC_STYLE

@@ -1,14 +1,17 @@
 """`atelier run` without a ComfyUI: the page's format, values and files of the command line, outputs, endings."""
 from __future__ import annotations
 
+import asyncio
 import json
+import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oneshot_atelier.cli import run as command
-from oneshot_atelier.cli.client import Interrupted, NodeFailed, Result
+from oneshot_atelier.cli import server
+from oneshot_atelier.cli.client import Client, Interrupted, NodeFailed, Result
 from oneshot_atelier.cli.graph_values import file_node, node_called, set_value, upload_name
 from oneshot_atelier.cli.main import main
 from oneshot_atelier.cli.page_format import to_api
@@ -50,6 +53,15 @@ def test_everything_that_the_page_resolves_is_resolved():
 def test_a_seeds_control_is_no_input_and_what_was_not_saved_yet_has_its_default():
     values = to_api(one("Noise", [7, "randomize", "b", True]), SCHEMAS)["1"]["inputs"]
     assert values == {"seed": 7, "mode": "b", "on": True, "late": 0.5}
+
+
+@pytest.mark.parametrize(("options", "control"), [({}, True), ({"control_after_generate": None}, True),
+                                                  ({"control_after_generate": False}, False),
+                                                  ({"control_after_generate": True}, True)])
+def test_a_seed_has_a_control_unless_its_node_says_no(options: dict, control: bool):
+    schemas = {"Draw": required(seed=["INT", options], count=["INT", {}])}
+    saved = [7, "fixed", 3] if control else [7, 3]
+    assert to_api(one("Draw", saved), schemas)["1"]["inputs"] == {"seed": 7, "count": 3}
 
 
 def test_values_by_name_are_taken_by_name():
@@ -127,7 +139,8 @@ class FakeClient:
         self.uploads[name] = data
         return name
 
-    def run(self, graph: dict, on_event: object, timeout: float | None, prompt_id: str) -> Result:
+    def run(self, graph: dict, on_event: object, timeout: float | None, prompt_id: str, patience: float) -> Result:
+        assert patience == command.SAVING_SECONDS
         self.queued = graph
         if self.ending:
             raise self.ending
@@ -176,10 +189,55 @@ def test_ctrl_c_cancels_the_run_on_the_server(monkeypatch, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("ref", [{"filename": "a", "subfolder": "../.."}, {"filename": "/etc/a"},
-                                 {"filename": "..\\a", "subfolder": ""}, {"filename": "c:a"}])
+                                 {"filename": "..\\a", "subfolder": ""}])
 def test_a_server_writes_nowhere_else(tmp_path, ref: dict):
     with pytest.raises(command.RunError, match="outside its output folder"):
         command.save_file(b"", tmp_path, ref)
+
+
+def test_a_name_that_some_system_has_not_is_changed_and_the_other_files_are_fetched(tmp_path):
+    refs = [{"filename": "../a", "type": "output"}, {"filename": "12:30.png", "subfolder": "c:", "type": "output"},
+            {"filename": "b?.png", "type": "output"}]
+    written, refused = command.save_outputs(FakeClient(), Result("x", {"1": {"images": refs}}), tmp_path / "out")
+    assert written == [tmp_path / "out" / "c_" / "12_30.png", tmp_path / "out" / "b_.png"]
+    assert all(path.is_file() for path in written) and len(refused) == 1 and not (tmp_path / "a").exists()
+
+
+def test_ctrl_c_ends_with_130_though_the_server_is_gone(monkeypatch, tmp_path, caplog):
+    client = FakeClient(Stopped(2))
+
+    def gone(*_):
+        raise urllib.error.URLError("connection refused")
+    monkeypatch.setattr(client, "cancel", gone)
+    assert started(monkeypatch, tmp_path, client) == 130
+    assert "fake does not answer any more" in caplog.text
+
+
+def test_ctrl_c_does_not_reach_the_server_that_was_started(monkeypatch, tmp_path):
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(server, "NEW_GROUP", 512)  # as Windows has it
+    monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **named: given.update(named))
+    monkeypatch.setattr(server.ComfyServer, "_wait_until_up", lambda *_: None)
+    server.ComfyServer(server.Host("python", tmp_path, accelerator=False), tmp_path).__enter__()
+    assert given["start_new_session"] and given["creationflags"] == 512
+
+
+def test_a_run_that_takes_too_long_may_save(monkeypatch):
+    client, cancelled = Client("http://x"), []
+
+    async def endless(*_):
+        await asyncio.sleep(60)
+    monkeypatch.setattr(client, "_follow", endless)
+    monkeypatch.setattr(client, "cancel", lambda *given: cancelled.append(given))
+    with pytest.raises(TimeoutError, match="not done after 0.01 s"):
+        client.run({}, timeout=0.01, prompt_id="mine", patience=9)
+    assert cancelled == [("mine", 9)]
+
+    def gone(*_):
+        raise urllib.error.URLError("connection refused")
+    monkeypatch.setattr(client, "cancel", gone)
+    with pytest.raises(TimeoutError, match="not done after"):
+        client.run({}, timeout=0.01, prompt_id="mine")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "no JSON"), ("[]", "no workflow"), ('{"a": 1}', "is no node")])
@@ -197,7 +255,6 @@ def test_a_server_that_does_not_answer_is_named(tmp_path, caplog):
 
 
 def test_only_the_own_run_is_cancelled():
-    from oneshot_atelier.cli.client import Client
     client, sent = Client("http://x"), []
     client.post_json = lambda path, data: sent.append((path, data))
     client.get_json = lambda path: {"queue_running": [[1, "other"]]}

@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from oneshot_atelier.cli.main import main
+from oneshot_atelier.cli import stylize
+from oneshot_atelier.cli.main import main, parser
+from oneshot_atelier.cli.stopping import Stopped, StopSignals, stopped_with
 from oneshot_atelier.models import loading
 from oneshot_atelier.models.style import MMFSStyle, OSASISStyle, fingerprint
 from oneshot_atelier.tests import tiny_mmfs, tiny_models
@@ -100,7 +102,6 @@ def test_two_workers_make_what_one_does(nets, photos, tmp_path, capsys):
 
 
 def test_a_worker_that_fails_is_reported(nets, photos, tmp_path, monkeypatch, caplog):
-    from oneshot_atelier.cli import stylize
     monkeypatch.setattr(stylize, "worker_command", lambda options, k, n, device: [
         sys.executable, "-c", f"raise SystemExit({k})"])
     assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", "--workers", "2")) == 1
@@ -156,11 +157,115 @@ def test_a_folder_of_another_style_is_refused(nets, photos, tmp_path, caplog):
     (("--part", "3/2"), "write K/N"), (("--film", "-1"), "--film is -1"),
     (("--film", "3", "--steady", "11"), "--steady is 11"), (("--steady", "1"), "give --film, too"),
     (("--film", "3", "--steady", "1", "--ray", "local"), "leave out one of them"),
+    (("--part", "1/2", "--ray", "local"), "--part is for processes that you start yourself"),
     (("--batch", "0"), "batch is 0"), (("--workers", "0"), "--workers is 0"),
     (("--style", "nowhere"), "there is no style nowhere")])
 def test_wrong_options_are_refused(nets, photos, tmp_path, caplog, more, message):
     assert main(arguments(nets, STYLES[1], photos, tmp_path / "out", *more)) == 1
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("inside", [".", "results", "deep/results"])
+def test_results_among_the_pictures_are_refused(nets, photos, caplog, inside):
+    """A later run would read them."""
+    before = set(photos.rglob("*"))
+    for command in (arguments(nets, STYLES[1], photos, photos / inside),
+                    ["rank", str(photos), f"--out={photos / inside}"],
+                    ["align", str(photos), f"--out={photos / inside}"],
+                    ["render-art", f"--photos={photos}", f"--out={photos / inside}"],
+                    ["evaluate", f"--photos={photos}", "--styles=s", f"--pictures={photos / inside}"],
+                    ["edits", f"--photos={photos}", f"--out={photos / inside}"],
+                    ["report", "x", f"--photos={photos}", f"--out={photos / inside}"]):
+        caplog.clear()
+        assert main(command) == 1 and "Name a folder elsewhere" in caplog.text, command
+    assert set(photos.rglob("*")) == before
+
+
+def test_all_machines_of_a_cluster_find_the_networks(nets, monkeypatch):
+    monkeypatch.chdir(nets)
+    options = parser("stylize").parse_args(["stylize", "photos", "--style=osasis.safetensors", "--out=o",
+                                            "--model=diffae.safetensors", "--clip=clip.safetensors"])
+    config = stylize.config_of(options)
+    assert (config.style, config.model, config.clip) == tuple(
+        nets.resolve() / f"{name}.safetensors" for name in ("osasis", "diffae", "clip"))
+
+
+def test_a_worker_is_told_all_but_what_is_its_own():
+    words = ["p", "--style=s", "--out=o", "--faces", "--film=3", "--steady=2", "--model=m", "--workers=2", "--seed=7"]
+    options = parser("stylize").parse_args(["stylize", *words])
+    found = parser("stylize").parse_args(stylize.worker_command(options, 0, 2, "cpu")[2:])
+    assert vars(found) == vars(options) | {"part": "1/2", "device": "cpu", "workers": None}
+    options.faces = False
+    assert "--faces" not in stylize.worker_command(options, 0, 2, "cpu")
+
+
+def test_frames_follow_each_other_by_their_numbers(tmp_path):
+    names = ("1", "2", "10", "b 3", "b 20")
+    for name in names:
+        picture(tmp_path / "film" / f"{name}.png", 0)
+    assert list(stylized_folders.jobs_of(tmp_path / "film", film=True)) == list(names)
+    assert list(stylized_folders.jobs_of(tmp_path / "film")) == sorted(names)
+    padded = [Path(f"frame_{k:05}.png") for k in (0, 1, 9, 10, 99, 100)]
+    assert sorted(padded[::-1], key=stylized_folders.frame_order) == padded
+
+
+def test_a_signal_ends_the_workers_of_a_film(photos, tmp_path, monkeypatch):
+    """Faces were searched before, in steps between which a signal is looked for; the workers are waited for in none."""
+    signals, started = StopSignals(), []
+
+    class Worker:
+        returncode = None
+
+        def __init__(self, command, stdout):
+            started.append(self)
+            self.ended = False
+
+        def poll(self):
+            return 0 if self.ended else None
+
+        def terminate(self):
+            self.ended = True
+
+        def wait(self):
+            pass
+
+    def searched(*given):
+        given[-1]()
+        signals._receive(signal.SIGTERM, None)
+
+    def slept(seconds):
+        assert seconds < 1 and not signals.received
+        signals._receive(signal.SIGTERM, None)
+    options = parser("stylize").parse_args(["stylize", str(photos), "--style=s", f"--out={tmp_path / 'o'}", "--faces",
+                                            "--film=3", "--workers=2"])
+    monkeypatch.setattr(stylize, "prepare_folder", lambda *_: None)
+    monkeypatch.setattr(stylize.subprocess, "Popen", Worker)
+    monkeypatch.setattr(stylize.time, "sleep", slept)
+    monkeypatch.setattr(stylize, "prepare_film", searched)
+    with pytest.raises(Stopped):
+        stylize.stylized(options, StylistConfig(Path("s")), signals)
+    assert not started
+    signals = StopSignals()
+    monkeypatch.setattr(stylize, "prepare_film", lambda *given: given[-1]())
+    with pytest.raises(Stopped):
+        stylize.stylized(options, StylistConfig(Path("s")), signals)
+    assert len(started) == 2 and all(worker.ended for worker in started)
+
+
+def test_a_signal_stops_what_is_no_training_any_more_at_once():
+    signals = StopSignals()
+    signals.check()
+    signals._receive(signal.SIGTERM, None)
+    with pytest.raises(Stopped):
+        signals.at_once()
+    signals = StopSignals()
+    signals.check()
+    signals.at_once()
+    with pytest.raises(Stopped):
+        signals._receive(signal.SIGTERM, None)
+    with pytest.raises(Stopped) as stopped, stopped_with("All is saved"):
+        raise Stopped(2)
+    assert stopped.value.saved == "All is saved"
 
 
 def test_steps_that_no_schedule_has_are_refused_before_anything_is_loaded():

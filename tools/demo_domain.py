@@ -75,7 +75,7 @@ JOBS = (
         + FEW.replace("npr_", ""), 0.01, gpus=0),
     Job("samples", "report {out}/diffae.safetensors --photos {out}/unseen --out {out}/report", 0.01, after=("latent",)),
     *(Job(f"try-{name}", f"evaluate --method osasis {options} --out {{out}}/trials/{name}", 0.02,
-          after=(*MODELS, "draw-portraits")) for name, (_, options) in TRIALS.items()),
+          after=(*MODELS, "draw-portraits"), reads=(DEMO,)) for name, (_, options) in TRIALS.items()),
 )
 
 

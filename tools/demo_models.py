@@ -54,7 +54,7 @@ TRAININGS = (
         "--weights vector_*=0.3 --source {out}/stage1.safetensors --stylegan2 {out}/stylegan2.safetensors "
         "--diffae {out}/diffae.safetensors --clip {out}/clip.safetensors --set "
         "r1=1;structure_weight=0.25;augment=colour,translation,cutout;flip=yes --out {out}/stage2.safetensors",
-        0.6, 36_000, ("stage1", "clip", "diffae", *ART)),
+        0.6, 36_000, ("stage1", "clip", "latent", *ART)),
     Job("mapping", f"train mmfs-mapping {GAN} --lr 5e-4 --source {{out}}/stage2.safetensors "
         "--clip {out}/clip.safetensors --no-discriminator --out {out}/mmfs.safetensors", 0.03, 6_000, ("stage2",)),
 )

@@ -1,10 +1,12 @@
 """`atelier` commands that wait for each other's files, side by side on as many GPUs as there are; resumable.
 
-What is finished stays finished as long as its command stays the same. What was stopped begins again, and goes on from
-what its command saves.
+What is finished stays finished as long as its command, the files it reads and the runs of the jobs before it stay the
+same. What was stopped begins again, and goes on from what its command saves.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shlex
@@ -12,12 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from ..models.checkpoints import store
 from ..models.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass(frozen=True)
 class Job:
     """An `atelier` command. hours: on one H100. after: jobs whose files it reads. gpus: at most so many, 0 for none.
+    reads: files and folders that it reads without naming them.
 
     {data} and {out} in the options stand for the folders.
     """
@@ -36,6 +41,7 @@ class Job:
     steps: int = 0
     after: tuple[str, ...] = ()
     gpus: int = 1
+    reads: tuple[Path, ...] = ()
 
 
 # --- which, and in which order ------------------------------------------------------------------------------------
@@ -69,13 +75,32 @@ def planned(jobs: Sequence[Job]) -> list[Job]:
     return order
 
 
+# --- what a job read ----------------------------------------------------------------------------------------------
+def inputs_of(job: Job, words: Sequence[str]) -> dict[str, str]:
+    """{path: hash of its content} of the files and folders that a command reads: those that it names, but for --out,
+    and `job.reads`."""
+    named = [Path(word) for before, word in zip(words, words[1:], strict=False)
+             if before != "--out" and os.path.exists(word)]
+    return {str(path): content_hash(path) for path in sorted({*named, *job.reads})}
+
+
+def content_hash(path: Path) -> str:
+    """Of a file's bytes, or of the names and bytes of all files in a folder."""
+    if path.is_file():
+        return store.sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listing = [(file.relative_to(path).as_posix(), store.sha256(file)) for file in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
 # --- running ------------------------------------------------------------------------------------------------------
 @dataclass
 class Running:
-    """A job's process and the GPUs that it holds."""
+    """A job's process, the GPUs that it holds, and what it was given."""
     job: Job
     process: subprocess.Popen[bytes]
     gpus: list[str]
+    given: dict
 
 
 class Jobs:
@@ -84,14 +109,35 @@ class Jobs:
     def __init__(self, jobs: Sequence[Job], commands: Mapping[str, list[str]], out: Path, gpus: Sequence[str]) -> None:
         self.jobs, self.commands, self.out = jobs, commands, out
         self.free = list(gpus) or [""]
-        self.finished = {job.name for job in jobs if self.mark(job).exists()
-                         and self.mark(job).read_text(encoding="utf-8") == shlex.join(commands[job.name])}
+        self.finished: set[str] = set()
+        for job in planned(jobs):
+            if self._unchanged(job):
+                self.finished.add(job.name)
         self.running: list[Running] = []
         self.failed: list[str] = []
 
-    def mark(self, job: Job) -> Path:
-        """The file that holds the command by which a job was finished."""
-        return self.out / f"{job.name}.done"
+    def mark(self, job: str) -> Path:
+        """The file that says by which command, from which files and after which runs a job was finished."""
+        return self.out / f"{job}.done"
+
+    def _read(self, job: str) -> dict:
+        """A job's mark; {} for none, and for that of an earlier version."""
+        try:
+            found = json.loads(self.mark(job).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _given(self, job: Job) -> dict:
+        """All that decides whether a job's results are still those of its command."""
+        words = self.commands[job.name]
+        return {"command": shlex.join(words), "inputs": inputs_of(job, words),
+                "after": {name: self._read(name).get("run", "") for name in job.after}}
+
+    def _unchanged(self, job: Job) -> bool:
+        found, names = self._read(job.name), {other.name for other in self.jobs}
+        found.pop("run", None)
+        return bool(found) and set(job.after) & names <= self.finished and found == self._given(job)
 
     def run(self) -> list[str]:
         """Run what is not finished; the names of those that failed (nothing begins after a failure)."""
@@ -108,10 +154,13 @@ class Jobs:
         begun = {r.job.name for r in self.running}
         for job in ready(self.jobs, self.finished, begun):
             if job.gpus and self.free:
-                held = [self.free.pop(0) for _ in range(min(job.gpus, len(self.free)))]
-                self.running.append(Running(job, self._process(job, held), held))
+                self._start(job, [self.free.pop(0) for _ in range(min(job.gpus, len(self.free)))])
             elif not job.gpus and sum(not r.job.gpus for r in self.running) < (os.cpu_count() or 1):
-                self.running.append(Running(job, self._process(job, []), []))
+                self._start(job, [])
+
+    def _start(self, job: Job, gpus: list[str]) -> None:
+        given = self._given(job)
+        self.running.append(Running(job, self._process(job, gpus), gpus, given))
 
     def _process(self, job: Job, gpus: list[str]) -> subprocess.Popen[bytes]:
         cli, environment = [str(ROOT / "cli")], dict(os.environ)
@@ -139,7 +188,7 @@ class Jobs:
                 log.error("%s failed (status %d): see %s", job.name, status, self.out / f"{job.name}.log")
             else:
                 self.finished.add(job.name)
-                write_whole(self.mark(job), shlex.join(self.commands[job.name]))
+                write_whole(self.mark(job.name), json.dumps({"run": uuid.uuid4().hex} | running.given, indent=1))
                 log.info("%s is finished", job.name)
 
 

@@ -68,12 +68,13 @@ def jobs_of(styles: Sequence[str], shares: int) -> list[Job]:
                    f"--out {{out}}/{method}")
         parts = [styles[k::shares] for k in range(shares)] if shares > 1 else []
         for k, part in enumerate(filter(None, parts)):
-            jobs.append(Job(f"{method}-{k}", f"{command} --only {shlex.quote(','.join(part))}", 0.1))
+            jobs.append(Job(f"{method}-{k}", f"{command} --only {shlex.quote(','.join(part))}", 0.1, reads=(DEMO,)))
         before = tuple(job.name for job in jobs if job.name.startswith(f"{method}-"))
-        jobs.append(Job(method, command, 0.2, after=before))
+        jobs.append(Job(method, command, 0.2, after=before, reads=(DEMO,)))
     jobs.append(Job("edits", f"edits {photos} --limit 0 --attributes {shlex.quote(ATTRIBUTES)} --texts "
                     f"{known(clip, TEXTS)} --out {{out}}/edits", 0.3))
-    jobs.append(Job("rank", "rank {out}/photos --k 20 --distance encoder_distance --out {out}/rank", 0.01))
+    jobs.append(Job("rank", "rank {out}/photos --k 20 --distance encoder_distance --out {out}/rank", 0.01,
+                    reads=(DEMO,)))
     return jobs
 
 

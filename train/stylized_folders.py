@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -56,9 +57,16 @@ class Count:
         return f"{self.made} stylized, {self.before} were there, {len(self.left_out)} left out"
 
 
-def jobs_of(folder: Path) -> dict[str, Path]:
-    """{name of the result: picture} in a fixed order. FileNotFoundError if there is none."""
-    return flat_names(picture_files(folder), folder)
+def jobs_of(folder: Path, film: bool = False) -> dict[str, Path]:
+    """{name of the result: picture} in a fixed order: of their names, and in a film numbers in them as numbers.
+    FileNotFoundError if there is none."""
+    files = picture_files(folder)
+    return flat_names(sorted(files, key=lambda path: frame_order(path.relative_to(folder))) if film else files, folder)
+
+
+def frame_order(path: Path) -> list[list[str | int]]:
+    """What frames of a film are sorted by: 2 comes before 10; numbers of one length keep the order of their names."""
+    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
 
 
 def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | None = None,
@@ -80,7 +88,7 @@ def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: 
     """Finds the faces of all frames of a film, in the order of `jobs`, and writes their squares, smoothed over `sigma`
     frames, to OUT/FILM, if they are not there yet. One frame is in memory at a time."""
     path = out / FILM
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).keys() == jobs.keys():
+    if path.exists() and list(json.loads(path.read_text(encoding="utf-8"))) == list(jobs):
         return
     nets, frames = load_faces().to(device), []
     for file in jobs.values():
