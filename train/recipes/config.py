@@ -18,6 +18,8 @@ from ..session import hash_of_network
 from ..stages import RunConfig, reporter, run_stage
 from ..stream import hash_of_files
 
+MOST_MEASURED = 1000  # values of a history that a finished model's file tells
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -113,5 +115,12 @@ def identity_of(part: nn.Module | Sequence[Path] | str) -> str:
 
 
 def measured(run: Run, *names: str) -> dict[str, list[float]]:
-    """What was measured while training, and at which steps."""
-    return {key: run.loss_history.get(key, []) for key in (*names, "measured_at")}
+    """What was measured while training, and at which steps; of more than MOST_MEASURED, those spread over all of it."""
+    return {key: thinned(run.loss_history.get(key, [])) for key in (*names, "measured_at")}
+
+
+def thinned(values: Sequence[float], most: int = MOST_MEASURED) -> list[float]:
+    """At most so many (two or more) of the values, at equal distances, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[k * (len(values) - 1) // (most - 1)] for k in range(most)]
