@@ -37,13 +37,16 @@ FREE_FIELDS = ("iterations", "compile")  # may change when a training is resumed
 # settings later than version 0.2.0: how snapshots without them were made
 ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada_kimg": 500, "palette_weight": 0.0,
          "dropout": 0.0, "art_weights": ""}
-PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
+# what snapshots of version 0.2.0 do not tell: taken to be as it is now
+UNTOLD = {"diffusion pretraining": ("model", "photo_files", "art")}
+PICTURE_SETS = ("photos", "photo_files", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
             "twin": "the photo twin", "style_image": "the style image", "photos": "the content photos",
             "structure_network": "the structure network",
             "references": "what the style is learned from", "faces": "the set of source faces",
-            "discriminator": "the discriminator", "art": "the artistic set"}
+            "discriminator": "the discriminator", "art": "the artistic set", "photo_files": "the set of photos",
+            "autoencoder": "the autoencoder whose codes it learns"}
 
 HINTS = {"twin": " (Make Photo Twin makes another one if its seed, t0, steps or pick change)"}
 
@@ -300,12 +303,12 @@ def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) ->
 
 
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
-    """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS and those
-    in `free`."""
-    saved = {**ADDED, **saved}
+    """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS, those in
+    `free` and those in UNTOLD."""
+    saved, untold = {**ADDED, **saved}, UNTOLD.get(str(now.get("training")), ())
     if saved.get("training") != now.get("training"):
         return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
-    for name in [n for n in now if n not in (*FREE_FIELDS, *free)]:
+    for name in [n for n in now if n not in (*FREE_FIELDS, *free) and (n in saved or n not in untold)]:
         if saved.get(name) != now[name]:
             if name in MEANINGS:
                 return f"{MEANINGS[name]} was another one{HINTS.get(name, '')}"
