@@ -175,17 +175,22 @@ def is_part(path: Path, settings: Mapping, end: int) -> bool:
         return False
 
 
-def check_settings(path: Path, settings: Mapping, changed_pictures: bool = False) -> store.Header:
-    """What a snapshot says of itself. CheckpointError if it is of another session."""
+def check_settings(path: Path, settings: Mapping, changed_pictures: bool = False, to_do: str = "") -> store.Header:
+    """What a snapshot says of itself. CheckpointError if it is of another session. to_do: what the error says to do, by
+    default what whoever trains can do."""
     header = store.peek(path)
     if header.kind != "snapshot":
-        raise CheckpointError(f"{path} is no training snapshot; {advice(path)}")
+        raise CheckpointError(f"{path} is no training snapshot; {to_do or advice(path)}")
     reason = difference(header.config or {}, settings, PICTURE_SETS if changed_pictures else ())
     if reason:
         step = str((header.meta or {}).get("step"))[:20]
         raise CheckpointError(f"{path.name} (saved at iteration {step}) belongs to a training with other settings: "
-                              f"{reason}. Set it back, or {advice(path)}")
+                              f"{reason}. {upper_first(to_do) or f'Set it back, or {advice(path)}'}")
     return header
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def advice(path: Path) -> str:
