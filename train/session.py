@@ -63,6 +63,7 @@ class Session:
     last: dict[str, Tensor] = field(default_factory=dict)
     ahead: int = 0
     begins: bool = False  # and has saved nothing yet
+    warn: Callable[[str], None] = log.warning
 
     @classmethod
     @contextmanager
@@ -83,7 +84,7 @@ class Session:
         with file_lock(path if writes else None):
             if path is not None and writes:
                 kept.remove_stale(path)
-            session = cls(run, settings, checkpointing)
+            session = cls(run, settings, checkpointing, warn=hooks.warn)
             warning = session.resume() if checkpointing.resume else ""
             session.begins = run.step == 0 and not run.partial
             if path is not None and writes and keep > 1 and not (session.begins or session.ahead):
@@ -99,7 +100,7 @@ class Session:
         found, self.ahead = snapshot_for(path, self.settings, changed) if path is not None else (None, 0)
         if path is None or found is None:
             return ""
-        self.last = resume(self.run, found, self.settings, changed)
+        self.last = restored(self.run, found)
         if not self.ahead:
             return ""
         return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
@@ -131,7 +132,7 @@ class Session:
         if "predictions" in self.last:
             tensors[PREDICTIONS] = to_bytes(self.last["predictions"])
         if earlier and not self.ahead and not self.begins and is_part(path, self.settings, run.step - 1):
-            kept.set_aside(path, step_of(store.peek(path)))
+            kept.set_aside(path, step_of(store.peek(path)), self.warn)
         reached = run.step + bool(run.partial)
         target = kept.earlier_path(path, reached) if self.ahead else path
         store.save(target, tensors, "snapshot", dict(self.settings), meta, dtype=None)
@@ -200,6 +201,11 @@ def advice(path: Path) -> str:
 def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
     """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
     check_settings(path, settings, changed_pictures)
+    return restored(run, path)
+
+
+def restored(run: Run, path: Path) -> dict[str, Tensor]:
+    """`resume` of a snapshot whose settings have been checked."""
     stored = load_snapshot(path)
     try:
         restore(run, stored.tensors, stored.meta)
