@@ -12,9 +12,9 @@ from ..models.style import OSASISStyle
 from . import kept
 from .session import check_settings, is_part, step_of
 
-
-OWN_STYLE = ("connect the style as its fine-tune made it, without another strength and not blended, or write the name of "
-             "the fine-tune that made it")
+# what to do about a snapshot of other settings
+OWN_STYLE = ("connect the style as its fine-tune made it, without another strength and not blended, or write the name "
+             "of the fine-tune that made it")
 
 
 def snapshots_of(style: OSASISStyle, path: Path) -> dict[int, Path]:

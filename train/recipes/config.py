@@ -19,7 +19,7 @@ from ..stages import RunConfig, reporter, run_stage
 from ..stream import hash_of_files
 
 # what decides a training's result beside its configuration: networks, files of pictures, texts
-Identity = Mapping[str, nn.Module | Sequence[Path] | str]
+Identity = dict[str, nn.Module | Sequence[Path] | str]
 MOST_MEASURED = 1000  # values of a history that a finished model's file tells
 
 

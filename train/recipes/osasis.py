@@ -17,7 +17,6 @@ from ..osasis import FrozenNetworks, OSASISConfig
 from ..osasis_words import WordsConfig, tune_to_words
 from .config import Folders, RecipeConfig
 
-
 MOST_PHOTOS = 1600  # that lie on the GPU, prepared: as many as the official 200 iterations of 8 take
 
 
