@@ -5,9 +5,10 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Outputs]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,12 @@ def release(net: nn.Module) -> None:
     for part in net.modules():
         if isinstance(part, Replayed):
             part.graphs.clear()
+
+
+@contextmanager
+def releasing(net: Net) -> Iterator[Net]:
+    """The network, whose graphs' memory is given back when the block ends, whatever ends it."""
+    try:
+        yield net
+    finally:
+        release(net)

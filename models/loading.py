@@ -408,12 +408,17 @@ def check_snapshot(stored: Stored) -> Stored:
     """CheckpointError unless `train.loop.restore` can take what the file says without a surprise: a counter of steps,
     a history of numbers, and optimiser states that are numbered, are floating point and agree in shape."""
     damaged = "the snapshot is damaged, give another name or begin anew"
-    step, history = stored.meta.get("step"), stored.meta.get("loss_history")
+    step, history = stored.meta.get("step"), stored.meta.get("loss_history", {})
     if type(step) is not int or not 0 <= step <= 2**53:
         raise CheckpointError(f"its step is {short(step)}, which is no count; {damaged}")
     if not isinstance(history, dict) or not all(isinstance(values, list) and all(
             type(value) in (int, float) for value in values) for values in history.values()):
         raise CheckpointError(f"its history is no table of lists of numbers; {damaged}")
+    histories = {name: value for name, value in stored.tensors.items() if name.startswith("loss_history/")}
+    for name, value in histories.items():
+        if value.ndim != 1 or not value.is_floating_point():
+            raise CheckpointError(f"its history '{short(name)}' is {value.dtype} of shape {list(value.shape)}; "
+                                  f"{damaged}")
     states: dict[tuple[str, str], set[torch.Size]] = {}
     for name, value in stored.tensors.items():
         if not name.startswith("optimizer/"):

@@ -4,18 +4,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def whole_file(target: Path, writer: str = "") -> Iterator[Path]:
     """The file to write in place of `target`, which it replaces when the block ends; after an error `target` is as it
-    was. writer: tells several that may write it at once from each other."""
+    was, and nothing is left. writer: tells several that may write it at once from each other."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}{writer and f'.{writer}'}.part")
-    yield partial
-    replace(partial, target)
+    try:
+        yield partial
+        replace(partial, target)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_whole(target: Path, text: str) -> None:

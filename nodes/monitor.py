@@ -28,8 +28,18 @@ class TrainingMonitor:
 
     @property
     def losses(self) -> list[float]:
-        found = [self.loss_history[name] for name in self.names if name in self.loss_history]
-        return [sum(values) for values in zip(*found)]
+        return [sum(values) for values in zip(*self.histories())]
+
+    @property
+    def last_loss(self) -> float:
+        """The last of `losses`, without those before it: a long training has many."""
+        found = self.histories()
+        last = min(map(len, found)) - 1
+        return sum(values[last] for values in found)
+
+    def histories(self) -> list[list[float]]:
+        """The histories whose sum is shown."""
+        return [self.loss_history[name] for name in self.names if name in self.loss_history]
 
     def hooks(self) -> Hooks:
         """Of a fine-tune."""
@@ -56,7 +66,7 @@ class TrainingMonitor:
         self.show(result.predictions)
 
     def on_iteration(self, progress: Progress) -> None:
-        state = f"iteration {progress.step} of {progress.steps}, loss {self.losses[-1]:.3f}"
+        state = f"iteration {progress.step} of {progress.steps}, loss {self.last_loss:.3f}"
         host.show_text("\n".join(filter(None, (state, self.note, self.warning))))
 
     def warn(self, text: str) -> None:

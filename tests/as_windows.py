@@ -146,6 +146,9 @@ def save_things(folder: Path) -> None:
     stale = folder / f".{path.name}.abcdefgh.tmp"  # of a process that was killed
     stale.touch()
     store.remove(path)
+    assert stale.exists() and not path.exists(), "there are no locks: its process may be alive"
+    os.utime(stale, (0, 0))
+    store.remove(path)
     assert not stale.exists() and not path.exists()
     with session.file_lock(path):
         try:

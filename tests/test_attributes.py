@@ -15,6 +15,7 @@ from oneshot_atelier.models.edit import SemanticDirection
 from oneshot_atelier.models.style import fingerprint
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny, tiny_models
+from oneshot_atelier.train import attributes
 from oneshot_atelier.train.attributes import (
     ATTRIBUTES,
     AttributeConfig,
@@ -244,8 +245,9 @@ def test_the_command_trains_and_writes_a_classifier(labelled, tmp_path):
     assert model == fingerprint(diffae) and net.names == NAMES
     meta = store.peek(out).meta
     assert meta["pictures"] == 44 and meta["figures"]["hat"]["with"] == 2 and meta["figures"].keys() == set(NAMES)
-    z = encode_pictures(diffae, sorted(labelled.glob("*.png")))
-    assert z.shape == (2, 44, 16) and torch.allclose(net.mean[0], z.flatten(0, 1).mean(0), atol=1e-5)
+    z, read = encode_pictures(diffae, sorted(labelled.glob("*.png")))
+    assert len(read) == 44 and z.shape == (2, 44, 16)
+    assert torch.allclose(net.mean[0], z.flatten(0, 1).mean(0), atol=1e-5)
 
 
 def test_the_command_says_which_labels_are_missing(labelled, tmp_path, caplog):
@@ -255,3 +257,33 @@ def test_the_command_says_which_labels_are_missing(labelled, tmp_path, caplog):
     assert main(["train", "attributes", f"--photos={labelled}", f"--source={source}", "--device=cpu",
                  f"--out={tmp_path / 'a.safetensors'}"]) == 1
     assert "without 'hat'" in caplog.text and not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.fixture
+def command(labelled, tmp_path):
+    source = tiny_models.write(tmp_path) / "diffae.safetensors"
+    return ["train", "attributes", f"--photos={labelled}", f"--source={source}", "--device=cpu", "--holdout=0",
+            "--steps=2", f"--out={tmp_path / 'a.safetensors'}"]
+
+
+def test_pictures_that_cannot_be_read_are_left_out_with_their_labels(labelled, command, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(attributes, "CHUNK", 4)
+    broken = [labelled / f"{i:03}.png" for i in (3, 4, 5, 6, 7)]  # of one kind one picture is left
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:-60])  # its header is whole
+    assert main(command) == 0 and "left out" in caplog.text
+    meta = store.peek(tmp_path / "a.safetensors").meta
+    assert meta["pictures"] == 39 and meta["figures"]["black hair"]["with"] == 3
+
+
+def test_labels_of_pictures_that_cannot_be_read_do_not_count(labelled, command, caplog):
+    for i in (2, 24):  # those with hats
+        path = labelled / f"{i:03}.png"
+        path.write_bytes(path.read_bytes()[:-60])
+    assert main(command) == 1 and "without 'hat'" in caplog.text
+
+
+def test_a_folder_without_labels_is_refused_with_what_to_give(labelled, command, caplog):
+    (labelled / "labels.csv").unlink()
+    assert main(command) == 1
+    assert "the labels do not tell of pictures with and of pictures without 'glasses'" in caplog.text

@@ -110,6 +110,8 @@ def test_a_sound_snapshot_passes(tmp_path):
     ({"step": -1}, "step is -1"), ({"step": 1.5}, "step is 1.5"), ({"step": 10**29}, "step is 1000"),
     ({"step": "3"}, "step is 3"), ({"step": True}, "step is True"), ({"step": None}, "step is None"),
     ({"history": [1]}, "history"), ({"history": {"loss": 1}}, "history"), ({"history": {"loss": ["a"]}}, "history"),
+    ({"loss_history__loss": torch.ones(2, 2)}, "history 'loss_history/loss' is torch.float32 of shape .2, 2."),
+    ({"loss_history__loss": torch.ones(2, dtype=torch.int64)}, "history 'loss_history/loss' is torch.int64"),
     ({"optimizer__a__x__exp_avg": torch.ones(2)}, "no state of an optimiser"),
     ({"optimizer__a__99999999999__exp_avg": torch.ones(2)}, "no state of an optimiser"),
     ({"optimizer__a": torch.ones(2)}, "no state of an optimiser"),

@@ -13,6 +13,7 @@ from oneshot_atelier.cli.train import TRAINED
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.tests.tiny_stages import CALM, STAGES, arguments, make, write_inputs
+from oneshot_atelier.train.loop import history_of
 
 pytest.importorskip("accelerate", reason="the extra `train` is not installed: pip install .[train]")
 SHARED = STAGES[1:]  # of these two real processes are run; StyleGAN2's step is Stage II's
@@ -81,10 +82,11 @@ def test_two_processes_train_what_one_trains(alone, together, name):
     5965 in the mapping, the worst by 0.7 lr; losses within 2e-7)."""
     one, two = snapshot_of(alone, name), snapshot_of(together[0], name)
     assert one.config == two.config and one.meta["step"] == two.meta["step"] == 3
-    assert one.meta["loss_history"].keys() == two.meta["loss_history"].keys()
-    for key, values in one.meta["loss_history"].items():
+    history, other = (history_of(stored.tensors, stored.meta) for stored in (one, two))
+    assert history.keys() == other.keys()
+    for key, values in history.items():
         assert len(values) == {"r1": 2}.get(key, 3)
-        assert two.meta["loss_history"][key] == pytest.approx(values, rel=1e-5), key
+        assert other[key] == pytest.approx(values, rel=1e-5), key
     lr = one.config["lr"]
     far = total = 0
     for key, value in one.tensors.items():
@@ -110,8 +112,8 @@ def test_two_processes_train_the_diffusion_model_that_one_trains(alone, together
     """As above; the rate is still small in the first steps, and the weights of both have moved by 2 lr."""
     one, two = snapshot_of(alone, name), snapshot_of(together[0], name)
     assert one.config == two.config and one.meta["step"] == two.meta["step"] == 2
-    losses = one.meta["loss_history"]["loss"]
-    assert two.meta["loss_history"]["loss"] == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
+    losses, others = (history_of(stored.tensors, stored.meta)["loss"] for stored in (one, two))
+    assert others == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
     lr = one.config["lr"] / (TRAINED[name].warmup + 1)
     key = "net/net/unet.out.2.bias" if name == "diffae" else "net/net/out.2.bias"
     assert (one.tensors[key].abs() > lr / 2).all()  # of zeros

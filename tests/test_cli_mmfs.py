@@ -30,7 +30,7 @@ from oneshot_atelier.tests.tiny_stages import CALM, CPU, PX, STAGES, arguments, 
 from oneshot_atelier.train import gan, plots, stages
 from oneshot_atelier.train.data import find_pictures, read_picture, to_unit
 from oneshot_atelier.train.gan import GANConfig
-from oneshot_atelier.train.loop import Progress
+from oneshot_atelier.train.loop import Progress, history_of
 from oneshot_atelier.train.recipes import mmfs
 from oneshot_atelier.train.recipes.config import Folders
 
@@ -249,7 +249,8 @@ def test_sample_grids_and_tensorboard_files_are_written(atelier, name, caplog):
         assert grid.width == 4 * PX and grid.height in (3 * PX, 4 * PX)
     found = events.EventAccumulator(str(log)).Reload()
     assert set(found.Tags()["scalars"]) == {f"{name}/{it}" for it in (*LOSSES[name], "pictures_per_second")}
-    history = store.peek(out.with_suffix(".snapshot")).meta["loss_history"]
+    snapshot = store.load(out.with_suffix(".snapshot"))
+    history = history_of(snapshot.tensors, snapshot.meta)
     for loss in LOSSES[name] - {"r1", "art_distance", "faces_distance"}:
         told = found.Scalars(f"{name}/{loss}")
         assert [e.step for e in told] == [1, 2, 3] and [e.value for e in told] == pytest.approx(history[loss])

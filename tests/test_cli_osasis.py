@@ -1,5 +1,7 @@
 """`atelier train osasis --text`: a style from words, from a folder of photos."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -7,7 +9,8 @@ from oneshot_atelier.cli import main
 from oneshot_atelier.models.loading import load_diffae, load_style
 from oneshot_atelier.models.style import check_osasis_style, fingerprint
 from oneshot_atelier.tests import tiny, tiny_models
-from oneshot_atelier.train.data import to_bytes
+from oneshot_atelier.train.data import read_pictures, to_bytes
+from oneshot_atelier.train.recipes import osasis as recipe
 
 QUICK = "forward_steps=10,reverse_steps=10"
 
@@ -43,3 +46,15 @@ def test_words_become_a_style_file_that_more_steps_go_on_from(train, tmp_path):
 def test_what_cannot_be_learned_is_one_line(train, caplog, more, message):
     assert train(*more) == 1
     assert message in caplog.text
+
+
+def test_of_many_photos_those_that_the_seed_chooses_are_read(train, monkeypatch):
+    paths = [Path(f"{k:03}") for k in range(200)]
+    few, others = recipe.chosen(paths, 3, 20), recipe.chosen(paths, 4, 20)
+    assert len(few) == len(set(few)) == 20 and few == sorted(few) and few != others
+    assert recipe.chosen(paths, 3, 200) == paths and recipe.chosen(paths, 3, 20) == few
+    read = []
+    monkeypatch.setattr(recipe, "read_pictures", lambda paths, px: read.append(paths) or read_pictures(paths, px))
+    monkeypatch.setattr(recipe.chosen, "__defaults__", (2,))
+    assert train("--text", "drawing") == 0 and train("--text", "drawing", "--steps", "3") == 0
+    assert [len(paths) for paths in read] == [2, 2] and read[0] == read[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.models.checkpoints import CheckpointError, store
 from oneshot_atelier.models.diffusion import add_noise, constant_alpha_bar, linear_alpha_bar
 from oneshot_atelier.models.graphs import Graphs
 from oneshot_atelier.models.loading import load_clip, load_ddpm, load_diffae
@@ -24,7 +24,7 @@ from oneshot_atelier.train.distributed import SINGLE_PROCESS, Distributed
 from oneshot_atelier.train.gan import GANConfig
 from oneshot_atelier.train.loop import Hooks, LoopConfig, restore, snapshot, train
 from oneshot_atelier.train.recipes import diffusion, mmfs
-from oneshot_atelier.train.recipes.config import Folders, RecipeConfig
+from oneshot_atelier.train.recipes.config import Folders, RecipeConfig, measured
 
 CPU = torch.device("cpu")
 CONFIG = PretrainingConfig(steps=6, batch=2, lr=1e-3, ema_decay=0.9, seed=3, augmentations=Augmentations())
@@ -438,3 +438,76 @@ def test_the_small_clip_is_stored_with_its_words_and_how_well_it_knows_them(fold
     assert printed["recall"]["pictures"] == 4 and set(printed["zero-shot"]) == set(accuracy)
     with torch.no_grad():
         assert torch.allclose(found.embed_text(["a round face"]), net.embed_text(["a round face"]), atol=2e-2)
+
+
+@pytest.fixture
+def ddpm(folders, tmp_path, monkeypatch):
+    """Trains the DDPM at one place, from other folders or weights."""
+    monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, out_channels=3, head_channels=0))
+
+    def run(init=None, out="ddpm.safetensors", **changes):
+        recipe = RecipeConfig(tmp_path / out, CPU, log_every=1)
+        return diffusion.ddpm(replace(folders, **changes), 32, replace(CONFIG, steps=2), recipe, init)
+    return run
+
+
+def test_a_snapshot_of_other_photos_or_weights_is_not_resumed(folders, tmp_path, ddpm):
+    ddpm()
+    before = (tmp_path / "ddpm.safetensors").read_bytes()
+    shutil.copytree(folders.photos, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png"))
+    for changes, what in (({"photos": tmp_path / "fewer"}, "the set of photos"), ({"holdout": 4}, "the set of photos"),
+                          ({"init": tmp_path / "ddpm.safetensors"}, "the model it starts from")):
+        with pytest.raises(CheckpointError, match=f"ddpm.snapshot .*: {what} was another one"):
+            ddpm(**changes)
+    assert (tmp_path / "ddpm.safetensors").read_bytes() == before
+    ddpm(art=None)  # has no part in it
+
+
+def test_a_snapshot_of_other_art_is_not_resumed(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion, "small_diffae", lambda px: tiny.DIFFAE)
+    recipe, config = RecipeConfig(tmp_path / "a.safetensors", CPU, log_every=1), replace(CONFIG, steps=1)
+    diffusion.diffae(folders, 32, config, recipe)
+    with pytest.raises(CheckpointError, match="the artistic set was another one"):
+        diffusion.diffae(replace(folders, exclude=("a_round",)), 32, config, recipe)
+    with pytest.raises(CheckpointError, match="art_weights was ''"):
+        diffusion.diffae(replace(folders, weights=(("a_round", 2.0),)), 32, config, recipe)
+
+
+def test_snapshots_of_0_2_do_not_tell_of_pictures_and_are_resumed():
+    now = {"training": "diffusion pretraining", "iterations": 6, "model": "new", "photo_files": "1", "art": "2",
+           "art_weights": ""}
+    before = {"training": "diffusion pretraining", "iterations": 6}
+    assert session.difference(before, now) is None
+    assert session.difference(before, now | {"art_weights": "a=2"}).startswith("art_weights was ''")
+    assert "the autoencoder" in session.difference(before, now | {"autoencoder": "3"})
+
+
+def test_the_latent_ddim_of_an_autoencoder_that_was_trained_on_is_not_taken(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion, "small_diffae", lambda px: tiny.DIFFAE)
+    recipe = RecipeConfig(tmp_path / "a.safetensors", CPU, log_every=1)
+    diffusion.diffae(folders, 32, replace(CONFIG, steps=1), recipe)
+    diffusion.latent(folders, replace(CONFIG, steps=1), recipe)
+    diffusion.latent(folders, replace(CONFIG, steps=2), recipe)  # of the file that now holds it
+    diffusion.diffae(folders, 32, replace(CONFIG, steps=3), recipe)
+    with pytest.raises(CheckpointError, match="a_latent.snapshot .*: the autoencoder whose codes it learns was anoth"):
+        diffusion.latent(folders, replace(CONFIG, steps=2), recipe)
+    assert load_diffae(recipe.out).conds_std.eq(1).all()
+
+
+def test_weights_to_begin_with_that_do_not_fit_are_refused_with_what_to_do(tmp_path, ddpm, monkeypatch):
+    ddpm(out="first.safetensors")
+    ddpm(init=tmp_path / "first.safetensors", out="second.safetensors")
+    monkeypatch.setattr(diffusion, "small_ddpm", lambda px: replace(tiny.DDPM, base=2 * tiny.DDPM.base))
+    with pytest.raises(ValueError, match="first.safetensors do not fit .*same --size, or leave --init out"):
+        ddpm(init=tmp_path / "first.safetensors", out="third.safetensors")
+    store.save(tmp_path / "clip.safetensors", {"w": torch.ones(1)}, "clip", {})
+    with pytest.raises(CheckpointError, match="clip.safetensors"):
+        ddpm(init=tmp_path / "clip.safetensors", out="third.safetensors")
+
+
+def test_of_many_measurements_a_model_s_file_tells_some_of_all_parts():
+    run = pretraining.start(tiny.filled(UNet(tiny.DDPM)), CONFIG)
+    run.loss_history = {"seen": [k / 2 for k in range(300_000)], "measured_at": [float(k) for k in range(300_000)]}
+    found = measured(run, "seen", "held_out")
+    assert len(found["seen"]) == len(found["measured_at"]) == 1000 and found["held_out"] == []
+    assert found["measured_at"][::999] == [0, 299_999] and found["seen"] == [k / 2 for k in found["measured_at"]]

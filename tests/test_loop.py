@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from oneshot_atelier.models.checkpoints import CheckpointError, store
+from oneshot_atelier.models.loading import load_snapshot
 from oneshot_atelier.models.rng import seeded
 from oneshot_atelier.train import loop
 from oneshot_atelier.train.loop import Hooks, LoopConfig, Run, ema_copy, restore, snapshot, train
@@ -231,6 +232,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     train(again, stepper(again), config, CPU)
     assert same(state(again), state(whole)) and again.loss_history == whole.loss_history
     assert not same(state(again), state(part))
+
+
+def test_histories_as_long_as_the_longest_training_are_saved_and_resumed(tmp_path):
+    """The nodes allow 10,000,000 steps; in the header of a file there is room for fewer than 100,000 of two losses."""
+    run = a_run()
+    run.step, run.loss_history = 10_000_000, {"loss": [0.1, 2 / 3] * 5_000_000, "r1": [0.25] * 625_000, "none": []}
+    tensors, meta = snapshot(run)
+    path = store.save(tmp_path / "a.snapshot", tensors, "snapshot", {}, meta, dtype=None)
+    again, stored = a_run(), load_snapshot(path)
+    restore(again, stored.tensors, stored.meta)
+    assert again.step == run.step and again.loss_history == run.loss_history
+
+
+def test_histories_in_the_header_of_an_older_snapshot_are_read(tmp_path):
+    run, again = a_run(), a_run()
+    tensors, meta = snapshot(run)
+    path = store.save(tmp_path / "a", tensors, "snapshot", {}, meta | {"loss_history": {"loss": [1.0, 0.5]}}, None)
+    stored = load_snapshot(path)
+    restore(again, stored.tensors, stored.meta)
+    assert again.loss_history == {"loss": [1.0, 0.5]}
 
 
 def test_a_snapshot_is_a_copy():

@@ -815,7 +815,8 @@ def test_snapshots_of_words_are_scored_along_the_text(nodes, tune_text, choose):
 def test_snapshots_of_another_training_are_refused(nodes, tune, choose):
     style, code, *_ = tune("mine")
     tune("other", seed=4)
-    with pytest.raises(ValueError, match="seed was 4 and is 3 now"):
+    with pytest.raises(ValueError, match="seed was 4 and is 3 now. Connect the style as its fine-tune made it, .* or "
+                                         "write the name of the fine-tune that made it$"):
         choose(style, code, "other")
     with pytest.raises(ValueError, match="there is no snapshot none.snapshot. Give the name of the fine-tune"):
         choose(style, code, "none")

@@ -1,6 +1,7 @@
 """The nodes that train MMFS itself, executed as ComfyUI does it (under inference mode), with tiny networks."""
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from oneshot_atelier.models.loading import save_mmfs
 from oneshot_atelier.models.mmfs import MMFS
 from oneshot_atelier.tests import tiny_mmfs, tiny_models
 from oneshot_atelier.tests.node_tools import interrupt_after, picture, same
+from oneshot_atelier.train.loop import Progress
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("comfy")]
 PX = tiny_mmfs.PX
@@ -294,3 +296,12 @@ def test_saving(nodes, stage1, loaded):
 def test_names_that_are_no_names(nodes):
     for node in (nodes.SaveMMFS, nodes.MMFSTrainStage1, nodes.MMFSTrainStage2, nodes.MMFSTrainMapping):
         assert "file's name" in node.validate_inputs(name="../up")
+
+
+def test_a_step_does_not_sum_all_losses_before_it(nodes, monkeypatch):
+    module = sys.modules[nodes.host.__name__.replace(".host", ".monitor")]
+    monitor = module.TrainingMonitor(3, names=("pixel", "feature"))
+    monitor.loss_history = {"pixel": [1.0, 2.0], "feature": [0.5, 0.25, 9.0], "other": [7.0]}
+    assert monitor.last_loss == monitor.losses[-1] == 2.25
+    monkeypatch.setattr(module.TrainingMonitor, "losses", property(lambda self: pytest.fail("all losses are summed")))
+    monitor.on_iteration(Progress(2, 3, {}))

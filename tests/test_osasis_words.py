@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oneshot_atelier.models import graphs
 from oneshot_atelier.models.features.encoder import EncoderDistance
 from oneshot_atelier.models.loading import load_style, save_style
 from oneshot_atelier.models.osasis import SamplingSettings, stylize
@@ -106,6 +107,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, photos
             tune_to_words(networks(), replace(WORDS, **changes), CONFIG, photos, saved)
     unused = replace(CONFIG, clip_weight=1.0, l1_weight=1.0, style_spn_weight=0.0, clip_preprocessing="osasis")
     assert tiny.same(dict(tune_to_words(networks(), WORDS, unused, photos, saved)[0].unet), dict(style.unet))
+
+
+def test_the_memory_of_graphs_is_given_back_whatever_ends_a_training(monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(result):
+        raise Stop
+
+    released = []
+    monkeypatch.setattr(graphs, "release", released.append)
+    nets = networks()
+    with pytest.raises(Stop):
+        tune_to_words(nets, WORDS, CONFIG, tiny.pictures(3, 5), hooks=Hooks(on_step=stop))
+    assert released == [nets.diffae], "on a GPU a copy of its own"
+    tune_to_words(nets, WORDS, CONFIG, tiny.pictures(3, 5))
+    assert released == 3 * [nets.diffae], "the training's, and that of the style's code"
 
 
 def test_the_style_s_code_is_the_mean_code_of_pictures_in_the_style(tmp_path):

@@ -346,14 +346,34 @@ def test_other_names_that_look_alike_are_left_alone(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([path, *others]), "the half snapshot of a killed training is gone"
 
 
-def test_where_files_cannot_have_two_names_the_newest_is_kept_alone_and_it_is_said(tmp_path, monkeypatch, caplog):
+def test_a_snapshot_s_settings_are_checked_once(tmp_path, monkeypatch):
+    path, checked, real = trained_file(tmp_path), [], session.check_settings
+    monkeypatch.setattr(session, "check_settings", lambda path, *more: checked.append(path) or real(path, *more))
+    assert trained(path, 4).step == 4 and checked == [path]
+
+
+def test_where_files_cannot_have_two_names_earlier_snapshots_are_copies(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(kept.os, "link", unsupported)
-    path = tmp_path / "a.snapshot"
+    path, half = tmp_path / "a.snapshot", tmp_path / ".a@00000002.snapshot.part"
+    half.write_text("half a copy")
     trained(path, 8, every=4, keep=3)
-    assert kept_steps(path) == [8] and "a.snapshot of step 4 is not kept as an earlier snapshot" in caplog.text
+    assert kept_steps(path) == [8, 4] and set(tmp_path.iterdir()) == {kept.earlier_path(path, 4), path}
+    assert tiny.same(state(trained(path, 4, keep=3)), state(trained(None, 4)))
+
+
+def test_where_they_cannot_be_copied_either_the_newest_is_kept_alone_and_it_is_said(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(kept.os, "link", unsupported)
+    monkeypatch.setattr(kept.shutil, "copyfile", unsupported)
+    path, said = tmp_path / "a.snapshot", []
+    trained(path, 8, every=4, keep=3, warn=said.append)
+    assert kept_steps(path) == [8] and list(tmp_path.iterdir()) == [path]
+    assert len(said) == 1 and said[0].startswith("a.snapshot of step 4 is not kept as an earlier snapshot (Operation")
 
 
 def test_a_save_that_fails_leaves_the_newest_and_the_earlier_ones(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+import sys
 import threading
 import time
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from oneshot_atelier.models.checkpoints import CheckpointError, WrongKindError, read, store
 from oneshot_atelier.models.kinds import KINDS
 from oneshot_atelier.models.loading import read_kind
+from oneshot_atelier.models.whole_files import whole_file
 
 CONFIG = {"base": 32, "mult": [1, 2], "dropout": 0.1, "spn": None}
 META = {"seed": 7, "losses": [0.5, 0.25], "note": "é \"quoted\""}
@@ -139,6 +141,41 @@ def test_a_save_under_way_in_another_process_is_left_alone(tmp_path, monkeypatch
     main_done.set()
     other.join()
     assert seen == [True] and store.load(path).tensors["w"].item() == 0 and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_written_file_that_has_no_name_yet_is_left_alone_by_another_process_s_save(tmp_path, monkeypatch):
+    path, real, others = tmp_path / "a.safetensors", store.replace, []
+
+    def late(source, target):
+        if not others:  # another process comes in between
+            others.append(target)
+            store.save(path, {"w": torch.ones(1)}, "ddpm", {})
+        real(source, target)
+
+    monkeypatch.setattr(store, "replace", late)
+    store.save(path, {"w": torch.zeros(1)}, "ddpm", {})
+    assert store.load(path).tensors["w"].item() == 0 and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_temporary_file_that_nobody_holds_yet_is_left_alone_for_a_minute(tmp_path, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    young, old = (tmp_path / f".a.safetensors.{x}.tmp" for x in ("abcdef12", "abcdef34"))
+    for path in (young, old):
+        path.write_bytes(b"" if locks else b"x")
+    os.utime(old, (time.time() - 61,) * 2)
+    store.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, "ddpm", {})
+    assert young.exists() and not old.exists()
+
+
+def test_a_whole_file_whose_writing_fails_leaves_the_old_one_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(KeyError), whole_file(target) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from oneshot_atelier.tests import tiny
 from oneshot_atelier.train.loop import Hooks
 from oneshot_atelier.train.losses import LEAST_CHANGE, direction_loss, text_edit_loss
 from oneshot_atelier.train.text_edit import (
+    Editor,
     Subject,
     TextEditConfig,
     edit_by_text,
@@ -171,6 +172,18 @@ def test_each_picture_and_text_is_an_edit_of_its_own(nets, subject):
     assert torch.allclose(together, parts, rtol=1e-2, atol=1e-5)
     assert torch.allclose(together[0, 1], alone[0, 0], rtol=1e-2, atol=1e-5)
     assert not torch.allclose(together[0, 0], together[0, 1], rtol=1e-1, atol=1e-5)
+
+
+def test_no_more_rows_than_asked_for_are_computed_at_a_time(nets, subject):
+    seen, three = [], with_rows(subject, [0, 1, 1], [0])
+    config, whole = replace(QUICK, rows=2), Editor.of(nets.diffae, nets.clip, three, replace(QUICK, rows=3))
+    parts = Editor.of(nets.diffae, nets.clip, three, config)
+    for name in ("embeddings", "pictures", "x"):
+        assert torch.allclose(getattr(parts, name), getattr(whole, name), atol=1e-5), name
+    hook = nets.diffae.unet.register_forward_hook(lambda net, inputs, output: seen.append(len(inputs[0])))
+    edit_by_text(nets.diffae, nets.clip, three, config)
+    hook.remove()
+    assert set(seen) == {1, 2}
 
 
 def test_a_shared_change_is_one_for_all_pictures(nets, subject):

@@ -6,6 +6,7 @@ long weights cost.
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..models.attributes import AttributeClassifier
 from ..models.diffae import DiffAE
 from ..models.fields import check_fields
 from . import labels
-from .data import read_pictures, to_unit
+from .data import each_named, to_unit
 from .loop import Hooks, LoopConfig, Losses, Run, train
 
 FOLDS = 5
@@ -65,27 +66,30 @@ def targets(shown: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     """(with, without) bool (N, A) of ATTRIBUTES, by the label values of N pictures; both False: unknown."""
     place = {word: k for k, (_, word) in enumerate(labels.WORDS)}
     rows = [labels.facts(values) for values in shown]
-    true, untrue = (torch.tensor([row[k] for row in rows], dtype=torch.bool) for k in (0, 1))
+    true, untrue = (torch.tensor([row[k] for row in rows], dtype=torch.bool).view(len(rows), len(place))
+                    for k in (0, 1))
     found, not_found = [], []
     for attribute in ATTRIBUTES.values():
         words, without = ([place[word] for word in words] for words in (attribute.words, attribute.without))
         has = true[:, words].any(1)
         has_not = untrue[:, words].all(1) | true[:, without].any(1) if without else untrue[:, words].all(1)
-        labelled = torch.tensor([bool(values) for values in shown])
+        labelled = torch.tensor([bool(values) for values in shown], dtype=torch.bool)
         found.append(has)
         not_found.append((has_not | labelled if attribute.told else has_not) & ~has)
     return torch.stack(found, 1), torch.stack(not_found, 1)
 
 
 @torch.no_grad()
-def encode_pictures(net: DiffAE, paths: Sequence[Path], hooks: Hooks = Hooks()) -> Tensor:
-    """z (2, N, E) of pictures as they are, and mirrored; on the CPU."""
-    device, found = next(net.parameters()).device, []
-    for start in range(0, len(paths), CHUNK):
-        hooks.check_interrupt()
-        x = to_unit(read_pictures(paths[start:start + CHUNK], net.image_size)).to(device)
+def encode_pictures(net: DiffAE, paths: Sequence[Path], hooks: Hooks = Hooks()) -> tuple[Tensor, list[Path]]:
+    """z (2, N, E) of pictures as they are, and mirrored, on the CPU; and the files of those N that could be read.
+    ValueError if none can."""
+    device, found, read = next(net.parameters()).device, [], []
+    pictures = each_named(paths, net.image_size, hooks.check_interrupt)
+    while chunk := list(itertools.islice(pictures, CHUNK)):
+        x = to_unit(torch.stack([picture for _, picture in chunk])).to(device)
         found.append(torch.stack([net.encode(x), net.encode(x.flip(3))]).cpu())
-    return torch.cat(found, 1)
+        read += [path for path, _ in chunk]
+    return torch.cat(found, 1), read
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -175,17 +175,25 @@ def read_pictures(paths: Iterable[Path], px: int, check_interrupt: Callable[[], 
 def read_named(paths: Iterable[Path], px: int,
                check_interrupt: Callable[[], None] = lambda: None) -> list[tuple[Path, Tensor]]:
     """The pictures of `read_pictures`, (3, px, px) each, with their files."""
-    found, error = [], None
+    return list(each_named(paths, px, check_interrupt))
+
+
+def each_named(paths: Iterable[Path], px: int,
+               check_interrupt: Callable[[], None] = lambda: None) -> Iterator[tuple[Path, Tensor]]:
+    """`read_named`, one after the other."""
+    any_read, error = False, None
     for path in paths:
         check_interrupt()
         try:
-            found.append((path, read_picture(path, px)))
+            picture = read_picture(path, px)
         except ValueError as unreadable:
             error = unreadable
             log.warning("left out: %s", unreadable)
-    if not found:
+        else:
+            any_read = True
+            yield path, picture
+    if not any_read:
         raise error or ValueError("there is no picture to read: name a folder that holds some")
-    return found
 
 
 def to_unit(pictures: Tensor) -> Tensor:

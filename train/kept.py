@@ -7,10 +7,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ..models.checkpoints import store
+from ..models.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +38,22 @@ def earlier(path: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), found) for match, found in matches if match))
 
 
-def set_aside(path: Path, step: int) -> None:
+def set_aside(path: Path, step: int, warn: Callable[[str], None] = log.warning) -> None:
     """Keep what `path` holds as an earlier snapshot; `path` stays as it is. A second name of one file: nothing is
-    copied, and both names are whole at any time."""
+    copied, and both names are whole at any time. A copy where the file system has no second names. warn: is told if
+    that fails, too."""
     target = earlier_path(path, step)
     try:
         target.unlink(missing_ok=True)
-        os.link(path, target)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            log.debug("%s has no second name (%s) and is copied", path, error)
+            with whole_file(target) as file:
+                shutil.copyfile(path, file)
     except OSError as error:
-        log.warning("%s of step %d is not kept as an earlier snapshot (%s)", path.name, step, error.strerror or error)
+        warn(f"{path.name} of step {step} is not kept as an earlier snapshot ({error.strerror or error}). Free some "
+             "space, or set 'keep' to 1")
 
 
 def thin(path: Path, end: int, most: int, newly: int = -1) -> None:
@@ -69,3 +79,6 @@ def remove_stale(path: Path) -> None:
     """Remove what a killed process left of earlier snapshots half written."""
     with suppress(OSError):
         store.remove_stale(path.parent, _earlier_name(path))
+        for half in path.parent.iterdir():  # a copy
+            if re.fullmatch(rf"\.{_earlier_name(path)}\.part", half.name):
+                remove(half)

@@ -23,6 +23,7 @@ from ..models import rng
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger(f"{__name__}.progress")  # whoever shows the progress otherwise turns it off
+LOSS_HISTORY = "loss_history"  # in a snapshot
 Losses = Mapping[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -281,8 +282,11 @@ def update_ema(run: Run, decay: float) -> None:
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
 def snapshot(run: Run) -> tuple[dict[str, Tensor], dict]:
-    """Everything needed to resume, copied: flat tensors and a JSON-able dict."""
+    """Everything needed to resume, copied: flat tensors and a JSON-able dict. Histories are tensors: they grow with
+    every step, and what the header of a file may hold is bounded."""
     tensors = {f"partial/{key}": value for key, value in run.partial.items()}
+    tensors |= {f"{LOSS_HISTORY}/{name}": torch.tensor(values, dtype=torch.float64)
+                for name, values in run.loss_history.items()}
     for group, nets in (("net", run.nets), ("ema", run.ema)):
         for name, net in nets.items():
             tensors |= {f"{group}/{name}/{key}": value for key, value in net.state_dict().items()}
@@ -290,13 +294,13 @@ def snapshot(run: Run) -> tuple[dict[str, Tensor], dict]:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
     return ({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()},
-            {"step": run.step, "loss_history": {name: list(values) for name, values in run.loss_history.items()}})
+            {"step": run.step})
 
 
 def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
     """Put a snapshot (one that models.loading.check_snapshot has passed) into a run that was built the same way.
     Raises ValueError, KeyError, TypeError, IndexError or RuntimeError if it does not fit."""
-    loss_history = {str(name): [float(v) for v in values] for name, values in meta["loss_history"].items()}
+    loss_history = history_of(tensors, meta)
     for group, nets in (("net", run.nets), ("ema", run.ema)):
         for name, net in nets.items():
             net.load_state_dict(_under(tensors, f"{group}/{name}/"))
@@ -308,6 +312,12 @@ def restore(run: Run, tensors: Mapping[str, Tensor], meta: Mapping) -> None:
             state.setdefault(int(index), {})[field_name] = _as_moment_of(parameters[int(index)], value, key)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     run.step, run.loss_history, run.partial = meta["step"], loss_history, _under(tensors, "partial/")
+
+
+def history_of(tensors: Mapping[str, Tensor], meta: Mapping) -> dict[str, list[float]]:
+    """The losses of a snapshot by name. Those that version 0.2.0 wrote lie in its meta."""
+    listed = {str(name): [float(v) for v in values] for name, values in meta.get(LOSS_HISTORY, {}).items()}
+    return listed | {name: values.tolist() for name, values in _under(tensors, f"{LOSS_HISTORY}/").items()}
 
 
 def _as_moment_of(parameter: Tensor, value: Tensor, name: str) -> Tensor:

@@ -23,7 +23,7 @@ from ..models.diffusion import SOLVERS, Schedule, check_steps, ddim_between, ddi
 from ..models.features.clip import Clip
 from ..models.features.protocols import PerceptualDistance
 from ..models.fields import check_fields
-from ..models.graphs import Graphs, release
+from ..models.graphs import Graphs, release, releasing
 from ..models.hashing import hash_of
 from ..models.osasis import NOISE_LEVELS, SPN_TIMES, Perceptual, reverse_indices
 from ..models.precision import PRECISIONS, autocast, float64_device
@@ -257,12 +257,13 @@ def tune(nets: FrozenNetworks, aim: Callable[[DiffAE, Hooks], Aim], settings: di
         frozen = accelerated(nets.diffae, device, config.precision)
         if nets.leaves and frozen is not nets.diffae:
             nets.diffae.to("cpu")
-        content = content_source(frozen, config, photos, hooks, folder)
-        trainer = Trainer(nets, aim(frozen, hooks), config, content)
-        if content.is_prepared(range(run.step, config.iterations)) and (nets.leaves or frozen is not nets.diffae):
-            frozen.to("cpu")
-            release(frozen)
-        return fine_tune(trainer, run, checkpointing.every, hooks, save)
+        with releasing(frozen):
+            content = content_source(frozen, config, photos, hooks, folder)
+            trainer = Trainer(nets, aim(frozen, hooks), config, content)
+            if content.is_prepared(range(run.step, config.iterations)) and (nets.leaves or frozen is not nets.diffae):
+                frozen.to("cpu")
+                release(frozen)
+            return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
     with Session.open(run, settings, checkpointing, hooks) as session:
         return run, session.train(work, config.iterations, device, hooks)

@@ -12,6 +12,10 @@ from ..models.style import OSASISStyle
 from . import kept
 from .session import check_settings, is_part, step_of
 
+# what to do about a snapshot of other settings
+OWN_STYLE = ("connect the style as its fine-tune made it, without another strength and not blended, or write the name "
+             "of the fine-tune that made it")
+
 
 def snapshots_of(style: OSASISStyle, path: Path) -> dict[int, Path]:
     """{iteration: file} of the snapshot `path` and of the earlier ones beside it, in order.
@@ -22,7 +26,7 @@ def snapshots_of(style: OSASISStyle, path: Path) -> dict[int, Path]:
     if not path.is_file():
         raise ValueError(f"there is no snapshot {path.name}. Give the name of the fine-tune that made this style, and "
                          "set its keep above 1")
-    newest = step_of(check_settings(path, style.settings))
+    newest = step_of(check_settings(path, style.settings, to_do=OWN_STYLE))
     earlier = {step: file for step, file in kept.earlier(path).items()
                if step < newest and is_part(file, style.settings, newest)}
     return earlier | {newest: path}

@@ -14,6 +14,7 @@ from ..models.accelerated import accelerated
 from ..models.diffae import DiffAE
 from ..models.features.clip import Clip
 from ..models.fields import check_fields
+from ..models.graphs import releasing
 from ..models.hashing import hash_of
 from ..models.osasis import SamplingSettings, stylize
 from ..models.precision import autocast
@@ -99,8 +100,8 @@ def tune_to_words(nets: FrozenNetworks, words: WordsConfig, config: OSASISConfig
     run, settings = tune(nets, lambda *_: aim, describe(nets, words, config, photos), config, photos, checkpointing,
                          hooks, folder)
     device = nets.clip.mean.device
-    frozen = accelerated(nets.diffae.to(device), device, config.precision)
-    content = first_content(frozen, config, photos, hooks, folder)
+    with releasing(accelerated(nets.diffae.to(device), device, config.precision)) as frozen:
+        content = first_content(frozen, config, photos, hooks, folder)
     style = finish(nets, run, None, None, settings)
     return replace(style, z_style=words_code(nets.diffae, style, content, config, hooks)), run
 

@@ -37,13 +37,16 @@ FREE_FIELDS = ("iterations", "compile")  # may change when a training is resumed
 # settings later than version 0.2.0: how snapshots without them were made
 ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada_kimg": 500, "palette_weight": 0.0,
          "dropout": 0.0, "art_weights": ""}
-PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
+# what snapshots of version 0.2.0 do not tell: taken to be as it is now
+UNTOLD = {"diffusion pretraining": ("model", "photo_files", "art")}
+PICTURE_SETS = ("photos", "photo_files", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
             "twin": "the photo twin", "style_image": "the style image", "photos": "the content photos",
             "structure_network": "the structure network",
             "references": "what the style is learned from", "faces": "the set of source faces",
-            "discriminator": "the discriminator", "art": "the artistic set"}
+            "discriminator": "the discriminator", "art": "the artistic set", "photo_files": "the set of photos",
+            "autoencoder": "the autoencoder whose codes it learns"}
 
 HINTS = {"twin": " (Make Photo Twin makes another one if its seed, t0, steps or pick change)"}
 
@@ -60,6 +63,7 @@ class Session:
     last: dict[str, Tensor] = field(default_factory=dict)
     ahead: int = 0
     begins: bool = False  # and has saved nothing yet
+    warn: Callable[[str], None] = log.warning
 
     @classmethod
     @contextmanager
@@ -80,7 +84,7 @@ class Session:
         with file_lock(path if writes else None):
             if path is not None and writes:
                 kept.remove_stale(path)
-            session = cls(run, settings, checkpointing)
+            session = cls(run, settings, checkpointing, warn=hooks.warn)
             warning = session.resume() if checkpointing.resume else ""
             session.begins = run.step == 0 and not run.partial
             if path is not None and writes and keep > 1 and not (session.begins or session.ahead):
@@ -96,7 +100,7 @@ class Session:
         found, self.ahead = snapshot_for(path, self.settings, changed) if path is not None else (None, 0)
         if path is None or found is None:
             return ""
-        self.last = resume(self.run, found, self.settings, changed)
+        self.last = restored(self.run, found)
         if not self.ahead:
             return ""
         return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
@@ -128,7 +132,7 @@ class Session:
         if "predictions" in self.last:
             tensors[PREDICTIONS] = to_bytes(self.last["predictions"])
         if earlier and not self.ahead and not self.begins and is_part(path, self.settings, run.step - 1):
-            kept.set_aside(path, step_of(store.peek(path)))
+            kept.set_aside(path, step_of(store.peek(path)), self.warn)
         reached = run.step + bool(run.partial)
         target = kept.earlier_path(path, reached) if self.ahead else path
         store.save(target, tensors, "snapshot", dict(self.settings), meta, dtype=None)
@@ -172,17 +176,22 @@ def is_part(path: Path, settings: Mapping, end: int) -> bool:
         return False
 
 
-def check_settings(path: Path, settings: Mapping, changed_pictures: bool = False) -> store.Header:
-    """What a snapshot says of itself. CheckpointError if it is of another session."""
+def check_settings(path: Path, settings: Mapping, changed_pictures: bool = False, to_do: str = "") -> store.Header:
+    """What a snapshot says of itself. CheckpointError if it is of another session. to_do: what the error says to do, by
+    default what whoever trains can do."""
     header = store.peek(path)
     if header.kind != "snapshot":
-        raise CheckpointError(f"{path} is no training snapshot; {advice(path)}")
+        raise CheckpointError(f"{path} is no training snapshot; {to_do or advice(path)}")
     reason = difference(header.config or {}, settings, PICTURE_SETS if changed_pictures else ())
     if reason:
         step = str((header.meta or {}).get("step"))[:20]
         raise CheckpointError(f"{path.name} (saved at iteration {step}) belongs to a training with other settings: "
-                              f"{reason}. Set it back, or {advice(path)}")
+                              f"{reason}. {upper_first(to_do) or f'Set it back, or {advice(path)}'}")
     return header
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def advice(path: Path) -> str:
@@ -192,6 +201,11 @@ def advice(path: Path) -> str:
 def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
     """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
     check_settings(path, settings, changed_pictures)
+    return restored(run, path)
+
+
+def restored(run: Run, path: Path) -> dict[str, Tensor]:
+    """`resume` of a snapshot whose settings have been checked."""
     stored = load_snapshot(path)
     try:
         restore(run, stored.tensors, stored.meta)
@@ -300,12 +314,12 @@ def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) ->
 
 
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
-    """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS and those
-    in `free`."""
-    saved = {**ADDED, **saved}
+    """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS, those in
+    `free` and those in UNTOLD."""
+    saved, untold = {**ADDED, **saved}, UNTOLD.get(str(now.get("training")), ())
     if saved.get("training") != now.get("training"):
         return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
-    for name in [n for n in now if n not in (*FREE_FIELDS, *free)]:
+    for name in [n for n in now if n not in (*FREE_FIELDS, *free) and (n in saved or n not in untold)]:
         if saved.get(name) != now[name]:
             if name in MEANINGS:
                 return f"{MEANINGS[name]} was another one{HINTS.get(name, '')}"

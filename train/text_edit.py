@@ -128,18 +128,22 @@ class Editor:
 
     @classmethod
     def of(cls, net: DiffAE, clip: Clip, subject: Subject, config: TextEditConfig, hooks: Hooks = Hooks()) -> Editor:
-        """Walks the unedited chain once."""
+        """Walks the unedited chain once, with `rows` pictures at a time."""
         schedule, indices = ddim_schedule(config.decode_steps), config.indices(subject.t0)
-        embeddings, pictures = [], []
 
-        def remember(i: int, x0: Tensor, x: Tensor) -> None:
-            hooks.check_interrupt()
-            embeddings.append(clip.embed(x0, config.clip_preprocessing).float())
-            pictures.append(x0)
+        def walk(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            embeddings, pictures = [], []
+
+            def remember(i: int, x0: Tensor, x: Tensor) -> None:
+                hooks.check_interrupt()
+                embeddings.append(clip.embed(x0, config.clip_preprocessing).float())
+                pictures.append(x0)
+            ddim_reverse(denoiser(net.unet, z, schedule.times[:len(indices)]), x, schedule, indices, hook=remember)
+            return torch.stack(embeddings), torch.stack(pictures)
         with torch.no_grad(), autocast(subject.x.device, config.precision):
-            denoise = denoiser(net.unet, subject.z, schedule.times[:len(indices)])
-            ddim_reverse(denoise, subject.x, schedule, indices, hook=remember)
-        return cls(net, clip, subject, config, schedule, indices, torch.stack(embeddings), torch.stack(pictures),
+            walks = [walk(*part) for part in zip(subject.z.split(config.rows), subject.x.split(config.rows))]
+        embeddings, pictures = (torch.cat(parts, 1) for parts in zip(*walks))
+        return cls(net, clip, subject, config, schedule, indices, embeddings, pictures,
                    subject.x.repeat(len(subject.texts), 1, 1, 1))
 
 

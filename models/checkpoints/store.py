@@ -10,6 +10,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ DIVERGED = "the training diverged: lower the learning rate or go back to an earl
 MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
 MAX_INFO_BYTES = 4 << 20
+YOUNG = 60  # seconds
 MAX_TENSORS = 20_000  # several times those of the largest training that is saved
 _ENTRY = "atelier"
 _KIND = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -226,13 +228,15 @@ def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "rb+") as file:
-            _lock(file)
+        with os.fdopen(handle, "rb+") as file:  # held until it has its name: others remove it otherwise
+            _lock(file, wait=True)
             _write(file, tensors, metadata)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        replace(temporary, path)
+            if os.name == "nt":
+                file.close()  # Windows renames no file that is open
+            temporary.chmod(0o644)
+            replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
@@ -261,28 +265,31 @@ def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[s
 
 def remove_stale(folder: Path, name: str) -> None:
     """Remove temporary files that a killed process left of targets whose names match `name`, a regular expression:
-    nobody holds them (Windows removes no file that is open)."""
+    nobody holds them (Windows removes no file that is open). A file that its writer may be about to hold, or to rename
+    where there are no locks, is left alone for YOUNG seconds."""
     pattern = re.compile(rf"\.{name}\.\w{{8}}\.tmp")
     for stale in [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]:
         try:
             with open(stale, "rb+") as file:
-                free = _lock(file)
-            if free:
+                held, stat = _lock(file), os.fstat(file.fileno())
+            given_up = held and stat.st_size > 0 or time.time() - stat.st_mtime > YOUNG
+            if held is not False and given_up:
                 stale.unlink()
         except OSError as error:
             log.debug("%s stays: %s", stale, error)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Hold the file until it is closed, where the system can; False if another process does."""
+def _lock(file: BinaryIO, wait: bool = False) -> bool | None:
+    """Hold the file until it is closed; False if another process does (wait: until it does not), None where the system
+    has no locks."""
     try:
         import fcntl
     except ImportError:
-        return True
+        return None
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
 

@@ -19,10 +19,10 @@ def attributes(source: Path, folders: Folders, config: AttributeConfig, recipe: 
     to OUT with its figures, cross-validated. ValueError where the labels do not tell of an attribute."""
     net = load_diffae(source).to(recipe.device)
     told = labels.of_pictures(folders.photo_paths()[0])
-    paths = sorted(told)
+    check_known(*targets(list(told.values())))
+    z, paths = encode_pictures(net, sorted(told), recipe.hooks)
     found, not_found = targets([told[path] for path in paths])
     check_known(found, not_found)
-    z = encode_pictures(net, paths, recipe.hooks)
     figures = cross_validated(z, found, not_found, config, recipe.hooks)
     for name, row in figures.items():
         log.info("%s: ranking %.2f, accuracy %.2f, of %d pictures with it and %d without", name, row["ranking"],

@@ -18,6 +18,10 @@ from ..session import hash_of_network
 from ..stages import RunConfig, reporter, run_stage
 from ..stream import hash_of_files
 
+# what decides a training's result beside its configuration: networks, files of pictures, texts
+Identity = dict[str, nn.Module | Sequence[Path] | str]
+MOST_MEASURED = 1000  # values of a history that a finished model's file tells
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -54,6 +58,10 @@ class Folders:
         """How often a class of art comes beside others."""
         return next((weight for pattern, weight in self.weights if fnmatch(name, pattern)), 1.0)
 
+    def weights_text(self) -> str:
+        """The weights as settings name them."""
+        return ",".join(f"{name}={weight:g}" for name, weight in self.weights)
+
     def art_weights(self, paths: Sequence[Path]) -> tuple[float, ...]:
         """How often each picture of art comes beside the others, so that its class weighs what it should."""
         count = Counter(path.parent.name for path in paths)
@@ -81,7 +89,7 @@ class RecipeConfig:
                                       keep=self.keep)
         return RunConfig(self.device, checkpointing, self.log_every, self.minutes, self.distributed)
 
-    def train(self, stage: TrainingStage, networks_and_pictures: Mapping[str, nn.Module | Sequence[Path] | str],
+    def train(self, stage: TrainingStage, networks_and_pictures: Identity,
               measure: Callable[[], Mapping[str, float]] | None = None, kind: str = "training stage") -> TrainingStage:
         """Run the stage. networks_and_pictures: what decides the result; a snapshot made with others is refused. kind:
         of training, as snapshots name it."""
@@ -113,5 +121,12 @@ def identity_of(part: nn.Module | Sequence[Path] | str) -> str:
 
 
 def measured(run: Run, *names: str) -> dict[str, list[float]]:
-    """What was measured while training, and at which steps."""
-    return {key: run.loss_history.get(key, []) for key in (*names, "measured_at")}
+    """What was measured while training, and at which steps; of more than MOST_MEASURED, those spread over all of it."""
+    return {key: thinned(run.loss_history.get(key, [])) for key in (*names, "measured_at")}
+
+
+def thinned(values: Sequence[float], most: int = MOST_MEASURED) -> list[float]:
+    """At most so many (two or more) of the values, at equal distances, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[k * (len(values) - 1) // (most - 1)] for k in range(most)]

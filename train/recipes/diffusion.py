@@ -21,6 +21,7 @@ from ...models.diffusion import ddim_reverse, ddim_schedule, denoiser
 from ...models.features.clip import Clip, WordTokenizer
 from ...models.graphs import Graphs
 from ...models.loading import load_diffae
+from ...models.style import fingerprint
 from ...models.unet import UNet, UNetConfig
 from .. import captions, retrieval, small_clip
 from .. import diffusion_pretraining as pretraining
@@ -28,7 +29,7 @@ from ..data import Augmentations, find_pictures, image_dataset, read_pictures, t
 from ..diffusion_pretraining import Objective, PretrainingConfig
 from ..gan import TrainingStage
 from ..loop import Net, Run
-from .config import Folders, RecipeConfig, measured
+from .config import Folders, Identity, RecipeConfig, measured
 
 log = logging.getLogger(__name__)
 PHOTO_AUGMENTATIONS = Augmentations(degrees=6, scale=0.1, shift=0.04, colour=0.25)
@@ -58,7 +59,8 @@ def diffae(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeC
            art_share: float = 0.25) -> DiffAE:
     """Train the autoencoder (not its latent DDIM) on photos and a share of art, all classes alike. It is not told of
     augmentations: its encoder sees them, and z holds them."""
-    net = prepared(lambda: DiffAE(small_diffae(px)), config, recipe, init)
+    net = prepared(lambda: DiffAE(small_diffae(px)), "diffae", config, recipe, init)
+    about = start_and_photos(net, init, folders) | art_of(folders)
     if net.latent_net is not None:
         net.latent_net.requires_grad_(False)
     seen, held_out = compared(folders, px, recipe.device)
@@ -72,7 +74,8 @@ def diffae(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeC
         average, x0 = averaged(run, DiffAE), to_unit((seen if held_out is None else held_out)[:8])
         noise = rng.randn((3, px, px), 0, "x_T", range(len(x0)), recipe.device)
         return torch.cat([x0, average.decode(noise, average.encode(x0), PREVIEW_STEPS, 1.0)])
-    trained(run, objective, config, recipe, preview, lambda: losses_of(run, DiffAE, objective, seen, held_out))
+    trained(run, objective, config, recipe, about, preview,
+            lambda: losses_of(run, DiffAE, objective, seen, held_out))
     return store_model(recipe, run, averaged(run, DiffAE).eval(), "diffae", config)
 
 
@@ -82,6 +85,7 @@ def latent(folders: Folders, config: PretrainingConfig, recipe: RecipeConfig) ->
     dataset = image_dataset([(folders.photo_paths()[0], 1.0)], net.image_size, recipe.device)
     if net.latent_net is None:
         raise ValueError(f"{recipe.out.name} has no latent DDIM to train")
+    about = {"autoencoder": fingerprint(net), "photo_files": folders.photo_paths()[0]}
     z, told = pretraining.encode_dataset(net, dataset, replace(config.augmentations, colour=0.0), LATENT_ROUNDS,
                                          config.seed)
     z = pretraining.set_statistics(net, z)
@@ -97,7 +101,7 @@ def latent(folders: Folders, config: PretrainingConfig, recipe: RecipeConfig) ->
         x = rng.randn((3, px, px), 0, "x_T", range(16), recipe.device)
         return net.decode(x, net.sample_z(noise, PREVIEW_STEPS), PREVIEW_STEPS, 1.0)
     trained(run, pretraining.latent_objective(z, config, recipe.distributed, labelled), config,
-            replace(recipe, out=latent_file(recipe.out)), preview)
+            replace(recipe, out=latent_file(recipe.out)), about, preview)
     net.latent_net = averaged(run, LatentNet).eval()
     if recipe.distributed.is_main_process:
         save(recipe.out, net, "diffae", store.peek(recipe.out).meta or {})
@@ -111,7 +115,8 @@ def latent_file(out: Path) -> Path:
 
 def ddpm(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig, init: Path | None = None) -> UNet:
     """Train the unconditional DDPM on photos."""
-    net = prepared(lambda: UNet(small_ddpm(px)), config, recipe, init)
+    net = prepared(lambda: UNet(small_ddpm(px)), "ddpm", config, recipe, init)
+    about = start_and_photos(net, init, folders)
     labels = embedding_of(net.config.embed, config, recipe)
     seen, held_out = compared(folders, px, recipe.device)
     run = pretraining.start(net, config, labels)
@@ -125,7 +130,8 @@ def ddpm(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
         noise = rng.randn((3, px, px), 0, "x_T", range(16), recipe.device)
         denoise = denoiser(averaged(run, UNet), None, schedule.times)
         return ddim_reverse(lambda x, t: denoise(x, t)[:, :3], noise, schedule, range(PREVIEW_STEPS)[::-1])
-    trained(run, objective, config, recipe, preview, lambda: losses_of(run, UNet, objective, seen, held_out))
+    trained(run, objective, config, recipe, about, preview,
+            lambda: losses_of(run, UNet, objective, seen, held_out))
     return store_model(recipe, run, averaged(run, UNet).eval(), "ddpm", config)
 
 
@@ -151,13 +157,14 @@ def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
                          "hold: start one process")
     classes, class_of = clip_classes(folders)
     config_of_net = small_clip.small_config(captions.word_list(classes), px, patch)
-    net = prepared(lambda: Clip(config_of_net), config, recipe)
+    net = prepared(lambda: Clip(config_of_net), "clip", config, recipe)
+    about = start_and_photos(net, None, folders) | art_of(folders)
     texts = captions.all_captions(classes, WordTokenizer(net.config.words, net.config.context))
     kept, held_out = (folders.groups(part, share) for part, share in ((0, CLIP_PHOTOS), (1, 0.5)))
     facts, fact_of = captions.facts_of([p for paths, _ in kept for p in paths], class_of, len(classes))
     objective = small_clip.clip_objective(image_dataset(kept, px, recipe.device, fact_of), facts, texts, config)
     run = pretraining.start(net, config)
-    trained(run, objective, config, recipe, lambda: objective.batch(0)[0][:16])
+    trained(run, objective, config, recipe, about, lambda: objective.batch(0)[0][:16])
     net = averaged(run, Clip).eval()
     found = retrieval.measure(net, held_out, texts, class_of)
     accuracy = found.pop("zero-shot")
@@ -169,15 +176,31 @@ def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
 
 
 # --- what all have in common ------------------------------------------------------------------------------------------
-def prepared(build: Callable[[], Net], config: PretrainingConfig, recipe: RecipeConfig,
+def prepared(build: Callable[[], Net], kind: str, config: PretrainingConfig, recipe: RecipeConfig,
              init: Path | None = None) -> Net:
-    """A new network, the same in every process, with the weights of the file `init` if there is one."""
+    """A new network, the same in every process, with the weights of the file `init` of this kind if there is one.
+    ValueError (CheckpointError) for a file of another kind, and for weights of another network."""
     with rng.seeded(config.seed, "new layers"):
         net = build()
     if init is not None:
-        net.load_state_dict(store.load(init).tensors)
+        try:
+            net.load_state_dict(store.load(init, kind).tensors)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {init.name} do not fit the network that is trained here "
+                             f"({' '.join(str(error).split())[:200]}). Give a file that this command wrote with the "
+                             "same --size, or leave --init out") from error
     net = net.to(recipe.device)
     return ops.channels_last(net) if recipe.device.type == "cuda" else net
+
+
+def start_and_photos(net: nn.Module, init: Path | None, folders: Folders) -> Identity:
+    """What a training begins with, a new network or that of the file `init`, and the photos that it learns from."""
+    return {"model": "new" if init is None else net, "photo_files": folders.photo_paths()[0]}
+
+
+def art_of(folders: Folders) -> Identity:
+    """The art that is learned from, and how often its classes come."""
+    return {"art": folders.art_paths()[0], "art_weights": folders.weights_text()}
 
 
 def embedding_of(width: int, config: PretrainingConfig, recipe: RecipeConfig) -> nn.Linear | None:
@@ -210,12 +233,13 @@ def losses_of(run: Run, kind: type[Net], objective: Objective, seen: Tensor,
     return {name: pretraining.fixed_loss(net, objective.loss, pictures) for name, pictures in sets.items()}
 
 
-def trained(run: Run, objective: Objective, config: PretrainingConfig, recipe: RecipeConfig,
+def trained(run: Run, objective: Objective, config: PretrainingConfig, recipe: RecipeConfig, about: Identity,
             preview: Callable[[], Tensor], measure: Callable[[], Mapping[str, float]] | None = None) -> None:
-    """Train the run to its end, resuming OUT.snapshot if there is one."""
+    """Train the run to its end, resuming OUT.snapshot if there is one. about: what decides the result beside the
+    configuration. CheckpointError for a snapshot of something else."""
     graphs = Graphs()
     step = pretraining.stepper(run, objective, config, graphs, recipe.distributed)
-    recipe.train(TrainingStage(run, step, preview, config, graphs), {}, measure, "diffusion pretraining")
+    recipe.train(TrainingStage(run, step, preview, config, graphs), about, measure, "diffusion pretraining")
 
 
 def store_model(recipe: RecipeConfig, run: Run, net: Model, kind: str, config: PretrainingConfig) -> Model:

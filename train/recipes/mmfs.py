@@ -84,7 +84,7 @@ def stage2(source: Path | None, folders: Folders, config: GANConfig, recipe: Rec
         stage = mmfs.stage2(net, discriminator, structure_net, photos, art, shown, config, recipe.distributed)
         recipe.train(stage, {"model": net, "discriminator": discriminator, "structure_network": structure_net,
                              "faces": photos.paths, "art": art.paths,
-                             "art_weights": ",".join(f"{name}={weight:g}" for name, weight in folders.weights)},
+                             "art_weights": folders.weights_text()},
                      functools.partial(measure, stage, shown, art.paths) if measure else None)
         return finished(stage, discriminator, 2, recipe, clip)
 
