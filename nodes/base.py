@@ -60,8 +60,9 @@ def joined(name: str, value: Any, names: tuple[str, ...]) -> Any:
 
 
 def first(value: Any) -> Any:
-    """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too."""
-    return value[0] if isinstance(value, list) and value else value
+    """The value itself, of which nodes with lists get a list in validate_inputs and fingerprint_inputs, too; of a
+    linked input (None,)."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value
 
 
 def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:
@@ -78,6 +79,10 @@ def check_value(field: Any, value: Any) -> None:
             raise ValueError(f"{field.id} is {str(value)[:80]!r}; take one of {', '.join(map(str, options))}")
     elif isinstance(field, (io.Int.Input, io.Float.Input)):
         check_number(field, value)
+    elif isinstance(field, io.Boolean.Input) and not (isinstance(value, (bool, int)) and value in (0, 1)):
+        raise ValueError(f"{field.id} is {str(value)[:80]!r}; take on or off")
+    elif isinstance(field, io.String.Input) and not isinstance(value, str):
+        raise ValueError(f"{field.id} is {str(value)[:80]}; take text. In the values of Sweep, put it in quotes")
 
 
 def check_number(field: Any, value: Any) -> None:
