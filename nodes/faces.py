@@ -25,10 +25,10 @@ from .host import NodeProgress
 
 AREAS = ("square", "face")
 SHOWN = 4  # pictures on the node, with the squares that were found in them
-NO_PREVIEW = {"images": (), "animated": (False,)}  # as ui.PreviewImage: runs over a list need the same keys
 COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
 Search = Callable[[Tensor], FaceSearch]
 Finder = Callable[[Tensor, int], "Answer"]
+NO_PREVIEW = {"images": (), "animated": (False,)}  # as ui.PreviewImage: runs over a list need the same keys
 
 
 @dataclass(frozen=True)
