@@ -17,7 +17,7 @@ class SemanticDirection:
     z (N, E): a direction for each edit, in the units of z. names: what each one is. model: fingerprint of the DiffAE
     ("" unknown). settings: how they were made (JSON-able).
     """
-    z: Tensor
+    z: Tensor = field(repr=False)
     names: tuple[str, ...]
     model: str = ""
     settings: dict = field(default_factory=dict)

@@ -31,10 +31,10 @@ class OSASISStyle:
     its DiffAE. Official files have neither z_style, style_image, settings nor model.
     """
     config: UNetConfig
-    unet: Mapping[str, Tensor]
-    spn: Mapping[str, Tensor] | None
-    z_style: Tensor | None
-    style_image: Tensor | None
+    unet: Mapping[str, Tensor] = field(repr=False)  # ComfyUI prints the inputs of a node that fails
+    spn: Mapping[str, Tensor] | None = field(repr=False)
+    z_style: Tensor | None = field(repr=False)
+    style_image: Tensor | None = field(repr=False)
     model: str
     settings: dict = field(default_factory=dict)
 
@@ -66,9 +66,9 @@ class MMFSStyle:
     how it was made (JSON-able).
     """
     config: MMFSConfig
-    decoder: Mapping[str, Tensor]
-    w_plus: Tensor | None = None
-    style_image: Tensor | None = None
+    decoder: Mapping[str, Tensor] = field(repr=False)
+    w_plus: Tensor | None = field(default=None, repr=False)
+    style_image: Tensor | None = field(default=None, repr=False)
     prompt: str = ""
     model: str = ""
     settings: dict = field(default_factory=dict)

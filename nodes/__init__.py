@@ -37,4 +37,5 @@ class AtelierExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()  # before any schema is asked for: the loaders list the folders' files
         host.put_examples()
+        host.serve_help_pictures()
         return NODES

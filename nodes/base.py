@@ -103,6 +103,10 @@ def check_value(field: Any, value: Any) -> None:
             raise ValueError(f"{field.id} is {str(value)[:80]!r}; take one of {', '.join(map(str, options))}")
     elif isinstance(field, (io.Int.Input, io.Float.Input)):
         check_number(field, value)
+    elif isinstance(field, io.Boolean.Input) and not (isinstance(value, (bool, int)) and value in (0, 1)):
+        raise ValueError(f"{field.id} is {str(value)[:80]!r}; take on or off")
+    elif isinstance(field, io.String.Input) and not isinstance(value, str):
+        raise ValueError(f"{field.id} is {str(value)[:80]}; take text. In the values of Sweep, put it in quotes")
 
 
 def check_number(field: Any, value: Any) -> None:

@@ -59,7 +59,7 @@ class RankByDensity(AtelierNode):
                 io.Image.Output("histogram", display_name="histogram", tooltip="How often each distance occurs.")])
 
     @classmethod
-    def validate_inputs(cls, encode_steps: int | None, decode_steps: int | None) -> bool | str:
+    def validate_inputs(cls, encode_steps: int | None = None, decode_steps: int | None = None) -> bool | str:
         return inputs.valid_steps(first(encode_steps), first(decode_steps))
 
     @classmethod

@@ -142,7 +142,8 @@ class EditText(AtelierNode):
                                          "is.")])
 
     @classmethod
-    def validate_inputs(cls, decode_steps: int | None, source: str | None, targets: str | None) -> bool | str:
+    def validate_inputs(cls, decode_steps: int | None = None, source: str | None = None,
+                        targets: str | None = None) -> bool | str:
         try:
             lines_of("linked" if targets is None else targets, "targets")
         except ValueError as error:
@@ -215,7 +216,7 @@ class EditAttribute(AtelierNode):
                                  tooltip="How probable each attribute is to the classifier, before and after.")])
 
     @classmethod
-    def validate_inputs(cls, attributes: str | None) -> bool | str:
+    def validate_inputs(cls, attributes: str | None = None) -> bool | str:
         try:
             return bool(lines_of("linked" if attributes is None else attributes, "attributes"))
         except ValueError as error:
@@ -272,7 +273,7 @@ class SaveDirection(AtelierNode):
             outputs=inputs.saved_path())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod

@@ -50,7 +50,7 @@ class EvaluationTable(AtelierNode):
                                                                     "measured, values.")])
 
     @classmethod
-    def validate_inputs(cls, metrics: str | None) -> bool | str:
+    def validate_inputs(cls, metrics: str | None = None) -> bool | str:
         try:
             check_metrics(words_in(metrics or ""))
         except ValueError as error:

@@ -28,6 +28,7 @@ SHOWN = 4  # pictures on the node, with the squares that were found in them
 COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
 Search = Callable[[Tensor], FaceSearch]
 Finder = Callable[[Tensor, int], "Answer"]
+NO_PREVIEW = {"images": (), "animated": (False,)}  # as ui.PreviewImage: runs over a list need the same keys
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class AlignFaces(AtelierNode):
                                          "counted from 0.")])
 
     @classmethod
-    def validate_inputs(cls, five_points: str | None, box: str | None, point: str | None = "") -> bool | str:
+    def validate_inputs(cls, five_points: str | None = None, box: str | None = None,
+                        point: str | None = "") -> bool | str:
         try:
             face_sources.numbers_of_lines(five_points or "", 10, face_sources.POINTS_ADVICE)
             face_sources.numbers_of_lines(box or "", 4, face_sources.BOX_ADVICE)
@@ -274,7 +276,7 @@ def output(node: type[io.ComfyNode], cut: Cut, count: int) -> io.NodeOutput:
     if cut.left:
         host.warn("\n".join(cut.left))
     report = "\n".join([*cut.lines, *(f"left out: {line}" for line in cut.left)])
-    shown = ui.PreviewImage(torch.cat(cut.shown), cls=node).as_dict() if cut.shown else {}
+    shown = ui.PreviewImage(torch.cat(cut.shown), cls=node).as_dict() if cut.shown else NO_PREVIEW
     return io.NodeOutput(cut.pictures, FaceCrops(tuple(cut.crops), count), cut.masks, report,
                          ui=shown | {"text": (report,)})
 

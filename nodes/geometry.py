@@ -60,7 +60,7 @@ class GeometryFromReference(AtelierNode):
                                  tooltip="What was compared, and how far the landmarks are shifted.")])
 
     @classmethod
-    def validate_inputs(cls, pairs: str | None) -> bool | str:
+    def validate_inputs(cls, pairs: str | None = None) -> bool | str:
         try:
             pairs_in(pairs or "")
         except ValueError as error:
@@ -298,7 +298,7 @@ class SaveGeometry(AtelierNode):
             outputs=inputs.saved_path())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod

@@ -51,6 +51,7 @@ FILE_KINDS = {"diffae": "diffae", "ddpm": "ddpm", "open_clip": "clip", "lpips": 
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 NO_FOLDER = NO_FILE = "none"
 MOST_FOLDERS = 500  # offered as choices
+PACK = "oneshot-atelier"  # its folder, where the user has not named it otherwise
 OURS = "atelier"  # marks the patchers of this pack
 PREVIEW_SECONDS, PROGRESS_SECONDS = 0.25, 0.05
 PREVIEW_SIDE = 768
@@ -110,6 +111,10 @@ def _portable(name: str) -> str:
 
 def _missing(kind: str, name: str) -> str:
     wanted = _portable(name)
+    for folder in folder_paths.get_folder_paths(kind):
+        if (path := Path(folder) / wanted).is_symlink() and not path.exists():
+            return (f"{name[:80]!r} in {folder} is a link that leads nowhere. Bring back what it leads to "
+                    f"({os.readlink(path)}), or put the file there")
     namesakes = [known for known in model_files(kind)
                  if _portable(known).rpartition("/")[2] == wanted.rpartition("/")[2]]
     if namesakes:
@@ -155,10 +160,39 @@ def put_examples() -> None:
     examples.put_examples(Path(folder_paths.get_input_directory()), Path(folder_paths.get_user_directory()))
 
 
+def serve_help_pictures() -> None:
+    """Help pages show the workflows' pictures at the address that ComfyUI gives to the folder PACK: serve them there
+    from a folder of another name, too."""
+    folder = Path(__file__).parents[1]
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and folder.name != PACK and (folder / "workflows").is_dir():
+        server.app.router.add_static(f"/api/workflow_templates/{PACK}", folder / "workflows")
+
+
+def walked(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """As os.walk, but folders alone; one that has not changed since is not listed again, which takes long where there
+    are many pictures: schemas are asked for many times a run."""
+    try:
+        names = list(folder_names(root, root.stat().st_mtime_ns))
+    except OSError:
+        return
+    yield root, names
+    for name in names:
+        if not (root / name).is_symlink():
+            yield from walked(root / name)
+
+
+@functools.lru_cache(2 * MOST_FOLDERS)
+def folder_names(place: Path, changed: int) -> tuple[str, ...]:
+    """Names of the folders in a folder that was changed last at that time (ns)."""
+    with os.scandir(place) as entries:
+        return tuple(entry.name for entry in entries if entry.is_dir())
+
+
 def input_folders() -> list[str]:
     """Sub-folders of ComfyUI's input folder, as 'a/b'; hidden ones are left out."""
     root, found = Path(folder_paths.get_input_directory()), []
-    for place, folders, _ in os.walk(root):
+    for place, folders in walked(root):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [(Path(place) / name).relative_to(root).as_posix() for name in folders]
         if len(found) > MOST_FOLDERS:
@@ -230,7 +264,7 @@ class PatchedModule:
     @property
     def bytes(self) -> int:
         """Of the weights, those of copies included."""
-        return bytes_of(self.net) + sum(copied.bytes for copied in self.copies.values() if copied is not self)
+        return bytes_of(self.net) + sum(copied.bytes for copied in self.copies.values())
 
     def accelerated(self, precision: str) -> PatchedModule:
         """What samples fastest at a precision (models.accelerated): a copy, made once, or this one itself."""
@@ -238,7 +272,9 @@ class PatchedModule:
         key = str(dtype_of(device, precision))
         if key not in self.copies:
             copied = accelerated(self.net, device, precision)
-            self.copies[key] = self if copied is self.net else PatchedModule(copied)
+            if copied is self.net:
+                return self  # not kept: a network that refers to itself outlives its cache entry
+            self.copies[key] = PatchedModule(copied)
         return self.copies[key]
 
 
@@ -252,8 +288,12 @@ def running(*modules: PatchedModule, memory: int = 0) -> Iterator[torch.device]:
     """Loads the networks for inference and gives the device to compute on. memory: bytes needed beside the weights."""
     # plain modules that do not fit would otherwise be left where they are, silently
     mm.load_models_gpu([module.patcher for module in modules], memory_required=memory, force_full_load=True)
+    device = mm.get_torch_device()
+    for module in modules:
+        if any(weight.device.type != device.type for weight in module.net.parameters()):
+            module.net.to(device)  # --novram does not honour force_full_load; ComfyUI moves it back as a whole
     with torch.no_grad():
-        yield mm.get_torch_device()
+        yield device
 
 
 @contextlib.contextmanager

@@ -178,7 +178,16 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
 
 def side_by_side(pictures: Tensor, most: int = 8) -> Image.Image:
     """The first pictures of a batch (B, 3, H, W) in [-1, 1] side by side, for a preview."""
-    return to_pil(to_image(torch.cat(list(pictures[:most]), dim=2)[None]))
+    return to_pil(to_image(torch.cat(list(for_preview(pictures, most)), dim=2)[None]))
+
+
+def for_preview(pictures: Tensor, most: int = 8) -> Tensor:
+    """The first pictures of a batch (B, 3, H, W), so small that side by side they are no larger than a preview."""
+    pictures = pictures[:most].float()
+    height, width = pictures.shape[-2:]
+    scale = min(1.0, host.PREVIEW_SIDE / max(height, len(pictures) * width))
+    size = max(1, round(scale * height)), max(1, round(scale * width))
+    return pictures if size == (height, width) else F.interpolate(pictures, size, mode="area")
 
 
 def to_pil(image: Tensor) -> Image.Image:

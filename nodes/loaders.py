@@ -56,7 +56,7 @@ class ModelLoader(AtelierNode):
     KIND = ""
 
     @classmethod
-    def validate_inputs(cls, model: str | None) -> bool | str:
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
         return host.valid_model(cls.KIND, model)
 
     @classmethod
@@ -73,7 +73,7 @@ class StyleLoader(AtelierNode):
     KIND = ""
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         return host.valid_model(cls.KIND, file)
 
     @classmethod
@@ -168,7 +168,7 @@ class LoadPerceptual(AtelierNode):
                                                tooltip="The perceptual distance of two pictures.")])
 
     @classmethod
-    def validate_inputs(cls, model: str | None) -> bool | str:
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
         return model == ENCODER or host.valid_model("lpips", model)
 
     @classmethod

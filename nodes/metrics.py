@@ -98,8 +98,8 @@ class LoadMetricNetworks(AtelierNode):
                                                     tooltip="The networks, for Compare Pictures.")])
 
     @classmethod
-    def validate_inputs(cls, alexnet: str | None, arcface: str | None, inception: str | None,
-                        art_inception: str | None) -> bool | str:
+    def validate_inputs(cls, alexnet: str | None = None, arcface: str | None = None, inception: str | None = None,
+                        art_inception: str | None = None) -> bool | str:
         for folder, file in files_of(alexnet, arcface, inception, art_inception).items():
             if file != host.NO_FILE and (answer := host.valid_model(folder, file)) is not True:
                 return answer

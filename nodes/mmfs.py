@@ -19,7 +19,7 @@ from ..models.graphs import Graphs
 from ..models.mmfs import MMFS, MMFSConfig
 from ..models.precision import AUTO
 from ..models.style import MAX_STRENGTH, MMFSStyle, check_mmfs_style, styled
-from ..models.stylegan2 import NOISES, sampling_memory
+from ..models.stylegan2 import NOISES
 from ..models.stylizer import stylizer
 from ..models.tiles import Tiling
 from ..train.data import to_bytes
@@ -28,7 +28,7 @@ from .base import AtelierNode
 from .host import NodeProgress
 from .sockets import CLIPModel, MMFSModel, WPlus
 from .stylegan2 import layer_noise, mixed_w_plus, mixing_inputs, truncation_input
-from .whole_pictures import AS_IT_IS, FACE_SCALES, Part, parts_of, result_size, sizes_for_faces
+from .whole_pictures import AS_IT_IS, FACE_SCALES, Part, part_memory, parts_of, result_size, sizes_for_faces
 
 CROP, WHOLE = "crop", "whole picture"
 TILE = 1536
@@ -252,12 +252,11 @@ class StylizeMMFS(AtelierNode):
         sizes = [size] * len(image)
         if fit == WHOLE and face_scale != AS_IT_IS:
             sizes = sizes_for_faces(image, size, config, face_scale)
-        parts = parts_of(sizes if len(image) > 1 else sizes * count, config, batch, tile)
+        parts = parts_of(sizes if len(image) > 1 else sizes * count, config, batch)
         tilings = [Tiling.of(*part.padded(config), tile, config) for part in parts]
         film = count if steady and len(image) > 1 else 0
         progress, out = NodeProgress(len(parts) + film), torch.empty(count, *size, 3)
-        memory = max(sampling_memory(max(config.decoder[-1], config.encoder[0]), *tiling.size,
-                                     part.rows.stop - part.rows.start) for part, tiling in zip(parts, tilings))
+        memory = max(part_memory(part, tiling.size, mmfs.net, size) for part, tiling in zip(parts, tilings))
         with host.running(mmfs.patched, memory=memory) as device, Graphs() as graphs:
             net = mmfs.net if style is None else styled(mmfs.net, style, strength)
             stylize, where = stylizer(net, precision), device if device.type == "cuda" else images.CPU
@@ -283,7 +282,8 @@ class StylizeMMFS(AtelierNode):
                               "float32")
                     picture = kept(part, tiling(stylizer(net, "float32"), *given)).cpu()
                 out[r] = picture
-                progress(lambda: images.side_by_side(rearrange(out[r], "b h w c -> b c h w") * 2 - 1))
+                progress(lambda: images.side_by_side(
+                    images.for_preview(rearrange(out[r], "b h w c -> b c h w")) * 2 - 1))
 
             def graphed(*given: Tensor) -> Tensor:
                 return graphs("", lambda *tensors: (stylize(*tensors),), *given)[0]

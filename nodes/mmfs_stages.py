@@ -127,7 +127,7 @@ class TrainStage1(AtelierNode):
             outputs=stage_outputs())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod
@@ -176,7 +176,7 @@ class TrainStage2(PhotosNode):
             outputs=stage_outputs())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod
@@ -230,7 +230,7 @@ class TrainMapping(PhotosNode):
             outputs=stage_outputs())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod
@@ -280,7 +280,7 @@ class SaveMMFS(AtelierNode):
             outputs=inputs.saved_path())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod

@@ -157,7 +157,7 @@ class MMFSFineTune(PhotosNode):
             outputs=tune_outputs())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod
@@ -188,7 +188,7 @@ class MMFSFineTuneText(PhotosNode):
             outputs=tune_outputs())
 
     @classmethod
-    def validate_inputs(cls, name: str | None, prompt: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None, prompt: str | None = None) -> bool | str:
         prompt = first(prompt)
         if prompt is not None and not prompt.strip():
             return "the prompt is empty; describe the style in a few words, such as 'watercolor painting'"
@@ -302,7 +302,7 @@ class SaveMMFSStyle(AtelierNode):
             outputs=inputs.saved_path())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod

@@ -129,7 +129,7 @@ class StructuralEncode(AtelierNode):
                                                     tooltip="The structural codes, with the pictures.")])
 
     @classmethod
-    def validate_inputs(cls, steps: int | None) -> bool | str:
+    def validate_inputs(cls, steps: int | None = None) -> bool | str:
         return inputs.valid_steps(steps)
 
     @classmethod
@@ -203,7 +203,7 @@ class MixCodes(AtelierNode):
                                                                                    "OSASIS.")])
 
     @classmethod
-    def validate_inputs(cls, levels: str | None) -> bool | str:
+    def validate_inputs(cls, levels: str | None = None) -> bool | str:
         try:
             inputs.parse_levels(levels or "")
         except ValueError as error:
@@ -251,7 +251,7 @@ class StylizeOSASIS(AtelierNode):
             outputs=[io.Image.Output("image", display_name="image", tooltip="The stylized photos, one for each.")])
 
     @classmethod
-    def validate_inputs(cls, steps: int | None) -> bool | str:
+    def validate_inputs(cls, steps: int | None = None) -> bool | str:
         return inputs.valid_steps(steps)
 
     @classmethod
@@ -326,7 +326,7 @@ class Decode(AtelierNode):
             outputs=[io.Image.Output("image", display_name="image", tooltip="The decoded pictures.")])
 
     @classmethod
-    def validate_inputs(cls, steps: int | None) -> bool | str:
+    def validate_inputs(cls, steps: int | None = None) -> bool | str:
         return inputs.valid_steps(steps)
 
     @classmethod
@@ -365,7 +365,7 @@ class SampleDiffAE(AtelierNode):
                                                   tooltip="Their semantic codes.")])
 
     @classmethod
-    def validate_inputs(cls, steps: int | None, latent_steps: int | None) -> bool | str:
+    def validate_inputs(cls, steps: int | None = None, latent_steps: int | None = None) -> bool | str:
         return inputs.valid_steps(steps, latent_steps)
 
     @classmethod

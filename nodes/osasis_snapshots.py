@@ -49,7 +49,7 @@ class ChooseOSASISSnapshot(AtelierNode):
                 io.String.Output("report", display_name="report", tooltip="The scores, a line each.")])
 
     @classmethod
-    def validate_inputs(cls, name: str | None, steps: int | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None, steps: int | None = None) -> bool | str:
         valid = inputs.valid_name(name)
         return valid if valid is not True else inputs.valid_steps(steps)
 

@@ -95,8 +95,8 @@ class OSASISFineTuneOptions(AtelierNode):
                                                                                                    "OSASIS.")])
 
     @classmethod
-    def validate_inputs(cls, forward_steps: int | None, reverse_steps: int | None, latent_steps: int | None,
-                        generate_steps: int | None) -> bool | str:
+    def validate_inputs(cls, forward_steps: int | None = None, reverse_steps: int | None = None,
+                        latent_steps: int | None = None, generate_steps: int | None = None) -> bool | str:
         return inputs.valid_steps(forward_steps, reverse_steps, latent_steps, generate_steps)
 
     @classmethod
@@ -243,7 +243,7 @@ class OSASISFineTune(AtelierNode):
                                  "The network's last one-step predictions: the style image's, then the content's."))
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod
@@ -304,7 +304,8 @@ class OSASISFineTuneText(AtelierNode):
                                                                    "pictures."))
 
     @classmethod
-    def validate_inputs(cls, name: str | None, prompt: str | None, source: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None, prompt: str | None = None,
+                        source: str | None = None) -> bool | str:
         for what, text in (("prompt", first(prompt)), ("source", first(source))):
             if text is not None and not text.strip():
                 return f"the {what} is empty; write a few words, such as 'watercolor painting' and 'photo'"
@@ -337,7 +338,7 @@ class SaveOSASISStyle(AtelierNode):
             outputs=inputs.saved_path())
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return inputs.valid_name(name)
 
     @classmethod

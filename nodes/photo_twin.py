@@ -118,7 +118,7 @@ def output(ranked: RankedTwins, pick: int, node: type[io.ComfyNode]) -> io.NodeO
     candidates, warning = images.to_image(ranked.twins), ranked.warning()
     if warning:
         host.show_text(warning)
-    shown = ui.PreviewImage(candidates, cls=node).as_dict() | ({"text": (warning,)} if warning else {})
+    shown = ui.PreviewImage(candidates, cls=node).as_dict() | {"text": (warning,) if warning else ()}
     report = ranked.report() + (f"\n{warning}" if warning else "")
     return io.NodeOutput(candidates[pick:pick + 1], candidates, report, ui=shown)
 

@@ -121,7 +121,7 @@ class PerceptualModel(LoadedModel):
 @dataclass(frozen=True)
 class StyleGAN2Model(LoadedModel):
     """ATELIER_STYLEGAN2. discriminator: the file's, needed by Stage I only; it stays in main memory."""
-    discriminator: Discriminator | None
+    discriminator: Discriminator | None = field(repr=False)
 
     @property
     def net(self) -> StyleGAN2:
@@ -140,7 +140,7 @@ class MMFSModel(LoadedModel):
     faces: source faces that fine-tunes have prepared.
     """
     fingerprint: str
-    discriminator: Discriminator | None
+    discriminator: Discriminator | None = field(repr=False)
     phase: int
     clip: str = ""
     faces: KnownFaces = field(default_factory=known_faces, compare=False)
@@ -194,7 +194,7 @@ class MetricNetworks:
 @dataclass(frozen=True)
 class WPlus:
     """ATELIER_W_PLUS: w+ codes (B, n, S) of MMFS. fingerprint: of the model they are for. origin: in words."""
-    w: Tensor
+    w: Tensor = field(repr=False)
     fingerprint: str
     origin: str
 
@@ -207,14 +207,14 @@ class WPlus:
 class Attributes:
     """ATELIER_ATTRIBUTES: a classifier of semantic codes. name: the file. fingerprint: of its DiffAE ("" unknown)."""
     name: str
-    classifier: AttributeClassifier
+    classifier: AttributeClassifier = field(repr=False)
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class SemanticCode:
     """ATELIER_SEMANTIC_CODE: codes z (B, E), unbounded. fingerprint: of the DiffAE that made them ("" unknown)."""
-    z: Tensor
+    z: Tensor = field(repr=False)
     fingerprint: str
 
 
@@ -222,8 +222,8 @@ class SemanticCode:
 class StructuralCode:
     """ATELIER_STRUCTURAL_CODE: the structural code x (B, 3, px, px) at t0 (0..1], the picture (B, 3, px, px) it was
     made of, the steps it took, and the DiffAE's configuration and fingerprint."""
-    x: Tensor
-    picture: Tensor
+    x: Tensor = field(repr=False)
+    picture: Tensor = field(repr=False)
     t0: float
     steps: int
     config: UNetConfig

@@ -77,7 +77,7 @@ class SweepValues(AtelierNode):
                                                                             "Grid.")])
 
     @classmethod
-    def validate_inputs(cls, values: str | None, values_2: str | None) -> bool | str:
+    def validate_inputs(cls, values: str | None = None, values_2: str | None = None) -> bool | str:
         try:
             return bool(checked_words("linked" if values is None else values, values_2 or ""))
         except ValueError as error:

@@ -1,6 +1,7 @@
 """At which size each picture of a batch is stylized, and which are computed together (docs/mmfs.md E.1)."""
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from torch import Tensor
 from ..models.faces import crops
 from ..models.faces.align import side_of
 from ..models.faces.find import FaceSettings
-from ..models.mmfs import MMFSConfig
-from ..models.tiles import Tiling
+from ..models.mmfs import MMFS, MMFSConfig
+from ..models.stylegan2 import sampling_memory
 from . import host, images
 from .faces import searching, signed
 from .host import NodeProgress
@@ -36,17 +37,27 @@ class Part:
         return height, width
 
 
-def parts_of(sizes: Sequence[Size], config: MMFSConfig, batch: int, tile: int) -> list[Part]:
+def parts_of(sizes: Sequence[Size], config: MMFSConfig, batch: int) -> list[Part]:
     """A batch with these sizes in its order: neighbours of one size together, as much as `batch` pictures of the
-    model's size at a time. tile: of the windows of large pictures, see `tiles.windows`."""
+    model's size at a time, since the whole of each lies on the device, in windows or not."""
     parts, start = [], 0
     for size, group in groupby(sizes):
         count, part = len(list(group)), Part(slice(0), size)
-        height, width = Tiling.of(*part.padded(config), tile, config).size
+        height, width = part.padded(config)
         parts += [Part(slice(start + r.start, start + r.stop), size)
                   for r in chunks(count, max(1, batch * config.resolution ** 2 // (height * width)))]
         start += count
     return parts
+
+
+def part_memory(part: Part, window: Size, net: MMFS, size: Size) -> int:
+    """Bytes of a part on the device: the maps of a window; pictures, noise and results (at last of `size`) of the whole
+    part, and of the one before, which is still there."""
+    rows, padded, config = part.rows.stop - part.rows.start, part.padded(net.config), net.config
+    picture = 3 * max(math.prod(padded), math.prod(size))
+    noise = sum(map(math.prod, net.noise_shapes(*padded)))
+    maps = sampling_memory(max(config.decoder[-1], config.encoder[0]), *window, rows)
+    return maps + 4 * rows * 2 * (2 * picture + noise)
 
 
 def sizes_for_faces(image: Tensor, size: Size, config: MMFSConfig, face_scale: str) -> list[Size]:

@@ -436,7 +436,7 @@ def test_a_large_picture_in_tiles_is_the_same_picture(stylized, styles, noise):
                           stylized(image, w_plus=styles(), tile=0, **whole), atol=1e-5)
 
 
-def test_tiles_bound_the_memory_that_is_asked_for(nodes, stylized, styles, monkeypatch):
+def test_tiles_bound_the_memory_that_is_asked_for(nodes, loaded, stylized, styles, monkeypatch):
     asked, running = [], nodes.host.running
     monkeypatch.setattr(nodes.host, "running", lambda *modules, memory=0: asked.append(memory) or running(
         *modules, memory=memory))
@@ -444,7 +444,19 @@ def test_tiles_bound_the_memory_that_is_asked_for(nodes, stylized, styles, monke
     asked.clear()
     for side in (96, 480):
         stylized(torch.rand(1, side, side, 3), w_plus=w_plus, fit="whole picture", tile=96, batch=1)
-    assert 0.5 * asked[0] < asked[1] <= asked[0]
+    noise = [sum(height * width for height, width in loaded.mmfs.net.noise_shapes(side, side)) for side in (96, 480)]
+    whole = [2 * 4 * (2 * 3 * side ** 2 + n) for side, n in zip((96, 480), noise)]  # of two parts
+    assert 0.5 * (asked[0] - whole[0]) < asked[1] - whole[1] <= asked[0] - whole[0]
+
+
+def test_the_batch_counts_whole_pictures_however_small_their_tiles_are(nodes, loaded):
+    from oneshot_atelier.nodes.whole_pictures import Part, part_memory, parts_of
+    net, px = loaded.mmfs.net, loaded.mmfs.net.config.resolution
+    large, small = [(4 * px, 4 * px)] * 4, [(px, px)] * 4
+    assert [part.rows for part in parts_of(large, net.config, 16)] == [slice(k, k + 1) for k in range(4)]
+    assert [part.rows for part in parts_of(small, net.config, 16)] == [slice(0, 4)]
+    one, two = (part_memory(Part(slice(0, rows), large[0]), (px, px), net, large[0]) for rows in (1, 2))
+    assert two == 2 * one > 2 * part_memory(Part(slice(0, 1), small[0]), (px, px), net, small[0])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -90,9 +90,9 @@ class FaceCrop:
     batch, and of the face in the picture. size: height and width of the picture. whole: alignment was off, and the
     crop is the whole picture.
     """
-    crop: Tensor
-    quad: Tensor
-    mask: Tensor
+    crop: Tensor = field(repr=False)
+    quad: Tensor = field(repr=False)
+    mask: Tensor = field(repr=False)
     picture: int
     index: int
     size: tuple[int, int]
@@ -119,7 +119,7 @@ class FaceCrop:
 @dataclass(frozen=True)
 class FaceCrops:
     """Faces cut out of a batch of `pictures` pictures, in the order of the pictures."""
-    crops: tuple[FaceCrop, ...]
+    crops: tuple[FaceCrop, ...] = field(repr=False)
     pictures: int
 
     def get_ram_usage(self) -> int:

@@ -5,7 +5,7 @@ root mean square distance of the points from their mean, the face's radius.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +82,8 @@ def to_own_frame(points: Tensor) -> Similarity:
 class FaceGeometry:
     """points (468, 2): a face without the deformation, in its own frame. shift (468, 2): where the deformed face has
     them, less that, in the same frame, float32. origin: in words, what it was made of."""
-    points: Tensor
-    shift: Tensor
+    points: Tensor = field(repr=False)
+    shift: Tensor = field(repr=False)
     origin: str = ""
 
     @property
