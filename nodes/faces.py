@@ -19,13 +19,13 @@ from ..models.faces.crops import Choice, FaceCrop, FaceCrops, FaceSquare
 from ..models.faces.find import Face, FaceSearch, FaceSettings, search_faces
 from ..models.faces.networks import load_faces
 from ..models.faces.steady import Follower, Frame, steadied
-from ..models.films import Continuity, shot_starts
+from ..models.films import Continuity, reduced, shot_starts
 from . import face_sources, host, images, inputs, sockets
 from .base import AtelierNode
 from .host import NodeProgress
 
 AREAS = ("square", "face")
-SHOWN = 4  # pictures on the node, with the squares that were found in them
+SHOWN, SHOWN_SIDE = 4, 1024  # pictures on the node, with the squares that were found in them; their longer side
 COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
 Search = Callable[[Tensor], FaceSearch]
 Finder = Callable[[Tensor, int], "Answer"]
@@ -253,7 +253,7 @@ def add_faces(cut: Cut, picture: Tensor, place: int, rows: Frame, how: tuple[int
     for (index, square), crop in zip(rows, crops.cut_out(picture, place, rows, *how), strict=True):
         cut.add(crop, images.to_image(crop.crop[None]))
         cut.lines.append(f"picture {place}, face {index}: {square.origin}")
-        cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place)]
+        cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place, how[1])]
 
 
 def unaligned(image: Tensor, size: int) -> Cut:
@@ -270,14 +270,16 @@ def unaligned(image: Tensor, size: int) -> Cut:
 
 
 def outlined(picture: Tensor, squares: list[FaceSquare]) -> Tensor:
-    """An IMAGE of a picture (3, H, W) in [-1, 1] with its squares and their numbers."""
-    drawn = images.to_pil(images.to_image(picture[None]))
+    """An IMAGE of a picture (3, H, W) in [-1, 1], of at most SHOWN_SIDE, with its squares and their numbers."""
+    small = reduced(picture, SHOWN_SIDE)
+    scale = small.shape[2] / picture.shape[2]
+    drawn = images.to_pil(images.to_image(small[None]))
     draw, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 250))
     for number, square in enumerate(squares):
-        corners, colour = [(x, y) for x, y in square.quad.tolist()], COLOURS[number % len(COLOURS)]
+        corners, colour = [(x, y) for x, y in (square.quad * scale).tolist()], COLOURS[number % len(COLOURS)]
         draw.line([*corners, corners[0]], fill=colour, width=width)
         font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 25)))
-        draw.text(tuple(square.quad.mean(0).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
+        draw.text(tuple((square.quad.mean(0) * scale).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
                   stroke_fill="black")
     return images.from_pil(drawn)
 
