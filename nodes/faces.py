@@ -276,10 +276,11 @@ def outlined(picture: Tensor, squares: list[FaceSquare]) -> Tensor:
     drawn = images.to_pil(images.to_image(small[None]))
     draw, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 250))
     for number, square in enumerate(squares):
-        corners, colour = [(x, y) for x, y in (square.quad * scale).tolist()], COLOURS[number % len(COLOURS)]
+        quad, colour = square.quad * scale, COLOURS[number % len(COLOURS)]
+        corners = [(x, y) for x, y in quad.tolist()]
         draw.line([*corners, corners[0]], fill=colour, width=width)
         font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 25)))
-        draw.text(tuple((square.quad.mean(0) * scale).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
+        draw.text(tuple(quad.mean(0).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
                   stroke_fill="black")
     return images.from_pil(drawn)
 

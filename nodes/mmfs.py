@@ -317,8 +317,8 @@ def frames_of(count: int, face_crop: FaceCrops | None) -> list[dict[int, int]]:
     if face_crop is None:
         return [{0: k} for k in range(count)]
     if len(face_crop.crops) != count:
-        raise ValueError(f"face_crop: {len(face_crop.crops)} crops, but image holds {count} pictures. Connect both from "
-                         "the same Detect & Align Faces")
+        raise ValueError(f"face_crop: {len(face_crop.crops)} crops, but image holds {count} pictures. Connect both "
+                         "from the same Detect & Align Faces")
     frames: list[dict[int, int]] = [{} for _ in range(face_crop.pictures)]
     for k, crop in enumerate(face_crop.crops):
         frames[crop.picture][crop.index] = k

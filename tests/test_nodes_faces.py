@@ -252,6 +252,16 @@ def test_what_a_user_should_know_of_a_square():
         "Picture 4 seems to be aligned already: the square is the picture itself within 2 %"]
 
 
+def test_pictures_on_the_node_are_small_and_their_squares_where_the_faces_are(nodes, group):
+    module = sys.modules[nodes.AlignFaces.__module__]
+    large = torch.nn.functional.interpolate(group.permute(0, 3, 1, 2), (1800, 2400)).permute(0, 2, 3, 1)
+    square = crops.FaceSquare(whole_quad(600, 600) + 300, "")
+    (drawn,) = module.cut_all(large, lambda *_: module.Answer([square]), crops.Choice(), (64, True)).shown
+    assert drawn.shape == (1, 768, 1024, 3)
+    left = 300 * 1024 / 2400
+    assert torch.allclose(drawn[0, 250, round(left)], torch.tensor([1.0, 64 / 255, 64 / 255]), atol=0.02)
+
+
 # --- by hand --------------------------------------------------------------------------------------------------------
 def test_five_points_by_hand_give_nearly_the_faces_square(cut, group):
     found = cut(group)[1].crops[0]
@@ -374,16 +384,6 @@ def test_without_steady_every_frame_is_a_picture_of_its_own(cut, said, film):
     _, face_crop, _, report = cut(film)
     assert [crop.picture for crop in face_crop.crops] == [0, 1, 3, 4, 5]
     assert "left out: No face found in picture 2" in report
-
-
-def test_pictures_on_the_node_are_small_and_their_squares_where_the_faces_are(nodes, group):
-    module = sys.modules[nodes.AlignFaces.__module__]
-    large = torch.nn.functional.interpolate(group.permute(0, 3, 1, 2), (1800, 2400)).permute(0, 2, 3, 1)
-    square = crops.FaceSquare(whole_quad(600, 600) + 300, "")
-    (drawn,) = module.cut_all(large, lambda *_: module.Answer([square]), crops.Choice(), (64, True)).shown
-    assert drawn.shape == (1, 768, 1024, 3)
-    left = 300 * 1024 / 2400
-    assert torch.allclose(drawn[0, 250, round(left)], torch.tensor([1.0, 64 / 255, 64 / 255]), atol=0.02)
 
 
 def test_the_face_nearest_to_a_point(cut, wall):

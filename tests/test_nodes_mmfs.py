@@ -350,6 +350,31 @@ def test_a_thousand_frames_need_what_comes_out_and_hardly_more(root, tmp_path, t
     assert 2 < align < 3.5 and 0.5 < stylize < 2 and 0.5 < paste < 1.6
 
 
+FOLLOWED = FILM[:FILM.index("with torch.inference_mode")] + """
+from oneshot_atelier.train.data import read_whole
+portrait = read_whole(root / "workflows" / "inputs" / "face_1.png")[:, ::2, ::2].movedim(0, 2) / 255
+film = portrait.repeat(90, 1, 1, 1)
+
+def aligned(film):
+    return node("AlignFaces", film, 64, True, "largest", 0, False, 0.5, True, False, "", "", "crop", steady=2.0)
+
+with torch.inference_mode():
+    for count in (30, 90):
+        crops, places, masks, _ = aligned(film[:count])
+        assert len(crops) == count
+        print(peak() - 7 * masks.numel() * masks.element_size())  # what comes out: crops twice, and the mask
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_a_followed_face_needs_no_more_memory_in_a_longer_film(root, tmp_path, tiny):
+    done = subprocess.run([sys.executable, "-c", FOLLOWED, str(root), str(tmp_path), str(tiny)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    short, long = map(float, done.stdout.split()[-2:])
+    assert long - short < 12 * 2 ** 20
+
+
 @pytest.mark.parametrize("noise", ["seeded", "constant", "zero"])
 def test_chunks_that_overlap_in_time_give_what_the_network_gives(loaded, stylized, styles, noise):
     """Noise is drawn ahead, and a chunk is kept while the next one is made."""

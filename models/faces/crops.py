@@ -222,7 +222,8 @@ def why_not_this(place: int | str, count: int, index: int) -> str:
     return f"Picture {place} has {faces}; number {index} was asked for"
 
 
-def remarks(square: FaceSquare, size: tuple[int, int], n: int, place: int | str, pad: bool = True) -> list[str]:
+def remarks(square: FaceSquare, size: tuple[int, int], n: int,
+            place: int | str, pad: bool = True) -> list[str]:
     """What a user should know of a square in picture number `place` of this height and width, cut out at n px. pad:
     see `align`."""
     found = []
