@@ -380,6 +380,17 @@ def test_a_film_gives_a_crop_for_every_frame_of_one_face_and_steadily(cut, paste
     assert torch.equal(paste(film, crops, face_crop), film)
 
 
+def test_shots_of_a_film_are_steadied_each_by_itself(cut, root):
+    """The second shot shows another face in nearly the same place, larger by a fifth."""
+    with Image.open(root / "workflows" / "inputs" / "face_1.png") as one:
+        first = image_of(one.convert("RGB").resize((160, 160)))
+    with Image.open(root / "workflows" / "inputs" / "face_2.png") as other:
+        second = image_of(other.convert("RGB").resize((200, 200)).crop((20, 20, 180, 180)))
+    quads = [crop.quad for crop in cut(torch.cat([first, first, second, second, first]), steady=3.0)[1].crops]
+    for quad, frame in zip(quads, (first, first, second, second, first), strict=True):
+        assert torch.allclose(quad, cut(frame)[1].crops[0].quad, atol=1.0)
+
+
 def test_without_steady_every_frame_is_a_picture_of_its_own(cut, said, film):
     _, face_crop, _, report = cut(film)
     assert [crop.picture for crop in face_crop.crops] == [0, 1, 3, 4, 5]
