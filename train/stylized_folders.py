@@ -86,13 +86,12 @@ def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: 
     What was searched before an interruption is not searched again. writer: tells several processes that search the
     same film from each other."""
     path, before = out / FILM, out / f"{SEARCHED}{writer and f'_{writer}'}.jsonl"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).keys() == jobs.keys():
-        return
-    rows = searched_film(jobs, before, load_faces().to(device), check_interrupt)
-    frames = [[FaceSquare(torch.tensor(quad), "found") for quad in row.quads] for row in rows]
-    film = steadied(frames, Choice("all"), sigma, shot_starts([row.steps_back for row in rows]))
-    told = {name: [[number, square.quad.tolist()] for number, square in frame] for name, frame in zip(jobs, film)}
-    write_whole(path, json.dumps(told))
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8")).keys() != jobs.keys():
+        rows = searched_film(jobs, before, load_faces().to(device), check_interrupt)
+        frames = [[FaceSquare(torch.tensor(quad), "found") for quad in row.quads] for row in rows]
+        film = steadied(frames, Choice("all"), sigma, shot_starts([row.steps_back for row in rows]))
+        write_whole(path, json.dumps({name: [[number, square.quad.tolist()] for number, square in frame]
+                                      for name, frame in zip(jobs, film)}))
     before.unlink(missing_ok=True)
 
 
