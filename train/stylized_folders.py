@@ -86,7 +86,7 @@ def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: 
     What was searched before an interruption is not searched again. writer: tells several processes that search the
     same film from each other."""
     path, before = out / FILM, out / f"{SEARCHED}{writer and f'_{writer}'}.jsonl"
-    if not path.exists() or json.loads(path.read_text(encoding="utf-8")).keys() != jobs.keys():
+    if not path.exists() or list(json.loads(path.read_text(encoding="utf-8"))) != list(jobs):
         rows = searched_film(jobs, before, load_faces().to(device), check_interrupt)
         frames = [[FaceSquare(torch.tensor(quad), "found") for quad in row.quads] for row in rows]
         film = steadied(frames, Choice("all"), sigma, shot_starts([row.steps_back for row in rows]))
