@@ -75,7 +75,8 @@ def stylized(options: argparse.Namespace, config: StylistConfig, signals: StopSi
     prepare_folder(options.out, config, options.faces, options.film, options.steady)
     film = None if options.film is None else options.out
     if options.film is not None and options.faces:
-        prepare_film(jobs, options.out, torch.device(options.device or devices()[0]), options.film, signals.check)
+        prepare_film(jobs, options.out, torch.device(options.device or devices()[0]), options.film, signals.check,
+                     (options.part or "").replace("/", "_of_"))
         signals.at_once()
     if options.ray:
         from .stylize_ray import stylize_on_ray

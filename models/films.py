@@ -22,6 +22,7 @@ MOST_SIDE = 640  # at which flow is computed
 WINDOW = 3.0  # of the flow, in pixels
 BLUR, UNLIKE = 1.5, 12 / 127.5  # of frames that are compared, in pixels; a difference that tells of another thing
 CUT = 0.1  # share of two frames that must show the same, or there is a cut between them
+CUT_SIDE, STILL = 96, 0.5  # at which cuts are searched; share of two frames that is the same without any flow
 DETAIL, AROUND, MOST_GAIN = 1.0, 3.0, 2.0  # pixels of detail, pixels that its strength is measured over; of the gain
 Piece = tuple[Tensor, Tensor]  # what was stylized, and its result
 
@@ -73,9 +74,9 @@ def steadied_film(film: Iterable[Mapping[int, Piece]], sigma: float) -> Iterator
         yield finished(window, rest, sigma)
 
 
-def reduced(picture: Tensor) -> Tensor:
-    """With sides of at most MOST_SIDE."""
-    scale = MOST_SIDE / max(picture.shape[1:])
+def reduced(picture: Tensor, most: int = MOST_SIDE) -> Tensor:
+    """With sides of at most `most`."""
+    scale = most / max(picture.shape[1:])
     if scale >= 1:
         return picture
     size = [max(1, round(side * scale)) for side in picture.shape[1:]]
@@ -98,6 +99,34 @@ def steps(frame: Tensor, following: Tensor) -> tuple[Step, Step]:
     if min(float(step.trust.mean()) for step in found) < CUT:
         found = [Step(step.flow, torch.zeros_like(step.trust)) for step in found]
     return found[0], found[1]
+
+
+@dataclass
+class Continuity:
+    """continuity(frame (3, H, W) in [-1, 1]) -> which frame a film's next one goes on from: 1 the one before it, 2 the
+    one before that (after a flash or a frame that is damaged), 0 none: it is cut."""
+    before: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, frame: Tensor) -> int:
+        small = reduced(frame, CUT_SIDE)
+        steps_back = next((k for k, other in enumerate(self.before, 1) if not is_cut(other, small)), 0)
+        self.before = [small, *self.before[:1]]
+        return steps_back
+
+
+def shot_starts(steps_back: Sequence[int]) -> list[int]:
+    """The frames that begin another shot, of what `Continuity` says of every frame. A single frame between two that
+    belong together begins none."""
+    return [k for k, (own, following) in enumerate(zip(steps_back, [*steps_back[1:], 1])) if not own and following != 2]
+
+
+def is_cut(frame: Tensor, following: Tensor) -> bool:
+    """Whether two frames that follow one another share less than CUT. The flow is computed for those that are apart."""
+    if frame.shape != following.shape:
+        return True
+    if float(alike(frame, following).mean()) > STILL:
+        return False
+    return not any(bool(step.trust.any()) for step in steps(frame, following))
 
 
 def alike(one: Tensor, other: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def from_box(text: str, kind: str, count: int) -> list[list[FaceSquare]]:
 
 
 def from_core_boxes(boxes: Any, kind: str, count: int) -> list[list[FaceSquare]]:
-    """The squares of core's BOUNDING_BOX in each of `count` pictures, the largest first. ValueError.
+    """The squares of core's BOUNDING_BOX in each of `count` pictures, the largest box first. ValueError.
 
     It is a box for all pictures, a list of one for each picture (or all of a single picture's), or a list for each.
     """
@@ -81,10 +81,9 @@ def from_core_boxes(boxes: Any, kind: str, count: int) -> list[list[FaceSquare]]
     if len(rows) != count:
         raise ValueError(f"bounding_box has boxes for {len(rows)} pictures, there are {count}. Connect boxes of the "
                          "same batch, or one for all")
-    squares = [[square_of_box([box[key] for key in ("x", "y", "width", "height")], kind) for box in row]
-               for row in rows]
-    return [sorted(row, key=lambda square: float((square.quad[3] - square.quad[0]).norm()), reverse=True)
-            for row in squares]
+    return [[square_of_box([box[key] for key in ("x", "y", "width", "height")], kind)
+             for box in sorted(row, key=lambda box: float(box["width"]) * float(box["height"]), reverse=True)]
+            for row in rows]
 
 
 def from_core_landmarks(landmarks: Any, size: tuple[int, int], count: int) -> list[list[FaceSquare]]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,12 +19,13 @@ from ..models.faces.crops import Choice, FaceCrop, FaceCrops, FaceSquare
 from ..models.faces.find import Face, FaceSearch, FaceSettings, search_faces
 from ..models.faces.networks import load_faces
 from ..models.faces.steady import Follower, Frame, steadied
+from ..models.films import Continuity, reduced, shot_starts
 from . import face_sources, host, images, inputs, sockets
 from .base import AtelierNode
 from .host import NodeProgress
 
 AREAS = ("square", "face")
-SHOWN = 4  # pictures on the node, with the squares that were found in them
+SHOWN, SHOWN_SIDE = 4, 1024  # pictures on the node, with the squares that were found in them; their longer side
 COLOURS = ("#ff4040", "#ffd000", "#30d060", "#40a0ff", "#d060ff")
 Search = Callable[[Tensor], FaceSearch]
 Finder = Callable[[Tensor, int], "Answer"]
@@ -148,14 +149,15 @@ class AlignFaces(AtelierNode):
         if not align:
             return output(cls, unaligned(image, size), count)
         choice = Choice(faces, index, face_sources.point_of(point, (shape[0], shape[1])))
+        cuts = cuts_of(image) if steady else set()
         given = given_squares(count, (shape[0], shape[1]), five_points, box, box_kind, bounding_box, face_landmarks)
         if given is not None:
             cut = cut_all(image, lambda _, place: Answer(given[place], f"No face was given for picture {place}"),
-                          choice, (size, pad), steady)
+                          choice, (size, pad), steady, cuts=cuts)
         else:
             settings = FaceSettings(threshold, any_direction, settled=True)
-            with searching(settings, choice if steady else None) as (search, device):
-                cut = cut_all(image, partial(answered, search, fallback), choice, (size, pad), steady, device)
+            with searching(settings, choice if steady else None, cuts) as (search, device):
+                cut = cut_all(image, partial(answered, search, fallback), choice, (size, pad), steady, device, cuts)
         if not cut.crops:
             raise ValueError("\n".join(cut.left))
         return output(cls, cut, count)
@@ -182,17 +184,19 @@ def given_squares(count: int, shape: tuple[int, int], five_points: str, box: str
 
 
 @contextlib.contextmanager
-def searching(settings: FaceSettings, film: Choice | None = None) -> Iterator[tuple[Search, torch.device]]:
+def searching(settings: FaceSettings, film: Choice | None = None,
+              cuts: Collection[int] = ()) -> Iterator[tuple[Search, torch.device]]:
     """Loads the networks of faces; gives the search of a picture (3, H, W) in [-1, 1] on the device, and that.
 
-    film: the pictures are its frames, one after the other; a single face that is asked for is followed."""
+    film: the pictures are its frames, one after the other; a single face that is asked for is followed. cuts: see
+    `Follower`."""
     networks = load_faces()
     patched = host.PatchedModule(nn.ModuleDict({"detector": networks.detector, "mesh": networks.mesh}))
     with host.running(patched) as device:
         if film is None or film.which in ("all", "by index"):
             yield partial(search_faces, networks, settings=settings), device
         else:
-            yield Follower(networks, settings, partial(picked, film)), device
+            yield Follower(networks, settings, partial(picked, film), cuts), device
 
 
 def picked(choice: Choice, faces: Sequence[Face]) -> Face | None:
@@ -208,16 +212,25 @@ def answered(search: Search, fallback: bool, picture: Tensor, place: int) -> Ans
     return Answer(squares, "" if squares else crops.why_none(place, found))
 
 
+def cuts_of(image: Tensor) -> set[int]:
+    """The frames of a film, an IMAGE, that begin another shot."""
+    continuity, steps_back = Continuity(), []
+    for place in range(len(image)):
+        host.check_interrupt()
+        steps_back.append(continuity(signed(image, place, images.CPU)))
+    return set(shot_starts(steps_back))
+
+
 def cut_all(image: Tensor, find: Finder, choice: Choice, how: tuple[int, bool], steady: float = 0.0,
-            device: torch.device = images.CPU) -> Cut:
+            device: torch.device = images.CPU, cuts: Collection[int] = ()) -> Cut:
     """Cuts the chosen faces out of every picture, and says what was found in which. how: size of the crops, pad.
-    steady: of the frames of a film, see `steadied`."""
+    steady, cuts: of the frames of a film, see `steadied`."""
     progress, answers = NodeProgress(2 * len(image)), []
     for place in range(len(image)):
         answers.append(find(signed(image, place, device), place))
         progress()
     frames = [answer.squares for answer in answers]
-    chosen = steadied(frames, choice, steady) if steady else [choice.of(squares) for squares in frames]
+    chosen = steadied(frames, choice, steady, cuts) if steady else [choice.of(squares) for squares in frames]
     cut = Cut.of(sum(map(len, chosen)), how[0])
     for place, (answer, rows) in enumerate(zip(answers, chosen, strict=True)):
         if not rows:
@@ -242,7 +255,7 @@ def add_faces(cut: Cut, picture: Tensor, place: int, rows: Frame, how: tuple[int
     for (index, square), crop in zip(rows, crops.cut_out(picture, place, rows, *how), strict=True):
         cut.add(crop, images.to_image(crop.crop[None]))
         cut.lines.append(f"picture {place}, face {index}: {square.origin}")
-        cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place)]
+        cut.lines += [f"  {remark}" for remark in crops.remarks(square, crop.size, how[0], place, how[1])]
 
 
 def unaligned(image: Tensor, size: int) -> Cut:
@@ -259,14 +272,18 @@ def unaligned(image: Tensor, size: int) -> Cut:
 
 
 def outlined(picture: Tensor, rows: Frame) -> Tensor:
-    """An IMAGE of a picture (3, H, W) in [-1, 1] with its squares and the numbers of their faces."""
-    drawn = images.to_pil(images.to_image(picture[None]))
+    """An IMAGE of a picture (3, H, W) in [-1, 1], of at most SHOWN_SIDE, with its squares and the numbers of their
+    faces."""
+    small = reduced(picture, SHOWN_SIDE)
+    scale = small.shape[2] / picture.shape[2]
+    drawn = images.to_pil(images.to_image(small[None]))
     draw, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 250))
     for number, square in rows:
-        corners, colour = [(x, y) for x, y in square.quad.tolist()], COLOURS[number % len(COLOURS)]
+        quad, colour = square.quad * scale, COLOURS[number % len(COLOURS)]
+        corners = [(x, y) for x, y in quad.tolist()]
         draw.line([*corners, corners[0]], fill=colour, width=width)
         font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 25)))
-        draw.text(tuple(square.quad.mean(0).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
+        draw.text(tuple(quad.mean(0).tolist()), str(number), colour, font, anchor="mm", stroke_width=width,
                   stroke_fill="black")
     return images.from_pil(drawn)
 

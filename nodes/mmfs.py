@@ -1,7 +1,7 @@
 """Nodes of MMFS at sampling time: w+ codes from a seed, a picture or a prompt; mixing them; stylizing."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models import stylegan2
 from ..models.faces import crops
+from ..models.faces.crops import FaceCrops
 from ..models.features.clip import Clip
 from ..models.films import MOST_FRAMES, Piece, steadied_film
 from ..models.graphs import Graphs
@@ -32,6 +33,7 @@ from .whole_pictures import AS_IT_IS, FACE_SCALES, Part, part_memory, parts_of, 
 
 CROP, WHOLE = "crop", "whole picture"
 TILE = 1536
+UNCHANGED = 1e-4  # of 1, by rounding
 GAP_ANCHOR = "photo"
 GAP_SAMPLES = 64  # random stylizations whose mean embedding stands for pictures
 PRECISION_TOOLTIP = ("Number format of the network on a GPU. auto is float16 where the pack's kernels run (NVIDIA, "
@@ -238,14 +240,18 @@ class StylizeMMFS(AtelierNode):
                 io.Float.Input("steady", default=0.0, min=0.0, max=MOST_FRAMES, step=0.5, optional=True,
                                tooltip="For the frames of a film: each result is the mean of what the same things "
                                        "became in so many frames before and after. Motion is that of image. 2 is good. "
-                                       "0: each picture on its own.")],
+                                       "0: each picture on its own."),
+                sockets.FACE_CROP.Input("face_crop", optional=True,
+                                        tooltip="With steady, if image holds several faces of each frame: which crop "
+                                                "is whose. From Detect & Align Faces. Not connected: each picture is "
+                                                "a frame.")],
             outputs=[io.Image.Output("stylized", display_name="image", tooltip="The stylized pictures.")])
 
     @classmethod
     def execute(cls, mmfs: MMFSModel, image: Tensor, strength: float, noise: str, noise_seed: int, fit: str,
                 max_side: int, batch: int, w_plus: WPlus | None = None, style: MMFSStyle | None = None,
                 precision: str = AUTO, face_scale: str = AS_IT_IS, tile: int = TILE,
-                steady: float = 0.0) -> io.NodeOutput:
+                steady: float = 0.0, face_crop: FaceCrops | None = None) -> io.NodeOutput:
         w, config = codes(mmfs, w_plus, style), mmfs.net.config
         size = result_size(image, fit == WHOLE, config, max_side)
         count = sockets.paired_length(len(image), len(w), ("pictures", "w+ codes"))
@@ -255,6 +261,7 @@ class StylizeMMFS(AtelierNode):
         parts = parts_of(sizes if len(image) > 1 else sizes * count, config, batch)
         tilings = [Tiling.of(*part.padded(config), tile, config) for part in parts]
         film = count if steady and len(image) > 1 else 0
+        frames = frames_of(count, face_crop) if film else []
         progress, out = NodeProgress(len(parts) + film), torch.empty(count, *size, 3)
         memory = max(part_memory(part, tiling.size, mmfs.net, size) for part, tiling in zip(parts, tilings))
         with host.running(mmfs.patched, memory=memory) as device, Graphs() as graphs:
@@ -302,21 +309,43 @@ class StylizeMMFS(AtelierNode):
             if before is not None:
                 keep(*before)
             if film:
-                steady_frames(out, lambda k: fitted(image[k:k + 1], fit, config, size), steady, device, progress)
+                changed = steady_frames(out, frames, lambda k: fitted(image[k:k + 1], fit, config, size), steady,
+                                        device, progress)
+                if not changed:
+                    host.inform("steady changed nothing. Pictures that follow one another show too little of the same. "
+                                "If they are crops of several faces, connect face_crop of Detect & Align Faces")
         return io.NodeOutput(out)
 
 
-def steady_frames(out: Tensor, frame: Callable[[int], Tensor], steady: float, device: torch.device,
-                  progress: Callable[[], None]) -> None:
-    """Steadies the stylized frames of a film, IMAGE (T, H, W, 3), in their place. frame(k): what number k was made of,
-    (1, 3, H or more, W or more) in [-1, 1]."""
-    def pieces() -> Iterator[dict[int, Piece]]:
-        for k in range(len(out)):
-            seen = frame(k)[0, :, :out.shape[1], :out.shape[2]]
-            yield {0: (seen.to(device), rearrange(out[k].to(device), "h w c -> c h w") * 2 - 1)}
-    for k, made in enumerate(steadied_film(pieces(), steady)):
-        out[k] = images.to_image(made[0][None])[0]
-        progress()
+def frames_of(count: int, face_crop: FaceCrops | None) -> list[dict[int, int]]:
+    """For each frame of a film: which of `count` pictures shows its face of which number. ValueError for crops of
+    others. Without face_crop each picture is a frame."""
+    if face_crop is None:
+        return [{0: k} for k in range(count)]
+    if len(face_crop.crops) != count:
+        raise ValueError(f"face_crop: {len(face_crop.crops)} crops, but image holds {count} pictures. Connect both "
+                         "from the same Detect & Align Faces")
+    frames: list[dict[int, int]] = [{} for _ in range(face_crop.pictures)]
+    for k, crop in enumerate(face_crop.crops):
+        frames[crop.picture][crop.index] = k
+    return frames
+
+
+def steady_frames(out: Tensor, frames: Sequence[Mapping[int, int]], picture: Callable[[int], Tensor], steady: float,
+                  device: torch.device, progress: Callable[[], None]) -> bool:
+    """Steadies the stylized pictures of a film, IMAGE (T, H, W, 3), in their place; whether that changed any. frames:
+    see `frames_of`. picture(k): what number k was made of, (1, 3, H or more, W or more) in [-1, 1]."""
+    def piece(k: int) -> Piece:
+        seen = picture(k)[0, :, :out.shape[1], :out.shape[2]]
+        return seen.to(device), rearrange(out[k].to(device), "h w c -> c h w") * 2 - 1
+    changed = False
+    film = ({number: piece(k) for number, k in frame.items()} for frame in frames)
+    for frame, made in zip(frames, steadied_film(film, steady), strict=True):
+        for number, k in frame.items():
+            before, out[k] = out[k].clone(), images.to_image(made[number][None])[0]
+            changed = changed or float((out[k] - before).abs().amax()) > UNCHANGED
+            progress()
+    return changed
 
 
 def ahead(make: Callable[[Part], list[Tensor]], parts: Sequence[Part],

@@ -118,10 +118,10 @@ def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
                 yield prefix + part.id
 
 
-@pytest.mark.parametrize("name", DOCS)
+@pytest.mark.parametrize("name", [*DOCS, "faces"])
 def test_every_function_that_a_document_names_is_there(name):
     found = NAMED.findall(document(name))
-    assert len(found) > 40
+    assert len(found) > (40 if name in DOCS else 15)
     for file, names in found:
         assert (ROOT / file).is_file(), file
         missing = {part.strip() for part in names.split(",")} - defined(ROOT / file)

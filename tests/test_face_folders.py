@@ -54,6 +54,7 @@ def test_all_faces_have_numbers_and_one_can_be_asked_for(photos, tmp_path, caplo
 def test_wrong_options_are_refused(photos, tmp_path, caplog):
     for option, words in (("--size=8", "--size is 8; take 16 to 2048"), ("--index=-1", "--index is -1"),
                           ("--threshold=2", "threshold must be between 0 and 1")):
+        caplog.clear()
         assert main.main(["align", str(photos), "--out", str(tmp_path / "out"), option]) == 1
         assert words in caplog.text
 
@@ -71,10 +72,23 @@ def test_whole_pictures_are_read_upright_and_on_white(tmp_path):
 def test_the_face_nearest_to_a_point(photos, tmp_path, caplog, capsys):
     align = ["align", str(photos / "party"), "--size", "64", "--device", "cpu", "--faces"]
     assert main.main([*align, "all", "--out", str(tmp_path / "all")]) == 0
-    assert main.main([*align, "nearest point", "--point", "0,0", "--out", str(tmp_path / "one")]) == 0
-    one, *others = [(tmp_path / "one" / "wall.png").read_bytes() == path.read_bytes()
-                    for path in sorted((tmp_path / "all").glob("*.png"))]
-    assert sum([one, *others]) == 1
+    picture = to_unit(read_whole(photos / "party" / "wall.png"))
+    faces = find.find_faces(load_faces(), picture, find.FaceSettings(settled=True))
+    assert len(faces) > 2
+    for point in ("0,0", "640,400"):
+        x, y = map(float, point.split(","))
+        apart = [float((face.quad.mean(0) - torch.tensor([x, y])).norm()) for face in faces]
+        out = tmp_path / point
+        assert main.main([*align, "nearest point", "--point", point, "--out", str(out)]) == 0
+        wanted = tmp_path / "all" / f"wall_{apart.index(min(apart))}.png"
+        assert (out / "wall.png").read_bytes() == wanted.read_bytes()
     for more, words in ((["largest", "--point", "1,2"], "need each other"), (["nearest point"], "need each other"),
                         (["nearest point", "--point", "1"], "write X,Y")):
+        caplog.clear()
         assert main.main([*align, *more, "--out", str(tmp_path / "none")]) == 1 and words in caplog.text
+
+
+def test_what_the_command_advises_it_can_do(photos, tmp_path, caplog):
+    assert main.main(["align", str(photos), "--out", str(tmp_path / "out"), "--size", "64", "--device", "cpu"]) == 0
+    (said,) = [line for line in caplog.messages if "grey.png" in line]
+    assert "Give --any-direction for rotated pictures, --threshold 0.3 for drawings, or use Detect & Align" in said

@@ -81,6 +81,16 @@ def test_a_cut_leaves_no_ghost(photo, sigma):
     assert torch.equal(found, torch.cat(alone))
 
 
+def test_cuts_are_found_and_motion_and_flashes_are_none(photo):
+    scenes = [moving(photo, 3), moving(photo.flip(0, 1), 3), moving(photo, 3, x=-0.1)]
+    scenes[2][1] = 1.0
+    continuity = films.Continuity()
+    steps_back = [continuity(frame) for frame in torch.cat(scenes)]
+    assert steps_back == [0, 1, 1, 0, 1, 1, 0, 0, 2]
+    assert films.shot_starts(steps_back) == [0, 3, 6]
+    assert films.Continuity([scenes[0][0]])(F.interpolate(scenes[0][1:2], (90, 60))[0]) == 0  # of another size
+
+
 def test_what_is_uncovered_has_no_ghost_of_what_covered_it(photo):
     """A bright square moves over a dark picture: where it was, its result is not to be seen."""
     ground = moving(photo, 1)[0] * 0.2 - 0.6

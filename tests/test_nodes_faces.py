@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -243,10 +244,22 @@ def test_what_a_user_should_know_of_a_square():
     assert remarks(crops.FaceSquare(whole_quad(100, 100) - 50, "")) == [
         "75 % of the aligned picture lies outside the photograph and is filled by reflection; results near the border "
         "are invented"]
+    (unfilled,) = crops.remarks(crops.FaceSquare(whole_quad(100, 100) - 50, ""), (200, 200), SIZE, 4, pad=False)
+    assert "is filled by its border" in unfilled
     assert remarks(crops.FaceSquare(plain.quad, "", turned=math.pi)) == [
         "Picture 4 was read with the face turned by 180 degrees"]
     assert remarks(crops.FaceSquare(whole_quad(198, 198) + 1, "")) == [
         "Picture 4 seems to be aligned already: the square is the picture itself within 2 %"]
+
+
+def test_pictures_on_the_node_are_small_and_their_squares_where_the_faces_are(nodes, group):
+    module = sys.modules[nodes.AlignFaces.__module__]
+    large = torch.nn.functional.interpolate(group.permute(0, 3, 1, 2), (1800, 2400)).permute(0, 2, 3, 1)
+    square = crops.FaceSquare(whole_quad(600, 600) + 300, "")
+    (drawn,) = module.cut_all(large, lambda *_: module.Answer([square]), crops.Choice(), (64, True)).shown
+    assert drawn.shape == (1, 768, 1024, 3)
+    left = 300 * 1024 / 2400
+    assert torch.allclose(drawn[0, 250, round(left)], torch.tensor([1.0, 64 / 255, 64 / 255]), atol=0.02)
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
@@ -280,6 +293,18 @@ def test_a_box_of_a_face_gives_nearly_its_square(cut, group):
     [[{"x": 0, "y": 0, "width": 20, "height": 20}, {"x": 40, "y": 30, "width": 128, "height": 128}]]])
 def test_boxes_of_core(cut, group, boxes):
     assert torch.equal(cut(group, bounding_box=boxes)[0], cut(group, box="40 30 128 128")[0])
+
+
+def test_the_largest_face_has_the_largest_box_whoever_found_it(cut, group):
+    """As the search says: by area. A long narrow box has a larger square."""
+    large, narrow = ({"x": 20, "y": 30, "width": 90, "height": 90}, {"x": 200, "y": 30, "width": 20, "height": 100})
+    crop = cut(group, bounding_box=[[narrow, large]], box_kind="face")[1].crops[0]
+    assert crop.quad.mean(0)[0] < 120
+    found = find.find_faces(load_faces(), group[0].permute(2, 0, 1) * 2 - 1)
+    turned = [found[0].points, (found[0].points - 160) @ torch.tensor([[0.6, -0.6], [0.6, 0.6]]) + 160]
+    squares = crops.squares_of_landmarks(turned)
+    assert float(squares[0].points.amax(0).sub(squares[0].points.amin(0)).prod()) == max(
+        float(points.amax(0).sub(points.amin(0)).prod()) for points in turned)
 
 
 def test_boxes_for_each_picture_of_a_batch(cut, said, group):
@@ -353,6 +378,17 @@ def test_a_film_gives_a_crop_for_every_frame_of_one_face_and_steadily(cut, paste
     assert "picture 2, face 0: between frames 1 and 3" in report and "left out" not in report
     assert (crops[0] - crops[5]).abs().mean() < 0.02  # the same face in the same place
     assert torch.equal(paste(film, crops, face_crop), film)
+
+
+def test_shots_of_a_film_are_steadied_each_by_itself(cut, root):
+    """The second shot shows another face in nearly the same place, larger by a fifth."""
+    with Image.open(root / "workflows" / "inputs" / "face_1.png") as one:
+        first = image_of(one.convert("RGB").resize((160, 160)))
+    with Image.open(root / "workflows" / "inputs" / "face_2.png") as other:
+        second = image_of(other.convert("RGB").resize((200, 200)).crop((20, 20, 180, 180)))
+    quads = [crop.quad for crop in cut(torch.cat([first, first, second, second, first]), steady=3.0)[1].crops]
+    for quad, frame in zip(quads, (first, first, second, second, first), strict=True):
+        assert torch.allclose(quad, cut(frame)[1].crops[0].quad, atol=1.0)
 
 
 def test_without_steady_every_frame_is_a_picture_of_its_own(cut, said, film):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from oneshot_atelier.evaluate.flicker import flicker
 from oneshot_atelier.models.faces.align import side_of
-from oneshot_atelier.models.faces.crops import scaled
+from oneshot_atelier.models.faces.crops import FaceCrop, FaceCrops, scaled
 from oneshot_atelier.models.faces.find import FaceSettings, find_faces
 from oneshot_atelier.models.faces.networks import load_faces
 from oneshot_atelier.models.loading import save_mmfs, save_mmfs_style, save_stylegan2
@@ -346,7 +346,7 @@ def pasted(film, results, crops):
 with torch.inference_mode():
     mmfs = node("LoadMMFS", "demo")[0]
     w = node("MMFSRandomStyle", mmfs, 0, 1, 1, 0, 1.0)[0]
-    film = torch.rand(1000, 96, 128, 3)
+    film = torch.rand(1, 96, 128, 3).repeat(1000, 1, 1, 1)
     crops, places, *_ = aligned(film[:9])
     pasted(film[:9], stylized(crops), places)
     found = []
@@ -364,6 +364,31 @@ def test_a_thousand_frames_need_what_comes_out_and_hardly_more(root, tmp_path, t
     assert done.returncode == 0, done.stderr
     align, stylize, paste = map(float, done.stdout.split()[-3:])
     assert 2 < align < 3.5 and 0.5 < stylize < 2 and 0.5 < paste < 1.6
+
+
+FOLLOWED = FILM[:FILM.index("with torch.inference_mode")] + """
+from oneshot_atelier.train.data import read_whole
+portrait = read_whole(root / "workflows" / "inputs" / "face_1.png")[:, ::2, ::2].movedim(0, 2) / 255
+film = portrait.repeat(90, 1, 1, 1)
+
+def aligned(film):
+    return node("AlignFaces", film, 64, True, "largest", 0, False, 0.5, True, False, "", "", "crop", steady=2.0)
+
+with torch.inference_mode():
+    for count in (30, 90):
+        crops, places, masks, _ = aligned(film[:count])
+        assert len(crops) == count
+        print(peak() - 7 * masks.numel() * masks.element_size())  # what comes out: crops twice, and the mask
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+def test_a_followed_face_needs_no_more_memory_in_a_longer_film(root, tmp_path, tiny):
+    done = subprocess.run([sys.executable, "-c", FOLLOWED, str(root), str(tmp_path), str(tiny)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    short, long = map(float, done.stdout.split()[-2:])
+    assert long - short < 12 * 2 ** 20
 
 
 @pytest.mark.parametrize("noise", ["seeded", "constant", "zero"])
@@ -420,6 +445,23 @@ def stylized_input(film):
     """What `crop` takes of 72 x 80 px."""
     square = film[:, :, 4:76].movedim(3, 1)
     return F.interpolate(square, (PX, PX), mode="bicubic", antialias=True).clamp(0, 1).movedim(1, 3)
+
+
+def test_crops_of_several_faces_are_steadied_each_by_itself(nodes, stylized, styles, film, monkeypatch):
+    told, settings = [], {"w_plus": styles(), "noise": "constant", "steady": 1.0}
+    monkeypatch.setattr(nodes.host, "inform", told.append)
+    faces = [film, film.flip(0, 3)]
+    both, whole = torch.stack(faces, 1).flatten(0, 1), torch.zeros(4, 2)
+    crop = FaceCrop(torch.zeros(3, 8, 8), whole, torch.ones(8, 8), 0, 0, (72, 80), "")
+    places = FaceCrops(tuple(replace(crop, picture=k // 2, index=k % 2) for k in range(14)), 7)
+    found = stylized(both, **settings, face_crop=places)
+    for number, face in enumerate(faces):
+        assert torch.allclose(found[number::2], stylized(face, **settings), atol=1e-3)
+    assert told == []
+    assert torch.allclose(stylized(both, **settings), stylized(both, **settings | {"steady": 0.0}), atol=1e-3)
+    assert len(told) == 1 and told[0].startswith("steady changed nothing")
+    with pytest.raises(ValueError, match="face_crop: 14 crops, but image holds 7 pictures"):
+        stylized(film, **settings, face_crop=places)
 
 
 def test_one_photo_in_several_styles_is_no_film(stylized, styles):

@@ -51,7 +51,7 @@ def test_the_filter_has_no_delay():
 
 
 def test_none_is_no_filter():
-    film = [[square(500.0 + t % 2, 500)] for t in range(9)]
+    film = [[square(500.0 + t % 2, 500)] for t in range(3)]
     assert torch.equal(places(steady.steadied(film, Choice(), 0)), torch.stack([row[0].quad.mean(0) for row in film]))
 
 
@@ -103,8 +103,24 @@ def test_a_square_far_away_or_of_another_size_is_another_face():
     a = square(200, 300)
     assert steady.apart(a.quad, square(260, 300).quad) == pytest.approx(0.6)
     assert steady.apart(a.quad, square(200, 300, 201).quad) == math.inf
-    assert len(steady.tracks([[a], [square(260, 300)], [square(255, 300)]])) == 2
-    assert len(steady.tracks([[a], [], [square(290, 300)]])) == 1  # two frames later
+    assert len(steady.tracks([[a], [square(260, 300)], [square(255, 300)]], range(3))) == 2
+    assert len(steady.tracks([[a], [], [square(290, 300)]], range(3))) == 1  # two frames later
+
+
+def test_what_is_seen_between_two_cuts_keeps_its_own_square():
+    a, b = [square(200, 300)], [square(230, 310, 120)]
+    shown, wanted = [a] * 10 + [b] * 20 + [a] * 10, [[200.0, 300]] * 10 + [[230.0, 310]] * 20 + [[200.0, 300]] * 10
+    for choice in (Choice(), Choice("all"), Choice("by index", 0)):
+        assert torch.allclose(places(steady.steadied(shown, choice, 3.0, {10, 30})), torch.tensor(wanted))
+    everyone = steady.steadied(shown, Choice("all"), 3.0, {10, 30})
+    assert [everyone[time][0][0] for time in (0, 10, 30)] == [1, 0, 2]  # numbers tell shots apart
+
+
+def test_a_shot_without_a_face_takes_none_of_its_neighbours():
+    a = [square(200, 300)]
+    for choice in (Choice(), Choice("all")):
+        film = steady.steadied([a] * 5 + [[]] * 3 + [a] * 5, choice, 1.0, [5, 8])
+        assert [len(frame) for frame in film] == [1] * 5 + [0] * 3 + [1] * 5
 
 
 # --- following --------------------------------------------------------------------------------------------------------
@@ -142,3 +158,32 @@ def test_a_face_that_jumps_is_not_followed(film):
     face = find.find_faces(nets, film[0], find.FaceSettings(settled=True))[0]
     assert steady.read_near(nets, film[0], face) is not None
     assert steady.read_near(nets, film[0], replace(face, points=face.points + torch.tensor([400.0, 0.0]))) is None
+
+
+@pytest.fixture(scope="module")
+def joined(film):
+    """(7, 3, 360, 640): a small face; from the third frame on there is a large one, too."""
+    small = F.interpolate(film[:1], (180, 240), mode="bilinear", antialias=True)[0]
+    frames = torch.zeros(7, 3, 360, 640)
+    frames[:, :, 90:270, 440:600] = small[:, :, 40:200]
+    frames[2:, :, :, :400] = film[7, :, :, 40:440]
+    return frames
+
+
+def test_a_larger_face_that_comes_later_is_followed_from_the_next_search_on(joined, monkeypatch):
+    nets, settings, searches, search = load_faces(), find.FaceSettings(settled=True), [], steady.search_faces
+    large, small = find.find_faces(nets, joined[6], settings)
+    monkeypatch.setattr(steady, "search_faces", lambda *given: searches.append(1) or search(*given))
+    monkeypatch.setattr(steady, "SEARCH_EVERY", 3)
+    follower = steady.Follower(nets, settings, lambda faces: faces[0] if faces else None)
+    seen = [squares_found(follower(picture)) for picture in joined]
+    assert [len(squares) for squares in seen] == [1, 1, 1, 2, 2, 2, 2] and len(searches) == 3
+    found = places(steady.steadied(seen, Choice(), 0))
+    assert (found[:3] - small.quad.mean(0)).norm(dim=1).max() < 0.05 * side_of(small.quad)
+    assert (found[3:] - large.quad.mean(0)).norm(dim=1).max() < 0.05 * side_of(large.quad)
+
+
+def test_at_a_cut_faces_are_searched(joined):
+    nets, settings = load_faces(), find.FaceSettings(settled=True)
+    follower = steady.Follower(nets, settings, lambda faces: faces[0] if faces else None, cuts={2})
+    assert [len(follower(picture).faces) for picture in joined[:4]] == [1, 1, 2, 1]

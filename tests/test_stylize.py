@@ -394,6 +394,39 @@ def test_the_frames_of_a_film_are_searched_one_at_a_time_and_once(nets, film, tm
     stylized_folders.prepare_film(jobs, tmp_path / "out", CPU, 1.0)
 
 
+def test_a_search_that_was_interrupted_goes_on(nets, film, tmp_path, monkeypatch):
+    jobs, out = stylized_folders.jobs_of(film), (tmp_path / "whole", tmp_path / "cut", tmp_path / "cut")
+    stylized_folders.prepare_film(jobs, out[0], CPU, 1.0)
+    calls, search = [], stylized_folders.search_faces
+
+    def stop():
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(stylized_folders, "search_faces", lambda *given: calls.append(1) or search(*given))
+    with pytest.raises(KeyboardInterrupt):
+        stylized_folders.prepare_film(jobs, out[1], CPU, 1.0, stop)
+    (file,) = out[1].iterdir()
+    file.write_text(file.read_text(encoding="utf-8")[:-9], encoding="utf-8")  # its last line is torn
+    stylized_folders.prepare_film(jobs, out[2], CPU, 1.0)
+    assert len(calls) == 4 + 8 - 3  # of the eight frames that can be read
+    assert [path.name for path in out[2].iterdir()] == ["film.json"]
+    assert (out[2] / "film.json").read_bytes() == (out[0] / "film.json").read_bytes()
+
+
+def test_a_film_with_cuts_has_squares_of_each_shot(nets, tmp_path):
+    frames, one, other = tmp_path / "frames", Image.open(INPUTS / "face_1.png"), Image.open(INPUTS / "face_2.png")
+    frames.mkdir()
+    for k in range(7):
+        (other if 2 <= k < 4 else one).convert("RGB").resize((128, 128)).save(frames / f"{k}.png")
+    jobs = stylized_folders.jobs_of(frames)
+    for sigma in (0.0, 3.0):
+        stylized_folders.prepare_film(jobs, tmp_path / f"{sigma}", CPU, sigma)
+    plain, smooth = (stylized_folders.read_film(tmp_path / f"{sigma}" / "film.json") for sigma in (0.0, 3.0))
+    for name in jobs:
+        assert torch.allclose(smooth[name][0][1].quad, plain[name][0][1].quad, atol=1e-3)
+    assert not torch.allclose(plain["1"][0][1].quad, plain["2"][0][1].quad, atol=1.0)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
 def test_a_thousand_frames_take_no_more_memory_than_a_hundred(nets, tmp_path, monkeypatch):
     """All of a film but the search of its faces, which has a test of its own."""

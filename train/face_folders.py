@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..models.faces.crops import Choice, FaceCrop, cut_out, remarks, squares_found, why_none, why_not_this
+from ..models.faces.crops import Advice, Choice, FaceCrop, cut_out, remarks, squares_found, why_none, why_not_this
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks
 from . import labels
@@ -14,6 +14,9 @@ from .data import find_pictures, flat_names, read_whole
 from .plots import save_picture
 
 log = logging.getLogger(__name__)
+BY_HAND = "use Detect & Align Faces in ComfyUI, which takes five points or a box by hand"
+ADVICE = Advice(f"Give --any-direction for rotated pictures, --threshold 0.3 for drawings, or {BY_HAND}",
+                f"Give a lower --threshold or --fallback, or {BY_HAND}")  # of `atelier align`
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ def faces_of(path: Path, nets: FaceNetworks, config: AlignConfig) -> list[FaceCr
     rows = config.faces.of(squares)
     if not rows:
         log.warning("left out: %s", why_not_this(path.name, len(squares), config.faces.index) if squares
-                    else why_none(path.name, search))
+                    else why_none(path.name, search, ADVICE))
     crops = cut_out(picture, 0, rows, config.size, config.pad)
     for (_, square), crop in zip(rows, crops, strict=True):
-        for remark in remarks(square, crop.size, config.size, path.name):
+        for remark in remarks(square, crop.size, config.size, path.name, config.pad):
             log.info("%s: %s", path.name, remark)
     return crops

@@ -6,8 +6,10 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from ..models.faces.crops import Choice, FaceCrop, FaceSquare, cut_out, put_back
 from ..models.faces.find import FaceSettings, prepared, search_faces
 from ..models.faces.networks import FaceNetworks, load_faces
 from ..models.faces.steady import Frame, steadied
-from ..models.films import Piece, reach_of, steadied_film
+from ..models.films import CUT_SIDE, Continuity, Piece, reach_of, reduced, shot_starts, steadied_film
 from ..models.rng import stream_seed
 from ..models.whole_files import write_whole
 from .data import flat_names, picture_files, read_picture, read_whole, to_unit
@@ -27,6 +29,7 @@ from .stylists import Stylist, StylistConfig, stylist
 log = logging.getLogger(__name__)
 SETTINGS = "stylize.json"  # in the folder of results: what they were made with
 FILM = "film.json"  # there, too: the squares of each frame's faces
+SEARCHED = "film_searched"  # .jsonl, there until FILM is: a line for each frame that was searched
 BLOCK = 8  # pictures that are read before they are stylized
 
 
@@ -84,23 +87,73 @@ def prepare_folder(out: Path, config: StylistConfig, faces: bool, film: float | 
 
 
 def prepare_film(jobs: dict[str, Path], out: Path, device: torch.device, sigma: float,
-                 check_interrupt: Callable[[], None] = lambda: None) -> None:
+                 check_interrupt: Callable[[], None] = lambda: None, writer: str = "") -> None:
     """Finds the faces of all frames of a film, in the order of `jobs`, and writes their squares, smoothed over `sigma`
-    frames, to OUT/FILM, if they are not there yet. One frame is in memory at a time."""
-    path = out / FILM
-    if path.exists() and list(json.loads(path.read_text(encoding="utf-8"))) == list(jobs):
-        return
-    nets, frames = load_faces().to(device), []
-    for file in jobs.values():
-        check_interrupt()
-        try:
-            search = search_faces(nets, prepared(read_whole(file), device), FaceSettings(settled=True))
-            frames.append([replace(square, points=None) for square in squares_found(search)])
-        except ValueError:  # who reads it to stylize it says so
-            frames.append([])
-    film = steadied(frames, Choice("all"), sigma)
-    told = {name: [[number, square.quad.tolist()] for number, square in frame] for name, frame in zip(jobs, film)}
-    write_whole(path, json.dumps(told))
+    frames, to OUT/FILM, if they are not there yet. One frame is in memory at a time.
+
+    What was searched before an interruption is not searched again. writer: tells several processes that search the
+    same film from each other."""
+    path, before = out / FILM, out / f"{SEARCHED}{writer and f'_{writer}'}.jsonl"
+    if not path.exists() or list(json.loads(path.read_text(encoding="utf-8"))) != list(jobs):
+        rows = searched_film(jobs, before, load_faces().to(device), check_interrupt)
+        frames = [[FaceSquare(torch.tensor(quad), "found") for quad in row.quads] for row in rows]
+        film = steadied(frames, Choice("all"), sigma, shot_starts([row.steps_back for row in rows]))
+        write_whole(path, json.dumps({name: [[number, square.quad.tolist()] for number, square in frame]
+                                      for name, frame in zip(jobs, film)}))
+    before.unlink(missing_ok=True)
+
+
+class Searched(NamedTuple):
+    """What was found in a frame of a film. quads: of its faces, (4, 2) each. steps_back: see `Continuity`."""
+    name: str
+    quads: list[list[list[float]]]
+    steps_back: int
+
+
+def searched_film(jobs: Mapping[str, Path], path: Path, nets: FaceNetworks,
+                  check_interrupt: Callable[[], None]) -> list[Searched]:
+    """What is found in each frame of a film. Each is a line of the file `path`, which is gone on with."""
+    names = list(jobs)
+    rows = searched_before(path, names)
+    seen = (reduced(frame, CUT_SIDE) for row in reversed(rows)
+            if (frame := readable(jobs[row.name], nets.device)) is not None)
+    continuity = Continuity(list(islice(seen, 2)))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with path.open("a", encoding="utf-8") as file:
+        for name in names[len(rows):]:
+            check_interrupt()
+            rows.append(Searched(name, *seen_in(jobs[name], nets, continuity)))
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+    return rows
+
+
+def searched_before(path: Path, names: Sequence[str]) -> list[Searched]:
+    """The lines of a file of `searched_film`, as far as they are whole and of these frames."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    rows: list[Searched] = []
+    for name, line in zip(names, lines):
+        if not line.endswith("\n") or (row := Searched(*json.loads(line))).name != name:
+            break
+        rows.append(row)
+    return rows
+
+
+def seen_in(path: Path, nets: FaceNetworks, continuity: Continuity) -> tuple[list[list[list[float]]], int]:
+    """The squares of a film's next frame, and what it goes on from."""
+    frame = readable(path, nets.device)
+    if frame is None:
+        return [], 1
+    found = squares_found(search_faces(nets, frame, FaceSettings(settled=True)))
+    return [square.quad.tolist() for square in found], continuity(frame)
+
+
+def readable(path: Path, device: torch.device) -> Tensor | None:
+    """A frame as the search takes it. None for one that cannot be read; who reads it to stylize it says so."""
+    try:
+        return prepared(read_whole(path), device)
+    except ValueError:
+        return None
 
 
 def read_film(path: Path) -> dict[str, Frame]:

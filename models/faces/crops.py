@@ -30,7 +30,14 @@ from .find import SURE, TURNED, Face, FaceSearch
 Chosen = Literal["largest", "by index", "all", "nearest point"]
 CHOICES: tuple[Chosen, ...] = get_args(Chosen)
 SMALL_FACE, FAR_OUTSIDE, SAME_SQUARE, SAME_SHAPE = 32, 0.25, 0.02, 0.02
-BY_HAND = "give the five points or the square by hand"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do where no face is found, and where none convinces; of the node."""
+    none_found: str = ("Turn on any_direction for rotated pictures, lower the threshold to 0.3 for drawings, or give "
+                       "the five points or the square by hand")
+    none_sure: str = "Lower the threshold, turn on the fallback, or give the five points or the square by hand"
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,12 @@ def squares_found(search: FaceSearch, fallback: bool = False) -> list[FaceSquare
 
 
 def squares_of_landmarks(faces: Sequence[Tensor]) -> list[FaceSquare]:
-    """The squares of faces that someone else found, points (468 or more, 2) each; the largest first. ValueError."""
+    """The squares of faces that someone else found, points (468 or more, 2) each; the largest first, by the box around
+    the points, as the search sorts them. ValueError."""
     squares = [FaceSquare.of_mesh(points) for points in faces]
-    return sorted(squares, key=lambda square: side_of(square.quad), reverse=True)
+    spans = [points[:468, :2].amax(0) - points[:468, :2].amin(0) for points in faces]
+    order = sorted(range(len(squares)), key=lambda k: float(spans[k].prod()), reverse=True)
+    return [squares[k] for k in order]
 
 
 def square_of_five(points: Tensor) -> FaceSquare:
@@ -196,16 +206,14 @@ def put_back(picture: Tensor, rows: Sequence[tuple[FaceCrop, Tensor, Tensor | No
 
 
 # --- what has to be said ----------------------------------------------------------------------------------------------
-def why_none(place: int | str, search: FaceSearch) -> str:
+def why_none(place: int | str, search: FaceSearch, advice: Advice = Advice()) -> str:
     """What to say of a picture, by its number or name, in which no face was found, and what to do."""
     if not search.rejected or search.best_rejected is None:
         return (f"No face found in picture {place}. Faces must be at least about 5 % of the longer side (12 pixels of "
-                f"256). Turn on any_direction for rotated pictures, lower the threshold to 0.3 for drawings, or "
-                f"{BY_HAND}")
+                f"256). {advice.none_found}")
     many = "1 possible face" if search.rejected == 1 else f"{search.rejected} possible faces"
     return (f"Picture {place}: {many}, none convincing (best quality {search.best_rejected:.1f}, "
-            f"{SURE:g} is sure). Likely a drawing, a mask, a back of a head or a strong profile. Lower the threshold, "
-            f"turn on the fallback, or {BY_HAND}")
+            f"{SURE:g} is sure). Likely a drawing, a mask, a back of a head or a strong profile. {advice.none_sure}")
 
 
 def why_not_this(place: int | str, count: int, index: int) -> str:
@@ -220,14 +228,15 @@ def why_not_in_frame(place: int | str, index: int) -> str:
 
 
 def remarks(square: FaceSquare, size: tuple[int, int], n: int,
-            place: int | str) -> list[str]:
-    """What a user should know of a square in picture number `place` of this height and width, cut out at n px."""
+            place: int | str, pad: bool = True) -> list[str]:
+    """What a user should know of a square in picture number `place` of this height and width, cut out at n px. pad:
+    see `align`."""
     found = []
     if 0 < square.width < SMALL_FACE:
         found.append(f"The face is only {square.width:.0f} pixels wide; the aligned picture of {n} pixels will be soft")
     if overhang(square.quad, *size) > FAR_OUTSIDE:
         found.append(f"{100 * outside(square.quad, *size):.0f} % of the aligned picture lies outside the photograph "
-                     "and is filled by reflection; results near the border are invented")
+                     f"and is filled by {'reflection' if pad else 'its border'}; results near the border are invented")
     if square.turned:
         found.append(f"Picture {place} was read with the face turned by {math.degrees(square.turned):.0f} degrees")
     if float((square.quad - whole_quad(*size)).norm(dim=1).amax()) < SAME_SQUARE * side_of(square.quad):

@@ -117,8 +117,12 @@ def search_faces(nets: FaceNetworks, picture: Tensor, settings: FaceSettings = F
     faces = distinct(faces)
     if settings.settled:
         faces = read_again(nets, picture, faces)
-    faces = sorted(faces, key=lambda face: float(area(face.box)), reverse=True)
-    return FaceSearch(faces, *unbelieved(candidates, reading))
+    return FaceSearch(by_size(faces), *unbelieved(candidates, reading))
+
+
+def by_size(faces: Sequence[Face]) -> list[Face]:
+    """The largest first."""
+    return sorted(faces, key=lambda face: float(area(face.box)), reverse=True)
 
 
 def unbelieved(candidates: Candidates, reading: Reading) -> tuple[int, float | None, Tensor | None]:

@@ -4,21 +4,22 @@ Frames are counted from 0.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .align import side_of, square_quad
 from .crops import Choice, FaceSquare
-from .find import SURE, Face, FaceSearch, FaceSettings, prepared, search_faces
+from .find import SURE, Face, FaceSearch, FaceSettings, by_size, distinct, prepared, same_face, search_faces
 from .mesh import Reading, read, roi_of_points
 from .networks import FaceNetworks
 
 STEP, FARTHEST = 0.5, 2.0  # that a face moves in a frame, and at all between two sights; of its square's side
 GROWTH = 2.0  # that its square grows or shrinks between two sights
 HELD = 30  # frames in which a face may be out of sight
+SEARCH_EVERY = 10  # frames, while the followed ones are in sight: others may have come that are larger
 REACH = 4.0  # of the filter, in its sigmas
 Track = Mapping[int, FaceSquare]
 Frame = list[tuple[int, FaceSquare]]  # the squares to cut out, with the numbers of their faces
@@ -27,21 +28,35 @@ Frame = list[tuple[int, FaceSquare]]  # the squares to cut out, with the numbers
 # --- following --------------------------------------------------------------------------------------------------------
 @dataclass
 class Follower:
-    """follower(picture (3, H, W) in [-1, 1]) -> what was found in the next frame of a film. A face that is followed is
-    read where it was, without the detector; it is searched where there is none. pick: the one of several, or None."""
+    """follower(picture (3, H, W) in [-1, 1]) -> what was found in the next frame of a film. Faces that are followed are
+    read where they were, without the detector. It searches where one is lost, at `cuts` (the frames that begin another
+    shot) and every SEARCH_EVERY frames; pick: the one of several that is followed from there on, too, or None."""
     nets: FaceNetworks
     settings: FaceSettings
     pick: Callable[[Sequence[Face]], Face | None]
-    face: Face | None = None
+    cuts: Collection[int] = ()
+    faces: list[Face] = field(default_factory=list)
+    time: int = 0
+    searched: int = 0
 
     def __call__(self, picture: Tensor) -> FaceSearch:
-        picture = prepared(picture, self.nets.device)
-        self.face = None if self.face is None else read_near(self.nets, picture, self.face)
-        if self.face is not None:
-            return FaceSearch([self.face])
+        picture, before = prepared(picture, self.nets.device), [] if self.time in self.cuts else self.faces
+        near = [read_near(self.nets, picture, face) for face in before]
+        self.faces = distinct([face for face in near if face is not None])
+        found = FaceSearch(by_size(self.faces))
+        if not self.faces or None in near or self.time - self.searched >= SEARCH_EVERY:
+            found, self.searched = self.search(picture), self.time
+        self.time += 1
+        return found
+
+    def search(self, picture: Tensor) -> FaceSearch:
+        """All faces of the picture, the followed ones as they were read."""
         search = search_faces(self.nets, picture, self.settings)
-        self.face = self.pick([face for face in search.faces if face.quality >= SURE])
-        return search
+        new = [face for face in search.faces if not any(same_face(face, known) for known in self.faces)]
+        found = by_size([*self.faces, *new])
+        picked = self.pick([face for face in found if face.quality >= SURE])
+        self.faces += [face for face in new if face is picked]
+        return replace(search, faces=found)
 
 
 def read_near(nets: FaceNetworks, picture: Tensor, face: Face) -> Face | None:
@@ -64,11 +79,11 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one.mean(0) - other.mean(0)).norm()) / sides[0]
 
 
-def tracks(frames: Sequence[Sequence[FaceSquare]]) -> list[dict[int, FaceSquare]]:
-    """The squares found in each frame as faces over time, by frame; the nearest squares are the same face."""
+def tracks(frames: Sequence[Sequence[FaceSquare]], shot: range) -> list[dict[int, FaceSquare]]:
+    """The squares found in the frames of a shot as faces over time, by frame; the nearest squares are the same face."""
     found: list[dict[int, FaceSquare]] = []
-    for time, squares in enumerate(frames):
-        pairs = []
+    for time in shot:
+        squares, pairs = frames[time], []
         for track in found:
             last = max(track)
             limit = min(STEP * (time - last), FARTHEST) if time - last <= HELD else 0.0
@@ -84,24 +99,44 @@ def tracks(frames: Sequence[Sequence[FaceSquare]]) -> list[dict[int, FaceSquare]
 
 
 # --- what is cut out --------------------------------------------------------------------------------------------------
-def steadied(frames: Sequence[Sequence[FaceSquare]], choice: Choice, sigma: float) -> list[Frame]:
-    """The squares to cut out of each frame. sigma: of the filter over time, in frames; 0 for none.
+def steadied(frames: Sequence[Sequence[FaceSquare]], choice: Choice, sigma: float,
+             cuts: Collection[int] = ()) -> list[Frame]:
+    """The squares to cut out of each frame. sigma: of the filter over time, in frames; 0 for none. cuts: the frames
+    that begin another shot.
 
-    A face that is out of sight for up to HELD frames is where it would be between them, before them and after them.
-    With one face asked for, another one takes its place where it is gone (a cut of the film).
+    A face that is out of sight for up to HELD frames is where it would be between them; one that was asked for, before
+    them and after them, too. Nobody is followed, and nothing filled in or smoothed, across a cut.
     """
-    ranked = sorted(tracks(frames), key=lambda track: rank(track, choice))
     film: list[Frame] = [[] for _ in frames]
+    every = list(shots(len(frames), cuts))
     if choice.which == "all":
-        rows = list(enumerate(ranked))
-    elif choice.which == "by index":
-        rows = [(choice.index, track) for track in ranked[choice.index:choice.index + 1]]
+        rows = all_faces([track for shot in every for track in tracks(frames, shot)], choice)
     else:
-        rows = [(0, track) for track in cover(ranked, range(len(frames)))]
+        rows = [row for shot in every for row in one_face(tracks(frames, shot), choice, shot)]
     for number, track in rows:
         for time, square in smoothed(filled(track), sigma).items():
             film[time].append((number, square))
-    return film if choice.which == "all" else held(film)
+    return film if choice.which == "all" else [frame for shot in every for frame in held(film, shot)]
+
+
+def shots(count: int, cuts: Collection[int]) -> Iterator[range]:
+    """The frames of each shot of a film of `count` frames."""
+    starts = sorted({0, *cuts})
+    return (range(first, last) for first, last in zip(starts, [*starts[1:], count]))
+
+
+def all_faces(found: Sequence[Track], choice: Choice) -> list[tuple[int, Track]]:
+    """The faces of a film with their numbers, the largest and longest first."""
+    return list(enumerate(sorted(found, key=lambda track: rank(track, choice))))
+
+
+def one_face(found: Sequence[Track], choice: Choice, shot: range) -> list[tuple[int, Track]]:
+    """The one of a shot's faces that is asked for, with its number. Unless it is asked for by index, others take its
+    place before and after it."""
+    ranked = sorted(found, key=lambda track: rank(track, choice))
+    if choice.which == "by index":
+        return [(choice.index, track) for track in ranked[choice.index:choice.index + 1]]
+    return [(0, track) for track in cover(ranked, shot)]
 
 
 def rank(track: Track, choice: Choice) -> tuple[float, float]:
@@ -135,11 +170,11 @@ def filled(track: Track) -> dict[int, FaceSquare]:
     return out
 
 
-def held(film: Sequence[Frame]) -> list[Frame]:
-    """Frames without a square take that of the nearest one within HELD frames."""
-    times = [time for time, squares in enumerate(film) if squares]
-    out = [list(squares) for squares in film]
-    for time, squares in enumerate(out):
+def held(film: Sequence[Frame], shot: range) -> list[Frame]:
+    """The frames of a shot; those without a square take that of the nearest one within HELD frames."""
+    times = [time for time in shot if film[time]]
+    out = [list(film[time]) for time in shot]
+    for time, squares in zip(shot, out):
         near = min(times, key=lambda other: abs(other - time), default=None)
         if not squares and near is not None and abs(near - time) <= HELD:
             squares += [(number, replace(square, origin=f"as in frame {near}")) for number, square in film[near]]
