@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, short
+from ..limits import MAX_TENSORS
 from ..safe_pickle.records import TensorRef
 
-MAX_TENSORS = 20_000
 FREE_BYTES = 64 << 20  # that the tensors read may take beyond twice their storages
 
 
