@@ -99,7 +99,7 @@ def _configuration(path: Path, stored: Stored, part: Part, tensors: Mapping[str,
         if not stored.config or not part.config:
             return part.detect(tensors, stored.meta, **given)
         settings = stored.config[part.entry] if part.entry else stored.config
-        config = part.config(_decided(settings, KINDS[stored.kind], part, tensors, given))
+        config = part.config(_decided(settings, stored, part, tensors, given))
         _check_claims(config, tensors, part)
         return config
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -108,15 +108,16 @@ def _configuration(path: Path, stored: Stored, part: Part, tensors: Mapping[str,
                               "or update the pack") from error
 
 
-def _decided(settings: Any, kind: Kind, part: Part, tensors: Mapping[str, Tensor], given: Mapping) -> Any:
-    """What our own file says of a network. What a converted one leaves open is as of a foreign file with its tensors:
-    what is `given`, or the default."""
-    missing = [name for name in kind.undecided if name not in settings]
+def _decided(settings: Any, stored: Stored, part: Part, tensors: Mapping[str, Tensor], given: Mapping) -> Any:
+    """What our own file says of a network. What its source did not tell a converted one (in earlier versions it says
+    the guess) is as of a foreign file with these tensors: what is `given`, or the default."""
+    undecided = KINDS[stored.kind].undecided
+    missing = [name for name in undecided if SOURCE_HASH in stored.meta or name not in settings]
     if not missing:
         return settings
-    told = {name: settings[name] for name in part.told if name in settings}
+    told = {name: settings[name] for name in part.told if name in settings and name not in missing}
     found = part.detect(tensors, {}, **{**given, **told})
-    return {name: getattr(found, name) for name in missing} | settings
+    return settings | {name: getattr(found, name) for name in missing}
 
 
 def _check_claims(config: Any, tensors: Mapping[str, Tensor], part: Part) -> None:
@@ -220,8 +221,7 @@ def unused(config: Any, **given: Any) -> list[str]:
 
 def _warn_of_unused(path: Path, config: Any, **given: Any) -> None:
     if names := unused(config, **given):
-        log.warning("%s says its %s itself, and what was given is not used. If it was converted by an earlier version "
-                    "of this pack, convert the original again", Path(path).name, " and ".join(names))
+        log.warning("%s says its %s itself, and what was given is not used", Path(path).name, " and ".join(names))
 
 
 def load_clip(path: Path, quick_gelu: bool | None = None, vision_heads: int | None = None) -> Clip:

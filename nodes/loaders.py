@@ -110,7 +110,7 @@ class LoadDDPM(ModelLoader):
             inputs=[
                 model_input("ddpm", "'demo' ships with the pack. Others: files in models/ddpm, such as the official "
                                     "P2 model ffhq_p2.pt."),
-                told("image_size", 1024, "Pixels a side the model was trained at. 0: told by its layers."),
+                told("image_size", 1024, "Pixels a side a foreign model was trained at. 0: told by its layers."),
                 told("num_heads", 64, "Attention heads of a foreign file, if their number is fixed. 0: not fixed."),
                 told("head_channels", 512, "Channels of an attention head of a foreign file. 0: 64 if it learned "
                                            "its variance, as the P2 model, else one head.")],
