@@ -40,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         except Stopped as stopped:
             log.error("atelier %s: stopped. %s", options.command, stopped.saved)
             return stopped.status
-        except (ValueError, OSError, RunError) as error:
+        except (ValueError, OSError, RunError, ImportError) as error:
             log.error("atelier %s: %s", options.command, error)
+            return 1
+        except MemoryError:
+            log.error("atelier %s: this computer has too little free memory for it. Close other programs, or ask for "
+                      "less at once", options.command)
             return 1
     return 0
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def hash_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float16) -> str:
-    """Hash (32 hex digits) of named tensors as 16-bit numbers: equal for a checkpoint and its slim copy. With `dtype`
-    None it tells every bit."""
+    """Hash (32 hex digits) of named tensors as 16-bit numbers: equal for a checkpoint and its slim copy, unless that
+    is in bfloat16. With `dtype` None it tells every bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

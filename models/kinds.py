@@ -34,8 +34,8 @@ FARTHEST = 20.0  # of a landmark from the middle of its face, in radii of the fa
 class Part:
     """One network inside a checkpoint.
 
-    config: makes its configuration from what our own file says (entry `entry` of it; "": all) and from what the caller
-    says; None if the tensors say all. detect: makes it from the network's tensors, the file's meta and what the caller
+    config: makes its configuration from what our own file says (entry `entry` of it; "": all); None if the tensors say
+    all. detect: makes it from the network's tensors, the file's meta and what the caller
     says. free: its fields that the tensors do not tell; of them, `told` is what `detect` wants to know. widths: fields
     that bound what is built where it is not laid out without memory first. build: makes the network. prefix: of its
     tensors in the file. inside: of those tensors in the network. optional: a file may lack it. dispensable: a foreign
@@ -110,13 +110,16 @@ def _with_noise_and_mean(stored: Stored) -> Stored:
 
 
 def _mapping(tensors: Mapping[str, Tensor], config: StyleGAN2Config) -> stylegan2.Mapping:
-    square = (config.w_dim, config.w_dim)
-    for name, value in tensors.items():
-        if value.shape not in (square, square[:1]):
-            raise CheckpointError(f"its mapping network's '{name}' has shape {list(value.shape)}, not {list(square)}: "
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in
+                  stylegan2.Mapping(config.w_dim, config.mapping_layers).state_dict().items()}
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = list(tensors[name].shape) if name in tensors else "none"
+            raise CheckpointError(f"its mapping network's '{name}' has shape {found}, not {list(shape)}: "
                                   "z and w of different widths are not supported")
     net = stylegan2.Mapping(config.w_dim, config.mapping_layers)
-    net.load_state_dict(dict(tensors))
+    net.load_state_dict({name: tensors[name] for name in shapes})
     return net.float()
 
 
@@ -176,12 +179,6 @@ def _checked_geometry(stored: Stored) -> Stored:
     return stored
 
 
-def _clip_config(settings: Mapping[str, Any], quick_gelu: bool | None = None, **_: Any) -> ClipConfig:
-    """The activation is the caller's choice where a converted file leaves it open."""
-    default = (settings["vision_width"], settings["patch"], settings["vision_layers"]) not in clip.WIDE_TOWERS
-    return ClipConfig(**{"quick_gelu": default if quick_gelu is None else quick_gelu, **settings})
-
-
 def _decoder_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the decoder of a style says of its MMFS's configuration."""
     count = unet.entry_count(tensors, "blocks.")
@@ -200,8 +197,9 @@ KINDS: dict[str, Kind] = {
                         told=("unet.image_size",))}, _with_statistics),
     "ddpm": Kind(
         "a DDPM model", "the Load DDPM node", "ffhq_p2.pt, linked from https://github.com/jychoi118/P2-weighting",
-        {"ddpm": Part(lambda c, **_: UNetConfig(**c), lambda t, _, **given: unet.detect(t, **given), UNet,
-                      free=_UNET_FREE, told=("image_size",))}),
+        {"ddpm": Part(lambda c: UNetConfig(**c), lambda t, _, **given: unet.detect(t, **given), UNet,
+                      free=_UNET_FREE, told=("image_size",))},
+        undecided=("image_size", "head_channels", "num_heads", "attention_resolutions")),
     "osasis_style": Kind(
         "an OSASIS style", "the Load OSASIS Style node",
         "exp/*/ckpt/iter_200.pt, linked from https://github.com/hansam95/OSASIS",
@@ -211,7 +209,7 @@ KINDS: dict[str, Kind] = {
     "clip": Kind(
         "a CLIP model", "the Load CLIP node",
         "open_clip_model.safetensors, from https://huggingface.co/timm/vit_base_patch32_clip_224.openai",
-        {"clip": Part(_clip_config, lambda t, _, **given: clip.detect(_bare(t), **given),
+        {"clip": Part(lambda c: ClipConfig(**c), lambda t, _, **given: clip.detect(_bare(t), **given),
                       Clip, inside="net.", free=("quick_gelu", "mean", "std", "words", "vision_heads", "text_heads",
                                                  "vision_mlp", "text_mlp"), told=("vision_heads",))},
         undecided=("quick_gelu",)),

@@ -39,6 +39,7 @@ from .unet import UNet
 _OPTIMIZER = re.compile(r"optimizer/([^/]+)/(\d{1,6})/[^/]+")
 DEMO = Path(__file__).parent / "demo"
 _COUNTS = ("blocks", "layers", "mapping_layers", "vision_layers", "text_layers")  # fields that count layers
+SOURCE_HASH = "source_sha256"  # in the meta of converted files, and of no others
 STYLE_PICTURE = 256  # px, of the picture inside a style file
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,26 @@ def _configuration(path: Path, stored: Stored, part: Part, tensors: Mapping[str,
     try:
         if not stored.config or not part.config:
             return part.detect(tensors, stored.meta, **given)
-        config = part.config(stored.config[part.entry] if part.entry else stored.config, **given)
+        settings = stored.config[part.entry] if part.entry else stored.config
+        config = part.config(_decided(settings, stored, part, tensors, given))
         _check_claims(config, tensors, part)
         return config
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{Path(path).name}: its configuration cannot be used ({_in_words(error)}); "
                               "it is damaged or of a kind this pack does not know: download or write the file again, "
                               "or update the pack") from error
+
+
+def _decided(settings: Any, stored: Stored, part: Part, tensors: Mapping[str, Tensor], given: Mapping) -> Any:
+    """What our own file says of a network. What its source did not tell a converted one (in earlier versions it says
+    the guess) is as of a foreign file with these tensors: what is `given`, or the default."""
+    undecided = KINDS[stored.kind].undecided
+    missing = [name for name in undecided if SOURCE_HASH in stored.meta or name not in settings]
+    if not missing:
+        return settings
+    told = {name: settings[name] for name in part.told if name in settings and name not in missing}
+    found = part.detect(tensors, {}, **{**given, **told})
+    return settings | {name: getattr(found, name) for name in missing}
 
 
 def _check_claims(config: Any, tensors: Mapping[str, Tensor], part: Part) -> None:
@@ -190,18 +204,32 @@ def load_ddpm(path: Path, head_channels: int | None = None, num_heads: int | Non
               image_size: int | None = None) -> UNet:
     """A plain UNet without z: the P2 DDPM, OpenAI's unconditional models, a DiffAE '..._ddpm', or our own.
 
-    What is given counts for foreign files, whose shapes do not tell it; unet.detect has the defaults. The log says
-    what was taken.
+    What is given counts for foreign and converted files, whose shapes do not tell it; unet.detect has the defaults. The
+    log says what was taken.
     """
-    net = _networks(path, "ddpm", head_channels=head_channels, num_heads=num_heads, image_size=image_size)["ddpm"]
+    given = {"head_channels": head_channels, "num_heads": num_heads, "image_size": image_size}
+    net = _networks(path, "ddpm", **given)["ddpm"]
     log.info("%s: %s", Path(path).name, net.config.in_words())
+    _warn_of_unused(path, net.config, **given)
     return net
+
+
+def unused(config: Any, **given: Any) -> list[str]:
+    """The names of what is given (None: not given) and does not count, for the file itself says something else."""
+    return [name for name, value in given.items() if value is not None and value != getattr(config, name)]
+
+
+def _warn_of_unused(path: Path, config: Any, **given: Any) -> None:
+    if names := unused(config, **given):
+        log.warning("%s says its %s itself, and what was given is not used", Path(path).name, " and ".join(names))
 
 
 def load_clip(path: Path, quick_gelu: bool | None = None, vision_heads: int | None = None) -> Clip:
     """A CLIP with ViT towers. `quick_gelu` matters for foreign and converted files, `vision_heads` for foreign ones;
     clip.detect has the defaults."""
-    return _networks(path, "clip", quick_gelu=quick_gelu, vision_heads=vision_heads)["clip"]
+    net = _networks(path, "clip", quick_gelu=quick_gelu, vision_heads=vision_heads)["clip"]
+    _warn_of_unused(path, net.config, quick_gelu=quick_gelu)
+    return net
 
 
 def load_dino(path: Path) -> Dino:
@@ -264,15 +292,16 @@ def save_mmfs(path: Path, net: MMFS, discriminator: Discriminator | None, meta: 
 
 def mapper_clip(path: Path) -> str:
     """mmfs.clip_fingerprint of the CLIP that the model's CLIP mapping was trained with; "" if the file does not say."""
-    found = (store.peek(path).meta or {}).get("clip") if Path(path).suffix.lower() == ".safetensors" else None
+    found = checkpoints.facts(path).get("clip")
     return found if isinstance(found, str) else ""
 
 
 # --- styles ------------------------------------------------------------------------------------------------------
 def load_mmfs_style(path: Path) -> MMFSStyle:
-    """A style of ours, or the decoder of an official .pth of phase 4 (which knows neither its code nor its model)."""
+    """A style of ours, or the decoder of an official .pth of phase 4, or of its converted copy (which know neither
+    their code nor their model)."""
     stored = read_kind(path, "mmfs_style", "mmfs")
-    if stored.kind == "mmfs" and stored.config is not None:
+    if stored.kind == "mmfs" and stored.config is not None and SOURCE_HASH not in stored.meta:
         raise _wrong_kind(Path(path).name, "mmfs", KINDS["mmfs_style"])
     if stored.kind == "mmfs":
         config = configurations(path, stored)["g"]
@@ -459,7 +488,7 @@ def convert(path: str | Path, out: str | Path | None = None, overwrite: bool = F
     kind, configs = KINDS[stored.kind], configurations(path, stored)
     left_out = tuple(part.prefix for name, part in kind.parts.items() if name not in configs)
     tensors = {name: value for name, value in stored.tensors.items() if not (left_out and name.startswith(left_out))}
-    meta = {**stored.meta, "source": path.name, "source_sha256": store.sha256(path)}
+    meta = {**stored.meta, "source": path.name, SOURCE_HASH: store.sha256(path)}
     return store.save(target, tensors, stored.kind, _described(kind, configs), meta, dtype)
 
 

@@ -83,7 +83,8 @@ class MMFSStyle:
 
 # --- which model a style belongs to -----------------------------------------------------------------------------------
 def fingerprint(net: nn.Module) -> str:
-    """A hash of a DiffAE's or MMFS's weights as 16-bit numbers: equal for a checkpoint and its slim copy."""
+    """A hash of a DiffAE's or MMFS's weights as 16-bit numbers: equal for a checkpoint and its slim copy, unless
+    that is in bfloat16."""
     parts = MMFS_PARTS if isinstance(net, MMFS) else DIFFAE_PARTS
     return hash_of({name: value for name, value in net.state_dict().items() if name.startswith(parts)})
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..models import loading
-from ..models.checkpoints import store
+from ..models import checkpoints, loading
 from ..models.features.encoder import EncoderKeys
 from ..models.mmfs import MMFS
 from ..models.style import OSASISStyle, fingerprint
@@ -111,7 +110,8 @@ class LoadDDPM(ModelLoader):
             inputs=[
                 model_input("ddpm", "'demo' ships with the pack. Others: files in models/ddpm, such as the official "
                                     "P2 model ffhq_p2.pt."),
-                foreign_setting("image_size", 1024, "Pixels a side the model was trained at. 0: told by its layers."),
+                foreign_setting("image_size", 1024, "Pixels a side a foreign model was trained at. 0: told by its "
+                                                    "layers."),
                 foreign_setting("num_heads", 64, "Attention heads of a foreign file, if their number is fixed. 0: not "
                                                  "fixed."),
                 foreign_setting("head_channels", 512, "Channels of an attention head of a foreign file. 0: 64 if it "
@@ -120,8 +120,12 @@ class LoadDDPM(ModelLoader):
 
     @classmethod
     def execute(cls, model: str, image_size: int = 0, num_heads: int = 0, head_channels: int = 0) -> io.NodeOutput:
-        net = loading.load_ddpm(cls.path(model), head_channels or None, num_heads or None, image_size or None)
-        host.show_text(net.config.in_words())
+        given = {"head_channels": head_channels or None, "num_heads": num_heads or None,
+                 "image_size": image_size or None}
+        net = loading.load_ddpm(cls.path(model), **given)
+        names = loading.unused(net.config, **given)
+        host.show_text(net.config.in_words() + (f". The file says its {' and '.join(names)} itself, and the input is "
+                                                "not used" if names else ""))
         return io.NodeOutput(DDPMModel(model, PatchedModule(net)))
 
 
@@ -267,7 +271,7 @@ class LoadMMFS(ModelLoader):
 
 def phase_of(path: Path, net: MMFS) -> int:
     """What our own file says; of the official ones, 3 if there is a CLIP mapping."""
-    saved = (store.peek(path).meta or {}).get("phase") if path.suffix == ".safetensors" else None
+    saved = checkpoints.facts(path).get("phase")
     return saved if saved in (1, 2, 3) else 3 if net.mapper is not None else 2
 
 

@@ -1,6 +1,7 @@
 """Official-looking checkpoints: every format is read into our names, strictly, decided by content."""
 
 import shutil
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 
 from oneshot_atelier.models import loading
 from oneshot_atelier.models.checkpoints import CheckpointError, read, store
+from oneshot_atelier.models.checkpoints.formats.weights import module_tensors
 from oneshot_atelier.models.checkpoints.safe_pickle.reader import read_torch
-from oneshot_atelier.models.checkpoints.safe_pickle.records import OpaqueObject, TensorRef
+from oneshot_atelier.models.checkpoints.safe_pickle.records import Global, OpaqueObject, TensorRef
 from oneshot_atelier.tests import golden_cases as golden
 from oneshot_atelier.tests import tiny
 
@@ -154,6 +156,16 @@ def test_modules_and_ordered_dicts_with_attributes_are_read(tmp_path):
     state = net.state_dict()
     found = read_torch(golden.save_torch(tmp_path / "a.pt", {"state": state, "set": {1, 2}, "list": [1, (2, 3)]}))
     assert list(found["state"]) == list(state) and found["set"] == {1, 2} and found["list"] == [1, (2, 3)]
+
+
+def test_whole_modules_of_the_legacy_container_are_read_without_their_classes(tmp_path):
+    with warnings.catch_warnings():  # torch's note on sources that it cannot find
+        warnings.simplefilter("ignore")
+        path = golden.save_torch(tmp_path / "a.pt", torch.nn.Sequential(torch.nn.Linear(3, 2)), zip_container=False)
+    found = read_torch(path)
+    assert isinstance(found, OpaqueObject) and found.origin == Global("torch.nn.modules.container", "Sequential")
+    assert {name: ref.shape for name, ref in module_tensors(found).items()} == {"0.weight": (2, 3), "0.bias": (2,)}
+    assert b"class Linear" in path.read_bytes() and "class Linear" not in repr(found)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------

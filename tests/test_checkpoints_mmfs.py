@@ -192,6 +192,37 @@ def test_an_official_phase_4_file_is_a_style_without_a_model(files):
     assert found.w_plus is None and found.style_image is None and found.model == ""
 
 
+def test_the_converted_copy_of_an_official_style_is_a_style_and_a_model_of_ours_is_none(files, tmp_path):
+    slim = loading.convert(path_of(files, "phase3.pth"), tmp_path / "pop_art.safetensors")
+    found, original = loading.load_mmfs_style(slim), loading.load_mmfs_style(path_of(files, "phase3.pth"))
+    assert found.config == original.config and found.w_plus is None and found.model == ""
+    assert close(dict(found.decoder), dict(original.decoder))
+    ours = loading.save_mmfs(tmp_path / "ours", small.mmfs(), None, {"phase": 3})
+    with pytest.raises(CheckpointError, match="load it with the Load MMFS node"):
+        loading.load_mmfs_style(ours)
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("patch_embed.proj.weight", (5000, 3, 8, 8)), ("patch_embed.proj.weight", (10**6, 0, 8, 8)),
+    ("pos_embed", (1, 17, 5000)), ("pos_embed", (17, 64)), ("blocks.1.mlp.fc1.weight", (1, 1)),
+    ("blocks.1.attn.qkv.weight", (64, 64)), ("blocks.300.mlp.fc1.weight", (1, 1))])
+def test_a_dino_is_not_built_unless_its_tensors_are_there(tmp_path, monkeypatch, name, shape):
+    state = small.dino_state() | {name: torch.zeros(1).expand(shape)}
+    state |= {f"blocks.{k}.norm1.bias": torch.zeros(64) for k in range(300)} if "300" in name else {}
+    monkeypatch.setattr("oneshot_atelier.models.features.dino.Dino.__init__", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(CheckpointError, match="^a.pth: "):
+        loading.load_dino(golden.save_torch(tmp_path / "a.pth", state))
+
+
+@pytest.mark.parametrize(("layer", "weight", "bias"), [(0, (16,), (16,)), (2, (16, 16), (16, 16)), (2, (16,), (16,))])
+def test_a_mapping_network_of_other_shapes_is_an_error_of_ours(tmp_path, layer, weight, bias):
+    root = small.rosinality_root()
+    del root["latent_avg"]
+    root["g_ema"] |= {f"style.{layer + 1}.weight": torch.zeros(weight), f"style.{layer + 1}.bias": torch.zeros(bias)}
+    with pytest.raises(CheckpointError, match="^a.pt: "):
+        loading.load_stylegan2(golden.save_torch(tmp_path / "a.pt", root))
+
+
 def test_the_style_of_the_official_size_takes_at_most_24_mb(tmp_path):
     config = MMFSConfig(mapper=MapperConfig())
     with torch.device("meta"):

@@ -122,6 +122,18 @@ def test_bad_input_is_status_1_and_one_line(root, tmp_path):
     assert re.fullmatch(r"atelier convert: no\.ckpt: no such file.*\n", done.stderr)
 
 
+@pytest.mark.parametrize(("error", "words"), [
+    (ImportError("timm could not be imported. Run: pip install timm"), "pip install timm"),
+    (MemoryError(), "too little free memory")])
+def test_a_missing_package_and_too_little_memory_are_status_1_and_one_line(monkeypatch, caplog, error, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("oneshot_atelier.cli.convert.convert", fail)
+    assert main.main(["convert", "a.pth"]) == 1
+    assert words in caplog.text and "Traceback" not in caplog.text
+
+
 def test_every_command_has_its_module_and_its_help():
     text = main.parser().format_help()
     for name, what in main.COMMANDS.items():

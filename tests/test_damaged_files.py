@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from oneshot_atelier.models.checkpoints import CheckpointError, read
+from oneshot_atelier.models.checkpoints.safe_pickle import reader
 from oneshot_atelier.models.checkpoints.safe_pickle.reader import read_torch
 from oneshot_atelier.models.checkpoints.safe_pickle.records import TensorRef
 from oneshot_atelier.tests import golden_cases as golden
@@ -76,6 +77,29 @@ def test_lies_in_the_end_record_are_refused(tmp_path, offset, value, fmt):
     else:
         with pytest.raises(CheckpointError):
             read_torch(write(path, bytes(data)))
+
+
+def test_the_entries_that_are_there_are_bounded_whatever_the_end_record_claims(tmp_path, monkeypatch):
+    path = torch_zip(tmp_path / "a.pt", good_pickle(), [(f"archive/data/{k}", b"") for k in range(10)])
+    monkeypatch.setattr(reader, "MAX_ENTRIES", 5)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<HH", data, data.rindex(b"PK\x05\x06") + 8, 1, 1)
+    with pytest.raises(CheckpointError, match="more than 5 entries"):
+        read_torch(write(path, bytes(data)))
+
+
+def test_a_directory_is_bounded_that_only_the_record_in_front_of_the_locator_tells_of(tmp_path, monkeypatch):
+    path = one_tensor(tmp_path / "a.pt")
+    data = path.read_bytes()
+    at = data.rindex(b"PK\x05\x06")
+    size, offset = struct.unpack_from("<II", data, at + 12)
+    record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, offset)
+    decoy = struct.pack("<4sI4s4sI", b"PK\x06\x07", 0, b"PK\x06\x06", bytes(4), 1)
+    monkeypatch.setattr(reader, "MAX_DIRECTORY_BYTES", size - 1)
+    end = bytearray(data[at:])
+    struct.pack_into("<I", end, 12, 0)
+    with pytest.raises(CheckpointError, match="directory"):
+        read_torch(write(path, data[:at] + record + decoy + bytes(end)))
 
 
 def test_torchscript_big_endian_and_other_zips_are_named(tmp_path):

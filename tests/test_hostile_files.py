@@ -245,6 +245,32 @@ def test_many_tuples_as_keys_are_refused_before_they_can_collide():
         run(colliding_tuples(1100))
 
 
+def numbers_as_keys(count, opcode=lambda k: b"J" + struct.pack("<i", k << 11)):
+    """A pickle of one dict whose keys are whole numbers that collide in a dict of this size."""
+    return b"\x80\x02}(" + b"".join(opcode(k) + b"N" for k in range(count)) + b"u."
+
+
+@pytest.mark.parametrize("opcode", [lambda k: b"J" + struct.pack("<i", k << 11),
+                                    lambda k: b"G" + struct.pack(">d", 2.0 ** (61 * (k % 16)) * (k + 1))])
+def test_numbers_as_keys_are_bounded_before_they_can_collide(opcode):
+    data = numbers_as_keys(100, opcode)
+    assert len(PickleVM(Budget(number_keys=100)).run(io.BytesIO(data))) == 100
+    with pytest.raises(CheckpointError, match="numbers are used as keys"):
+        PickleVM(Budget(number_keys=99)).run(io.BytesIO(data))
+
+
+def test_the_states_of_an_optimiser_of_many_parameters_are_taken_and_a_flood_is_not():
+    assert len(run(numbers_as_keys(8000), 10**6)) == 8000
+    with pytest.raises(CheckpointError, match="more than 20000 numbers"):
+        run(numbers_as_keys(20_001), 10**6)
+
+
+def test_copies_of_a_dict_with_many_numbers_as_keys_count_too():
+    copied = numbers_as_keys(60)[:-1] + b"q\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 2 + b"."
+    with pytest.raises(CheckpointError, match="numbers are used as keys"):
+        PickleVM(Budget(number_keys=100)).run(io.BytesIO(copied))
+
+
 @pytest.mark.parametrize("opcodes", [b"\x8f", b"(ia\nb\n", b"ca\nb\n", b"}", b"]", b"(", b"N\x94", b"ca\nb\n)R",
                                      b"ca\nb\n)\x81"], ids=repr)
 def test_a_flood_of_small_objects_is_charged_by_the_memory_it_takes(opcodes):

@@ -395,3 +395,31 @@ def test_detection_agrees_with_the_loaders(files):
     with torch.device("meta"):
         shapes = DiffAE(diffae.detect(tensors)).state_dict()
     assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in tensors.items()}
+
+
+def test_a_converted_ddpm_can_be_told_what_its_source_did_not_tell(files, tmp_path):
+    slim = loading.convert(files / "ffhq_p2.pt", tmp_path / "slim.safetensors")
+    found, original = load_ddpm(slim), load_ddpm(files / "ffhq_p2.pt")
+    earlier = store.save(tmp_path / "earlier", store.load(slim).tensors, "ddpm", asdict(found.config),
+                         store.load(slim).meta)  # versions before 0.3 wrote what they guessed
+    assert found.config == original.config == load_ddpm(earlier).config
+    for told in ({"head_channels": 32}, {"num_heads": 2}, {"image_size": 64}):
+        wanted = load_ddpm(files / "ffhq_p2.pt", **told).config
+        assert load_ddpm(slim, **told).config == load_ddpm(earlier, **told).config == wanted != found.config
+
+
+def test_what_is_given_and_not_used_is_said(files, caplog):
+    load_ddpm(files / "ffhq_p2.pt", head_channels=32)
+    load_ddpm(files / "our ddpm", head_channels=64)
+    assert not loading.unused(tiny.DDPM, head_channels=None, image_size=tiny.DDPM.image_size)
+    assert "not used" not in caplog.text
+    load_ddpm(files / "our ddpm", head_channels=32, image_size=512)
+    assert "our ddpm says its head_channels and image_size itself, and what was given is not used" in caplog.text
+
+
+def test_a_clip_whose_mask_of_texts_would_be_huge_is_refused(tmp_path):
+    state = dict(tiny.clip().net.state_dict())
+    width = state["positional_embedding"].shape[1]
+    path = golden.save_torch(tmp_path / "a.pt", state | {"positional_embedding": torch.zeros(100_000, width)})
+    with pytest.raises(CheckpointError, match="a.pt: .*texts of 100000 tokens"):
+        load_clip(path)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oneshot_atelier.models.checkpoints import CheckpointError, WrongKindError, read, store
+from oneshot_atelier.models.checkpoints import CheckpointError, WrongKindError, facts, read, store
 from oneshot_atelier.models.kinds import KINDS
 from oneshot_atelier.models.loading import read_kind
 from oneshot_atelier.models.whole_files import whole_file
@@ -191,6 +192,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_a_folder_that_cannot_be_synced_is_no_failed_write(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def of_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(store.os, "fsync", of_files)
+    path = store.save(tmp_path / "a.safetensors", {"w": torch.ones(3)}, "ddpm", {})
+    assert store.load(path).tensors["w"].tolist() == [1, 1, 1]
+
+
 @contextlib.contextmanager
 def largest_file(size):
     """No file may grow beyond `size` bytes inside the block: the system fails the write, as a full disk does."""
@@ -318,6 +332,17 @@ def test_offsets_and_shapes_that_do_not_fit_are_refused(tmp_path, header, data):
         store.load(write_safetensors(tmp_path / "bad.safetensors", {**INFO, **header}, data))
 
 
+def test_shapes_of_many_or_impossible_dimensions_are_refused_in_little_time(tmp_path):
+    shapes = {"many": [1] * 40_000, "huge": [2**62] * 40_000, "empty": [2**62, 2**62, 0]}
+    for name, shape in shapes.items():
+        file = write_safetensors(tmp_path / name, {**INFO, "a": row(0, 0 if 0 in shape else 4, shape)},
+                                 b"" if 0 in shape else b"\0" * 4)
+        began = time.process_time()
+        with pytest.raises(CheckpointError, match=f"{name}: .*'a'"):
+            store.load(file)
+        assert time.process_time() - began < 2
+
+
 @pytest.mark.parametrize("claim", [2**30, 2**40, 2**63, 2**64 - 1, 0, 1])
 def test_a_header_claim_is_bounded_before_it_is_read(tmp_path, claim):
     path = tmp_path / "a.safetensors"
@@ -361,3 +386,39 @@ def test_hash_and_token_follow_the_content(tmp_path):
     token = store.file_token(path)
     os.utime(path, ns=(1, 1))
     assert store.file_token(path) != token
+
+
+def test_a_file_that_is_replaced_between_header_and_numbers_gives_the_numbers_of_its_header(tmp_path, monkeypatch):
+    path = store.save(tmp_path / "a", {"w": torch.ones(2), "b": torch.zeros(2)}, "ddpm", {})
+    other = store.save(tmp_path / "b", {"w": torch.zeros(2), "b": torch.ones(2)}, "ddpm", {})
+    refs = store._refs
+
+    def replaced(*arguments):
+        os.replace(other, path)
+        return refs(*arguments)
+
+    monkeypatch.setattr(store, "_refs", replaced)
+    assert store.load(path).tensors["w"].tolist() == [1, 1]
+    assert store.peek(path).kind == "ddpm" and not other.exists()
+
+
+@pytest.mark.parametrize("reader", [store.load, store.peek, store.tensor_refs, read, facts])
+def test_a_file_that_may_not_be_read_is_an_error_of_ours(tmp_path, monkeypatch, reader):
+    path = store.save(tmp_path / "a.safetensors", {"w": torch.ones(1)}, "ddpm", {})
+    unpatched = open
+
+    def locked(file, *arguments, **options):
+        if file == path:
+            raise PermissionError(13, "Permission denied")
+        return unpatched(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", locked)
+    with pytest.raises(CheckpointError, match="a.safetensors: it cannot be read .Permission denied.; close the"):
+        reader(path)
+
+
+def test_the_facts_of_our_own_file_are_told_by_its_content(tmp_path):
+    assert facts(store.save(tmp_path / "a.pt", {"w": torch.ones(1)}, "mmfs", {}, {"phase": 2})) == {"phase": 2}
+    torch.save({"w": torch.ones(1)}, tmp_path / "b.safetensors")
+    save_file({"w": torch.ones(1)}, tmp_path / "c.safetensors")
+    assert facts(tmp_path / "b.safetensors") == facts(tmp_path / "c.safetensors") == {}

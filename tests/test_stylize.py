@@ -229,8 +229,8 @@ def test_a_signal_ends_the_workers_of_a_film(photos, tmp_path, monkeypatch):
         def wait(self):
             pass
 
-    def searched(*given):
-        given[-1]()
+    def searched(jobs, out, device, sigma, check_interrupt, writer):
+        check_interrupt()
         signals._receive(signal.SIGTERM, None)
 
     def slept(seconds):

@@ -35,7 +35,7 @@ ROWS = {
 }
 FORMS = ("zip", "legacy", "plain")
 OTHERS = ("empty", "zeros", "page", "folder", "missing", "png", "text", "lfs pointer", "deep json", "long header",
-          "many names", "twice")
+          "many names", "twice", "many dimensions")
 ARCHIVES = ("outside name", "deflated", "many entries", "expanded", "no pickle", "two roots", "long names")
 WRONG = ("1e400", "NaN", "-1", "0", "2147483648", "9223372036854775808", "1" + "0" * 30, '"text"', "null", "[]", "{}",
          "true", "1.5", "[[[[1]]]]", '"' + "x" * 3000 + '"')
@@ -262,6 +262,8 @@ OTHER_BYTES: dict[str, Callable[[], bytes]] = {
     "long header": lambda: struct.pack("<Q", 2 ** 62) + b"{}",
     "many names": lambda: joined(json.dumps({f"t{k}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
                                              for k in range(100_000)}), b""),
+    "many dimensions": lambda: joined(json.dumps({"t": {"dtype": "U8", "shape": [1] * 40_000,
+                                                        "data_offsets": [0, 1]}}), b"0"),
     "twice": lambda: joined('{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},'
                             '"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', b""),
 }

@@ -68,6 +68,7 @@ FLOODS: dict[str, bytes] = {
     "a tuple that doubles": b")" + b"2\x86" * 60,
     "a doubling tuple as a key": b"})" + b"2\x86" * 60 + b"Ns",
     "keys of one hash": b"}(" + b"".join(_long(k * (2 ** 61 - 1)) + b"N" for k in range(FLOOD)) + b"u",
+    "numbers as keys": b"}(" + b"".join(b"J" + struct.pack("<i", k) + b"N" for k in range(2 * FLOOD)) + b"u",
     "a memo of 4e9": b"Nr\xff\xff\xff\xff",
     "a memo of many": b"N" + b"".join(b"r" + struct.pack("<I", k * 7919) for k in range(FLOOD)),
     "a text of 1 TB": b"\x8d" + struct.pack("<Q", 2 ** 40) + b"x",

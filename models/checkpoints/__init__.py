@@ -5,7 +5,7 @@ This package knows file formats and names of tensors. It knows no network: model
 
 from . import store
 from .errors import CheckpointError, WrongKindError
-from .read import read
+from .read import facts, read
 from .store import Stored
 
-__all__ = ["CheckpointError", "Stored", "WrongKindError", "read", "store"]
+__all__ = ["CheckpointError", "Stored", "WrongKindError", "facts", "read", "store"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -60,6 +61,16 @@ def describe_bytes(head: bytes) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "a web page; the download saved the page around the file, use the page's own download button"
     return "no file that this pack knows"
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """CheckpointError in place of an OSError inside the block: the file cannot be opened or read."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{Path(path).name}: it cannot be read ({error.strerror or error}); close the program "
+                              "that has it open, or make it readable") from error
 
 
 def check_file(path: str | Path, max_bytes: int) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import store
-from .errors import CheckpointError, ForeignFileError, WrongKindError, short
+from .errors import CheckpointError, ForeignFileError, WrongKindError, reading, short
 from .formats import (
     arcface,
     attributes,
@@ -55,6 +55,17 @@ def read(path: str | Path, *kinds: str, expected: str = "") -> Stored:
     WrongKindError for a valid file of another kind.
     """
     path = Path(path)
+    with reading(path):
+        return _read(path, kinds, expected)
+
+
+def facts(path: str | Path) -> dict[str, Any]:
+    """What a file of the pack's own store says of itself (its meta); {} for any other. Raises CheckpointError."""
+    with reading(path):
+        return store.peek(path).meta or {} if _is_safetensors(Path(path)) else {}
+
+
+def _read(path: Path, kinds: tuple[str, ...], expected: str) -> Stored:
     if _is_safetensors(path) and store.peek(path).kind is not None:
         return store.load(path, *kinds)
     try:

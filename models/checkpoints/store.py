@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -19,17 +20,16 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 
 from ..whole_files import replace
-from .errors import CheckpointError, WrongKindError, check_file, describe_bytes, short
+from .errors import CheckpointError, WrongKindError, check_file, describe_bytes, reading, short
+from .limits import MAX_DIMS, MAX_FILE_BYTES, MAX_TENSORS
 from .safe_pickle.records import FileSource, Storage, TensorRef
 
 log = logging.getLogger(__name__)
 VERSION = 1
 DIVERGED = "the training diverged: lower the learning rate or go back to an earlier save"
-MAX_FILE_BYTES = 16 << 30
 MAX_HEADER_BYTES = 16 << 20
 MAX_INFO_BYTES = 4 << 20
 YOUNG = 60  # seconds
-MAX_TENSORS = 20_000  # several times those of the largest training that is saved
 _ENTRY = "atelier"
 _KIND = re.compile(r"[A-Za-z0-9_]{1,64}")
 FULL_PRECISION = ("conds_mean", "conds_std")  # small, and every drawn z is scaled by them
@@ -94,14 +94,20 @@ def save(path: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, confi
 def load(path: str | Path, *kinds: str) -> Stored:
     """Read a file of `save`, all tensors in memory of their own. WrongKindError if it is of none of `kinds`, if any."""
     path = Path(path)
-    rows, start, metadata = _rows(path)
+    with reading(path):
+        return _load(path, kinds)
+
+
+def _load(path: Path, kinds: tuple[str, ...]) -> Stored:
+    source = _opened(path)
+    rows, start, metadata = _rows(path, source)
     header = _header(path, rows, metadata)
     if header.kind is None:
         raise CheckpointError(f"{path.name}: this safetensors file was not written by this pack; if it is an official "
                               "checkpoint, run 'atelier convert' on the original torch file")
     if kinds and header.kind not in kinds:
         raise WrongKindError(path.name, header.kind, kinds)
-    tensors = {name: _read(path, name, ref) for name, ref in _refs(path, rows, start).items()}
+    tensors = {name: _read(path, name, ref) for name, ref in _refs(source, rows, start).items()}
     _check_finite(tensors, f"{path.name}: ", "write the file again or pick another")
     return Stored(tensors, header.kind, header.config or {}, header.meta or {})
 
@@ -116,7 +122,8 @@ def remove(path: str | Path) -> None:
 def peek(path: str | Path) -> Header:
     """Read the header only (bounded; no tensor is touched). CheckpointError if it is no valid safetensors file."""
     path = Path(path)
-    rows, _, metadata = _rows(path)
+    with reading(path):
+        rows, _, metadata = _rows(path, _opened(path))
     return _header(path, rows, metadata)
 
 
@@ -138,12 +145,20 @@ def _header(path: Path, rows: Mapping[str, _Row], metadata: Any) -> Header:
 
 def tensor_refs(path: str | Path) -> dict[str, TensorRef]:
     """All tensors of a safetensors file, not yet read (the file stays open for them). Raises CheckpointError."""
-    rows, start, _ = _rows(Path(path))
-    return _refs(Path(path), rows, start)
+    path = Path(path)
+    with reading(path):
+        source = _opened(path)
+        rows, start, _ = _rows(path, source)
+    return _refs(source, rows, start)
 
 
-def _refs(path: Path, rows: Mapping[str, _Row], start: int) -> dict[str, TensorRef]:
-    source = FileSource(open(path, "rb"))
+def _opened(path: Path) -> FileSource:
+    """The file, opened once for its header and its numbers: another one that takes its place meanwhile mixes with
+    neither."""
+    return FileSource(open(check_file(path, MAX_FILE_BYTES), "rb"))
+
+
+def _refs(source: FileSource, rows: Mapping[str, _Row], start: int) -> dict[str, TensorRef]:
     found = {}
     for name, row in rows.items():
         dtype = _DTYPES.get(row.dtype)
@@ -240,11 +255,16 @@ def _write_atomic(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # some file systems cannot, and the file is in its place
+            _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -304,10 +324,10 @@ class _Row:
     end: int
 
 
-def _rows(path: Path) -> tuple[dict[str, _Row], int, Any]:
+def _rows(path: Path, source: FileSource) -> tuple[dict[str, _Row], int, Any]:
     """The table of tensors, the place where their bytes begin, and the metadata. CheckpointError for a damaged file."""
-    path = check_file(path, MAX_FILE_BYTES)
-    fields, start = _read_header(path)
+    size = os.fstat(source.file.fileno()).st_size
+    fields, start = _read_header(path, source.file, size)
     metadata = fields.pop("__metadata__", {})
     if len(fields) > MAX_TENSORS:
         raise CheckpointError(f"{path.name}: its header tells of {len(fields)} tensors, more than the {MAX_TENSORS} "
@@ -319,25 +339,22 @@ def _rows(path: Path) -> tuple[dict[str, _Row], int, Any]:
             raise CheckpointError(f"{path.name}: the bytes of its tensor '{short(name)}' do not follow those before "
                                   "them: damaged; download or write the file again")
         place = row.end
-    if start + place != path.stat().st_size:
-        raise CheckpointError(f"{path.name}: it has {path.stat().st_size - start} bytes of tensors and its header "
+    if start + place != size:
+        raise CheckpointError(f"{path.name}: it has {size - start} bytes of tensors and its header "
                               f"tells of {place}: damaged or incomplete; download or write it again")
     return rows, start, metadata
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON of the header, and where it ends."""
-    with open(path, "rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        rest = path.stat().st_size - 8
-        if len(first) < 8 or not 2 <= length <= rest or length > MAX_HEADER_BYTES:
-            head = first + file.read(504)
-            what = describe_bytes(head)
-            if what == "a safetensors file":
-                what = f"a safetensors file that claims a header of {length} bytes in {rest + 8}: damaged or incomplete"
-            raise CheckpointError(f"{path.name}: this is {what}; expected a safetensors file")
-        fields = _parse_json(path.name, file.read(length).decode("utf-8", "replace"))
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The JSON of the header of a file of so many bytes, and where it ends."""
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or not 2 <= length <= size - 8 or length > MAX_HEADER_BYTES:
+        what = describe_bytes(first + file.read(504))
+        if what == "a safetensors file":
+            what = f"a safetensors file that claims a header of {length} bytes in {size}: damaged or incomplete"
+        raise CheckpointError(f"{path.name}: this is {what}; expected a safetensors file")
+    fields = _parse_json(path.name, file.read(length).decode("utf-8", "replace"))
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path.name}: its header is no table of tensors; download or write it again")
     return fields, 8 + length
@@ -370,12 +387,14 @@ class _Unique:
 def _row(file: str, name: str, row: object) -> _Row:
     fields = row if isinstance(row, dict) else {}
     dtype, shape, place = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if isinstance(dtype, str) and _whole(shape) and _whole(place) and len(place) == 2 and place[0] <= place[1] and (
+    if isinstance(dtype, str) and _whole(shape, MAX_DIMS) and _whole(place, 2) and (
+            len(place) == 2 and place[0] <= place[1]) and (
             dtype not in _DTYPES or place[1] - place[0] == math.prod(shape) * _DTYPES[dtype].itemsize):
         return _Row(dtype, tuple(shape), *place)
     raise CheckpointError(f"{file}: the shape or place of its tensor '{short(name)}' is damaged; "
                           "download or write the file again")
 
 
-def _whole(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
+def _whole(values: object, count: int) -> TypeGuard[list[int]]:
+    """Is this a list of at most `count` whole numbers, none negative or beyond 63 bit?"""
+    return isinstance(values, list) and len(values) <= count and all(type(n) is int and 0 <= n < 2**63 for n in values)

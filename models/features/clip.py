@@ -31,6 +31,7 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSINGS = ("osasis", "openai", "mmfs")
 ARTICLES = ("a", "an", "the")
+LONGEST_CONTEXT = 4096  # tokens; the text tower's mask is of their square. Published ones have 77 to 256
 
 
 # heads of picture towers that do not have 64 channels each, by (width, patch, layers): H/14, H/16, g/14, bigG/14, e/14
@@ -69,6 +70,9 @@ class ClipConfig:
         if not all(isinstance(word, str) for word in self.words) or self.words and (
                 len(self.words) + 3 != self.vocabulary):
             raise ValueError(f"a list of {len(self.words)} words does not fit a vocabulary of {self.vocabulary}")
+        if self.context > LONGEST_CONTEXT:
+            raise ValueError(f"a CLIP that reads texts of {self.context} tokens is not supported, at most "
+                             f"{LONGEST_CONTEXT}")
         numbers = [*self.mean, *self.std]
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise ValueError("mean and std of a CLIP are three numbers each, and std is positive")

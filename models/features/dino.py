@@ -46,12 +46,27 @@ def detect(tensors: Mapping[str, Tensor], heads: int | None = None) -> DinoConfi
     """
     try:
         width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
-        tokens = tensors["pos_embed"].shape[1]
+        _, tokens, _ = tensors["pos_embed"].shape
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a DINO ViT ({error} is missing or of another shape); dino_vitbase8_pretrain.pth of "
                          "https://github.com/facebookresearch/dino is what MMFS uses") from error
-    return DinoConfig(patch * round((tokens - 1) ** 0.5), patch, width, entry_count(tensors, "blocks."),
-                      heads or max(1, width // 64))
+    layers = entry_count(tensors, "blocks.")
+    _check_sizes(tensors, width, patch, layers)
+    return DinoConfig(patch * round((tokens - 1) ** 0.5), patch, width, layers, heads or max(1, width // 64))
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], width: int, patch: int, layers: int) -> None:
+    """ValueError unless the large tensors are there in full: timm allocates the whole network before it is compared."""
+    tokens = tensors["pos_embed"].shape[1]
+    wanted = {"patch_embed.proj.weight": (width, 3, patch, patch), "pos_embed": (1, tokens, width)}
+    for k in range(layers):
+        wanted |= {f"blocks.{k}.attn.qkv.weight": (3 * width, width), f"blocks.{k}.attn.proj.weight": (width, width),
+                   f"blocks.{k}.mlp.fc1.weight": (4 * width, width), f"blocks.{k}.mlp.fc2.weight": (width, 4 * width)}
+    for name, shape in wanted.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape or 0 in shape:
+            found = list(tensors[name].shape) if name in tensors else "none"
+            raise ValueError(f"not a DINO ViT of width {width}: the shape of its '{name}' is {found}, not "
+                             f"{list(shape)}")
 
 
 class Dino(nn.Module):

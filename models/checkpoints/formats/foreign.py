@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, short
+from ..limits import MAX_TENSORS
 from ..safe_pickle.records import TensorRef
 
-MAX_TENSORS = 20_000
 FREE_BYTES = 64 << 20  # that the tensors read may take beyond twice their storages
 
 
@@ -52,6 +52,9 @@ def numbers(name: str, value: TensorRef, dims: range = range(1, 5)) -> torch.Ten
     if len(value.shape) not in dims:
         raise CheckpointError(f"its tensor '{name}' has {len(value.shape)} dimensions; "
                               f"expected {dims[0]} to {dims[-1]}")
+    if not all(value.shape):
+        raise CheckpointError(f"its tensor '{name}' is empty: its shape is {list(value.shape)}; pick a complete "
+                              "checkpoint")
     if not dtype.is_floating_point:
         raise CheckpointError(f"its tensor '{name}' is of type {dtype}; expected floating point weights")
     tensor = value.read()

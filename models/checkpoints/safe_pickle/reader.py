@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, ForeignFileError, check_file, describe_bytes, short
+from ..limits import MAX_FILE_BYTES
 from .records import AGAIN, OTHER_SIZES, STORAGE_DTYPES, BytesSource, FileSource, Global, Source, Storage
 from .vm import Budget, PickleVM
 
-MAX_FILE_BYTES = 16 << 30
 MAX_PICKLE_BYTES = 64 << 20
 MAX_ENTRIES = 200_000
 MAX_DIRECTORY_BYTES = 32 << 20
@@ -147,11 +147,12 @@ def _archive_root(entries: dict[str, tuple[int, int]]) -> str:
 
 def _zip_entries(file: BinaryIO) -> dict[str, tuple[int, int]]:
     """{name: (first byte, number of bytes)} of every entry, all stored, named validly and not overlapping."""
-    _check_directory_size(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(_Bounded(file)) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError, struct.error) as error:
         raise CheckpointError(f"its zip directory cannot be read ({short(error, 200)}): incomplete; {AGAIN}") from error
     if any(info.filename.endswith("/constants.pkl") for info in infos):
         raise ForeignFileError("this is a TorchScript program, not a file of weights; pick the checkpoint file")
@@ -169,19 +170,20 @@ def _zip_entries(file: BinaryIO) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def _check_directory_size(file: BinaryIO) -> None:
-    """Bound the directory before zipfile reads it: the end record is in the last 64 KiB, its zip64 form before it."""
-    file.seek(max(0, _size(file) - 65_557 - 1024))
-    data = file.read()
-    at = data.rfind(b"PK\x05\x06")
-    if at < 0 or at + 22 > len(data):
-        raise CheckpointError(f"the end of its zip archive is missing: the file is incomplete; {AGAIN}")
-    count, size = struct.unpack_from("<HI", data, at + 10)
-    at64 = data.rfind(b"PK\x06\x06", max(0, at - 1024), at)
-    if at64 >= 0 and at64 + 56 <= len(data):
-        count, size = struct.unpack_from("<QQ", data, at64 + 32)
-    if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
-        raise CheckpointError(f"its zip archive claims {count} entries in a directory of {size} bytes; {_HOSTILE}")
+class _Bounded:
+    """A file as zipfile reads it: what it reads in one piece, its directory among it, is bounded in bytes and entries,
+    wherever a record says that it lies."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, count: int = -1) -> bytes:
+        if count > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(f"its zip archive claims a directory of {count} bytes; {_HOSTILE}")
+        data = self._read(count)
+        if data.count(b"PK\x01\x02") > MAX_ENTRIES:
+            raise CheckpointError(f"its zip archive holds more than {MAX_ENTRIES} entries; {_HOSTILE}")
+        return data
 
 
 def _check_entry(info: zipfile.ZipInfo, entries: dict[str, tuple[int, int]]) -> None:
@@ -218,13 +220,19 @@ def read_legacy(pickles: bytes, source: Source, size: int, budget: Budget) -> An
     system = PickleVM(budget).run(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError("it was written on a big-endian machine, which is not supported")
-    root = PickleVM(budget, lambda pid: storage_of(pid, known)).run(stream)
+    root = PickleVM(budget, lambda pid: _module_class(pid) or storage_of(pid, known)).run(stream)
     keys = PickleVM(budget).run(stream)
     if not isinstance(keys, list) or any(not isinstance(key, str) or key not in known for key in keys) or (
             len(set(keys)) != len(keys)):
         raise CheckpointError(f"its list of storages does not fit its tensors; {AGAIN}")
     _place([known[key] for key in keys], source, stream.tell(), size)
     return root
+
+
+def _module_class(pid: Any) -> Global | None:
+    """The class of a pickled module, a name like every other, of the id ('module', class, source file, source)."""
+    module = isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module"
+    return pid[1] if module and isinstance(pid[1], Global) else None
 
 
 def _place(storages: list[Storage], source: Source, start: int, size: int) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeGuard
 import torch
 
 from ..errors import CheckpointError, short
+from ..limits import MAX_DIMS
 
-MAX_DIMS = 8
 MAX_EXPANDED = 1 << 24  # numbers of a tensor that repeats those of a smaller storage (stride 0)
 AGAIN = "download the file again, and compare its size with that on its page"
 
@@ -133,6 +133,8 @@ class TensorRef:
         problem = self.problem or self.storage.problem
         if not problem and self.storage.source is None and math.prod(self.shape):
             problem = f"it points at a storage that the file does not hold; {AGAIN}"
+        if math.prod(n or 1 for n in self.shape) >= 2**60:
+            problem = problem or f"its size {list(self.shape)} is impossible; {AGAIN}"
         if problem or self.dtype is None:
             raise CheckpointError(problem or unsupported(self.storage.type_name))
         return self.dtype

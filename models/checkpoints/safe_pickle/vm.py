@@ -18,6 +18,7 @@ from .records import AGAIN, Global, OpaqueObject, Storage, TensorRef, broken, re
 MAX_WORK = 4_000_000
 FREE_BYTES, BYTES_PER_BYTE = 64 << 20, 16  # memory that the values may take: so much, and so much a byte of the file
 MAX_KEY_NODES, MAX_KEY_LENGTH, MAX_KEY_BITS, MAX_TUPLE_KEYS = 64, 4096, 64, 1024
+MAX_NUMBER_KEYS = 20_000  # several times those of an optimiser, which numbers its parameters
 _ATOMS = (str, int, float, bool, bytes, type(None), Global, OpaqueObject)
 _REFUSED = {"PERSID": "a text persistent id", "EXT1": "an extension code", "EXT2": "an extension code",
             "EXT4": "an extension code", "NEXT_BUFFER": "an out-of-band buffer"}
@@ -32,11 +33,13 @@ _COST = 64
 
 @dataclass
 class Budget:
-    """What the pickles of one file, nested ones included, may still take: steps, bytes of memory, tuples as keys."""
+    """What the pickles of one file, nested ones included, may still take: steps, bytes of memory, tuples and numbers
+    as keys."""
 
     left: int = MAX_WORK
     bytes: int = FREE_BYTES
     tuple_keys: int = MAX_TUPLE_KEYS
+    number_keys: int = MAX_NUMBER_KEYS
 
     @classmethod
     def of_file(cls, size: int) -> Budget:
@@ -54,7 +57,7 @@ class Budget:
 
     def check_key(self, key: object) -> object:
         """Return `key` if it can be hashed and compared in bounded time: nested tuples can take exponential time, and
-        many of one hash quadratic time (hashes of texts are salted, those of tuples of numbers are not)."""
+        many of one hash quadratic time (hashes of texts are salted, those of numbers and tuples of them are not)."""
         left, todo = MAX_KEY_NODES, [key]
         while todo:
             item = todo.pop()
@@ -70,6 +73,10 @@ class Budget:
             self.tuple_keys -= 1
             if self.tuple_keys < 0:
                 raise CheckpointError(f"more than {MAX_TUPLE_KEYS} tuples are used as keys; {_ADVICE}")
+        if isinstance(key, (int, float)):
+            self.number_keys -= 1
+            if self.number_keys < 0:
+                raise CheckpointError(f"more than {MAX_NUMBER_KEYS} numbers are used as keys; {_ADVICE}")
         return key
 
 
@@ -268,8 +275,7 @@ def _first(vm: PickleVM, args: tuple) -> list[Any]:
 
 def _ordered_dict(vm: PickleVM, args: tuple) -> dict:
     if len(args) == 1 and isinstance(args[0], dict):
-        vm.spend(len(args[0]))
-        return dict(args[0])
+        args = (list(args[0].items()),)
     pairs = _first(vm, args)
     if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
         raise CheckpointError(f"a dictionary is built from something else than pairs; {_ADVICE}")
