@@ -24,12 +24,13 @@ from .terminal import ProgressBar
 
 TRAINED = {  # what it makes, and the settings that made the demo models
     "diffae": PretrainingConfig(steps=30_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
-                                decay_from=0.6, warmup=500),
-    "latent": PretrainingConfig(steps=20_000, batch=512, lr=1e-3, weight_decay=1e-2, ema_decay=0.999, decay_from=0.5),
+                                decay_from=0.6, warmup=500, ema_ramp=True),
+    "latent": PretrainingConfig(steps=20_000, batch=512, lr=1e-3, weight_decay=1e-2, ema_decay=0.999, decay_from=0.5,
+                               ema_ramp=True),
     "ddpm": PretrainingConfig(steps=20_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
-                              decay_from=0.6, warmup=500),
+                              decay_from=0.6, warmup=500, ema_ramp=True),
     "clip": PretrainingConfig(steps=4_000, batch=384, lr=1e-3, weight_decay=0.1, beta2=0.98, ema_decay=0.999,
-                              decay_from=0.3, warmup=200),
+                              decay_from=0.3, warmup=200, ema_ramp=True),
 }
 ATTRIBUTES = "attributes"
 LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels

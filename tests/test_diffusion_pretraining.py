@@ -146,7 +146,7 @@ def test_gradients_are_clipped_and_the_rate_is_set(monkeypatch):
 def test_official_settings_are_the_defaults():
     config = PretrainingConfig(steps=1)
     assert (config.lr, config.weight_decay, config.max_grad_norm) == (1e-4, 0, 1.0)
-    assert (config.ema_decay, config.beta2) == (0.9999, 0.999)
+    assert (config.ema_decay, config.beta2, config.ema_ramp) == (0.9999, 0.999, False)
 
 
 def test_training_is_a_function_of_the_seed():

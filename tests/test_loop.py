@@ -75,7 +75,9 @@ def test_the_numbers_of_a_step_depend_on_the_seed_and_the_step_alone():
 
 
 # --- averages ----------------------------------------------------------------------------------------------------
-def test_the_moving_average_has_its_closed_form():
+@pytest.mark.parametrize("ramp", [False, True])
+def test_the_moving_average_has_its_closed_form(ramp):
+    """It starts as a copy; the official one's decay is constant."""
     run = a_run()
     weight = run.nets["net"][0].weight
     expected, start = weight.detach().clone(), weight.detach().clone()
@@ -85,9 +87,9 @@ def test_the_moving_average_has_its_closed_form():
             weight.copy_(start + k + 1)
         return {}
 
-    train(run, step, LoopConfig(30, ema_decay=0.9), CPU)
+    train(run, step, LoopConfig(30, ema_decay=0.9, ema_ramp=ramp), CPU)
     for k in range(30):
-        decay = min(0.9, (1 + k) / (10 + k))
+        decay = min(0.9, (1 + k) / (10 + k)) if ramp else 0.9
         expected = decay * expected + (1 - decay) * (start + k + 1)
     average = run.ema["net"]
     assert torch.allclose(average[0].weight, expected, atol=1e-4)

@@ -68,7 +68,8 @@ def total(losses: Mapping[str, Tensor]) -> Tensor:
 class LoopConfig:
     """steps: in all. save_every, log_every: in steps; save_every 0 saves at the end and when the run is stopped only.
 
-    ema_decay: of the moving average. minutes: stop (and save) after so long, 0 for no limit.
+    ema_decay: of the moving average; ema_ramp: of a young run less, see `update_ema`. minutes: stop (and save) after so
+    long, 0 for no limit.
     """
     steps: int
     seed: int = 0
@@ -76,6 +77,7 @@ class LoopConfig:
     log_every: int = 1
     ema_decay: float = 0.0
     minutes: float = 0.0
+    ema_ramp: bool = False
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -179,7 +181,7 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
             hooks.check_interrupt()
             with rng.seeded(config.seed, "step", run.step, device=device):
                 losses = step(run.step, hooks)
-            update_ema(run, config.ema_decay)
+            update_ema(run, config.ema_decay, config.ema_ramp)
             run.step, run.partial = run.step + 1, {}
             saver.unchecked.append((run.step, losses))
             logged = run.step % config.log_every == 0 or run.step == config.steps
@@ -270,9 +272,9 @@ class _Saver:
 
 
 @torch.no_grad()
-def update_ema(run: Run, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * net; a young run forgets faster: decay <= (1 + k) / (10 + k)."""
-    weight = 1 - min(decay, (1 + run.step) / (10 + run.step))
+def update_ema(run: Run, decay: float, ramp: bool = False) -> None:
+    """ema <- decay * ema + (1 - decay) * net. With the ramp a young run forgets faster: decay <= (1 + k) / (10 + k)."""
+    weight = 1 - (min(decay, (1 + run.step) / (10 + run.step)) if ramp else decay)
     for name, ema in run.ema.items():
         # torch's stubs leave the _foreach functions out
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

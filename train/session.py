@@ -37,6 +37,8 @@ FREE_FIELDS = ("iterations", "compile")  # may change when a training is resumed
 # settings later than version 0.2.0: how snapshots without them were made
 ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada_kimg": 500, "palette_weight": 0.0,
          "dropout": 0.0, "art_weights": ""}
+# the same, but such a snapshot goes on with this, whatever is asked for
+INHERITED = {"ema_ramp": True}
 PICTURE_SETS = ("photos", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
@@ -53,6 +55,7 @@ class Session:
     """A run, what decides its result, where it is saved, and its last predictions, [-1, 1].
 
     ahead: the step of the newest snapshot, if the run was resumed from an earlier one: then the newest one stays.
+    inherited: settings of INHERITED that the snapshot is too old to have: they replace those of the configuration.
     """
     run: Run
     settings: dict
@@ -60,6 +63,7 @@ class Session:
     last: dict[str, Tensor] = field(default_factory=dict)
     ahead: int = 0
     begins: bool = False  # and has saved nothing yet
+    inherited: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -97,10 +101,20 @@ class Session:
         if path is None or found is None:
             return ""
         self.last = resume(self.run, found, self.settings, changed)
+        said = self.inherit(store.peek(found).config or {})
         if not self.ahead:
-            return ""
-        return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
+            return said
+        return (f"{said}{'. ' if said else ''}{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
                 f"snapshot, of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
+
+    def inherit(self, saved: Mapping) -> str:
+        """Leave out the settings of INHERITED that a resumed snapshot does not have, so that it goes on as it began,
+        also later. What the user should know of it, or ""."""
+        asked = self.settings
+        self.inherited = {name: value for name, value in INHERITED.items() if name in asked and name not in saved}
+        self.settings = {name: value for name, value in asked.items() if name not in self.inherited}
+        return ", ".join(f"the snapshot is of an earlier version and goes on as it began, with {name} {value}"
+                         for name, value in self.inherited.items() if asked[name] != value)
 
     def train(self, work: Callable[[Hooks, Callable[[Run], None] | None], Run], steps: int, device: torch.device,
               hooks: Hooks = Hooks()) -> dict:
@@ -302,7 +316,7 @@ def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) ->
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
     """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS and those
     in `free`."""
-    saved = {**ADDED, **saved}
+    saved = {**{name: now[name] for name in INHERITED if name in now}, **ADDED, **saved}
     if saved.get("training") != now.get("training"):
         return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
     for name in [n for n in now if n not in (*FREE_FIELDS, *free)]:

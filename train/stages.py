@@ -5,7 +5,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
         writes = checkpointing.path is not None and distributed.is_main_process
         if checkpointing.path is not None and writes and stage.run.step:
             log.info("%s resumes at step %d", checkpointing.path.name, stage.run.step)
+        loop = replace(loop, **session.inherited)
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
                      session.save if writes else None,
                      broadcast_flag if distributed.size > 1 else None)
