@@ -9,10 +9,9 @@ import torch
 
 from ..models.checkpoints import store
 from ..models.loading import DEMO
-from ..models.precision import PRECISIONS
 from ..train import kept
 from ..train.attributes import AttributeConfig
-from ..train.diffusion_pretraining import PretrainingConfig
+from ..train.diffusion_pretraining import PRECISIONS, PretrainingConfig
 from ..train.loop import Hooks
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig

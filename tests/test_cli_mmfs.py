@@ -350,7 +350,7 @@ def test_stage_2_starts_from_both_files_one_of_them_or_from_its_own_result(ateli
 
 @pytest.mark.parametrize("name, further, said", [
     ("mmfs-stage2", ["--batch", "6"], "a batch of 6 cannot be split into the discriminator's groups of 4"),
-    ("mmfs-stage2", ["--precision", "float16"], "precision is 'float16'; take one of float32, bfloat16"),
+    ("mmfs-stage2", ["--set", "precision=float16"], "precision is 'float16'; take one of float32, bfloat16"),
     ("mmfs-stage2", ["--set", "structur=1"], "there is no setting 'structur'; there are steps, batch"),
     ("mmfs-stage2", ["--set", "r1=much"], "r1 takes numbers (float), not 'much'"),
     ("mmfs-stage2", ["--set", "augment=blur"], "there is no augmentation 'blur'; take some of colour"),

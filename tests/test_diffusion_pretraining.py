@@ -149,6 +149,11 @@ def test_official_settings_are_the_defaults():
     assert (config.ema_decay, config.beta2, config.ema_ramp) == (0.9999, 0.999, False)
 
 
+def test_float16_is_refused_as_its_loss_is_not_scaled():
+    with pytest.raises(ValueError, match="precision is 'float16'; take one of float32, bfloat16"):
+        PretrainingConfig(steps=1, precision="float16")
+
+
 def test_training_is_a_function_of_the_seed():
     torch.manual_seed(1)
     first = trained()
@@ -403,6 +408,44 @@ def test_the_small_clip_is_for_one_process(folders, tmp_path):
     recipe = RecipeConfig(tmp_path / "clip.safetensors", CPU, Distributed(1, 2))
     with pytest.raises(ValueError, match="compares every picture of a batch.*start one process"):
         diffusion.clip(folders, 32, CONFIG, recipe)
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("npr_oil", "vector_oil"), "'npr_oil' and 'vector_oil' would both be called 'oil'"),
+    (("npr_photo",), "'photos' and 'npr_photo' would both be called 'photo'"),
+    (("水墨",), "'水墨' has no word")])
+def test_classes_that_captions_cannot_tell_apart_are_refused_before_training(folders, tmp_path, names, said):
+    for name in names:
+        shutil.copytree(folders.art / "a_round", folders.art / name)
+    with pytest.raises(ValueError, match=said):
+        diffusion.clip(folders, 32, CONFIG, RecipeConfig(tmp_path / "clip.safetensors", CPU))
+    assert not (tmp_path / "clip.snapshot").exists()
+
+
+@pytest.mark.parametrize("changes", [{"exclude": ("a_rund",)}, {"weights": (("vector_*", 2.0),)}])
+def test_names_that_no_class_of_art_has_are_refused(folders, changes):
+    with pytest.raises(ValueError, match=r"no class of art is called '(a_rund|vector_\*)'; there are a_round, a_square"):
+        replace(folders, **changes).groups(0, 0.5)
+
+
+@pytest.fixture
+def small_clip(monkeypatch):
+    monkeypatch.setattr(diffusion.small_clip, "small_config",
+                        lambda words, px, patch: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=24))
+
+
+def test_a_clip_is_written_though_nothing_is_held_out(folders, tmp_path, small_clip, caplog):
+    recipe = RecipeConfig(tmp_path / "clip.safetensors", CPU)
+    net, accuracy = diffusion.clip(replace(folders, holdout=0), 32, replace(CONFIG, steps=1), recipe)
+    assert accuracy == {} and "no picture is held out" in caplog.text
+    assert load_clip(recipe.out).config == net.config and store.peek(recipe.out).meta == {}
+
+
+def test_a_clip_is_written_before_it_is_measured(folders, tmp_path, small_clip, monkeypatch):
+    monkeypatch.setattr(diffusion.retrieval, "measure", lambda *_: pytest.fail("no memory"))
+    with pytest.raises(pytest.fail.Exception):
+        diffusion.clip(folders, 32, replace(CONFIG, steps=1), RecipeConfig(tmp_path / "clip.safetensors", CPU))
+    load_clip(tmp_path / "clip.safetensors")
 
 
 def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tmp_path, monkeypatch, caplog):

@@ -18,11 +18,13 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import TRAIN_STEPS, add_noise, constant_alpha_bar, linear_alpha_bar
 from ..models.fields import check_fields
 from ..models.graphs import Graphs
-from ..models.precision import PRECISIONS, autocast
+from ..models.precision import autocast
 from ..models.unet import UNet
 from .data import LABELS, Augmentations, ImageDataset, augment, augmentation_draws, to_unit
 from .distributed import SINGLE_PROCESS, Distributed
 from .loop import Hooks, LoopConfig, Run, Step, ema_copy
+
+PRECISIONS = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Folders:
     """Where the pictures lie. art holds a folder for each class. exclude: art classes that no training sees.
 
     holdout: every N-th picture of a folder is held out. weights: (pattern, how often a class of art comes beside the
-    others, which come once), * stands for anything.
+    others, which come once), * stands for anything. Names and patterns that no class has are refused.
     """
     photos: Path
     art: Path | None = None
@@ -38,7 +38,16 @@ class Folders:
     def art_paths(self) -> tuple[list[Path], list[Path]]:
         if self.art is None:
             return [], []
-        return split([p for p in find_pictures(self.art) if p.parent.name not in self.exclude], self.holdout)
+        found = find_pictures(self.art)
+        self.check_names({path.parent.name for path in found})
+        return split([p for p in found if p.parent.name not in self.exclude], self.holdout)
+
+    def check_names(self, classes: set[str]) -> None:
+        """ValueError for a name of `exclude` or a pattern of `weights` that no class has."""
+        unknown = [name for name in self.exclude if name not in classes]
+        unknown += [pattern for pattern, _ in self.weights if not any(fnmatch(name, pattern) for name in classes)]
+        if unknown:
+            raise ValueError(f"no class of art is called {unknown[0][:40]!r}; there are {', '.join(sorted(classes))}")
 
     def groups(self, part: int, photo_share: float) -> list[tuple[list[Path], float]]:
         """(pictures, share of a batch) of the photos and of each class of art: a class weighs the same however many
