@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..models.loading import DEMO
 from ..train import kept
 from ..train.attributes import AttributeConfig
 from ..train.diffusion_pretraining import PRECISIONS, PretrainingConfig
-from ..train.loop import Hooks
+from ..train.loop import Hooks, StoppedTogether
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs, train_osasis
@@ -87,6 +88,10 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     except Stopped as stopped:
         stopped.saved = saved_state(snapshot_of(options))
         raise
+    except StoppedTogether as together:
+        stopped = Stopped(signal.SIGTERM)
+        stopped.saved = saved_state(snapshot_of(options))
+        raise stopped from together
 
 
 def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:

@@ -12,7 +12,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from ..models import rng
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger(f"{__name__}.progress")  # whoever shows the progress otherwise turns it off
+ASKED_EVERY = 5  # steps after which several processes ask each other whether one is to stop: they wait for it
 Losses = Mapping[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -161,26 +162,37 @@ class NonFiniteLoss(ValueError):
     """A loss became NaN or infinite: nothing of that step is saved."""
 
 
+class StoppedTogether(Exception):
+    """Another process of the training was stopped, and all stop at the same step."""
+
+
 def ema_copy(net: Net) -> Net:
     """A frozen copy to be moved by the loop."""
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
 def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks: Hooks = Hooks(),
-          save: Callable[[Run], None] | None = None, broadcast_flag: Callable[[bool], bool] | None = None) -> Run:
+          save: Callable[[Run], None] | None = None, broadcast_flag: Callable[[bool], bool] | None = None,
+          any_flag: Callable[[bool], bool] | None = None) -> Run:
     """Call `step(k, hooks)` for k = run.step .. config.steps - 1. The step updates the nets and returns its losses.
 
     `save` is called every `save_every` steps, at the end, at a time limit, and when a hook, the user or an error stops
     the run (unless in the middle of an update: then the last snapshot is kept). Of several processes, `broadcast_flag`
     makes one answer to "is the time up?" of each one's: it is asked at logged steps only, where they wait for each
-    other anyway, and all stop at the same step. Raises NonFiniteLoss, where losses are logged or saved.
+    other anyway, and all stop at the same step. `any_flag` tells whether any process says yes, see `stop_together`:
+    then nothing stops them within a step, where the others would wait for ever. Raises NonFiniteLoss, where losses are
+    logged or saved.
     """
-    saver, started = _Saver(save, run, hooks.warn), time.monotonic()
+    saver, started, first = _Saver(save, run, hooks.warn), time.monotonic(), run.step
+    within = replace(hooks, check_interrupt=_ignore) if any_flag else hooks
     try:
         while run.step < config.steps:
-            hooks.check_interrupt()
+            if not any_flag:
+                hooks.check_interrupt()
+            elif run.step == first or run.step % ASKED_EVERY == 0:
+                stop_together(hooks.check_interrupt, any_flag)
             with rng.seeded(config.seed, "step", run.step, device=device):
-                losses = step(run.step, hooks)
+                losses = step(run.step, within)
             update_ema(run, config.ema_decay, config.ema_ramp)
             run.step, run.partial = run.step + 1, {}
             saver.unchecked.append((run.step, losses))
@@ -205,6 +217,17 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
     finally:
         saver.close()
     return run
+
+
+def stop_together(check_interrupt: Callable[[], None], any_flag: Callable[[bool], bool]) -> None:
+    """Where the check of any process raises, all raise: what their own check did, or StoppedTogether."""
+    reason: BaseException | None = None
+    try:
+        check_interrupt()
+    except BaseException as error:  # noqa: BLE001 - raised below, once the others know of it
+        reason = error
+    if any_flag(reason is not None):
+        raise reason or StoppedTogether("another process of this training was stopped")
 
 
 def finite(losses: Losses, step: int) -> dict[str, float]:

@@ -45,7 +45,8 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
     distributed, checkpointing = config.distributed, config.checkpointing
     settings = {"training": "training stage"} | decisive(stage.config) | dict(settings)
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
-    broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
+    flags = [functools.partial(flag, device=config.device) if distributed.size > 1 else None
+             for flag in (distributed.broadcast_flag, distributed.any_flag)]
     with (stage.graphs,
           Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session):
         writes = checkpointing.path is not None and distributed.is_main_process
@@ -53,8 +54,7 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
             log.info("%s resumes at step %d", checkpointing.path.name, stage.run.step)
         loop = replace(loop, **session.inherited)
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
-                     session.save if writes else None,
-                     broadcast_flag if distributed.size > 1 else None)
+                     session.save if writes else None, *flags)
 
 
 def decisive(config: GANConfig | PretrainingConfig) -> dict:
