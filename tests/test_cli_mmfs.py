@@ -297,6 +297,26 @@ def test_stage_2_measures_its_distance_to_the_art(atelier):
     assert store.peek(atelier("mmfs-stage2", "--preview-every", "0", out="none")).meta["art_distance"] == []
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), ValueError("one picture")])
+def test_a_preview_and_a_measurement_that_fail_are_warned_of(tmp_path, monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+    t = make("mmfs-stage1")
+    stages.reporter("x", t.stage, tmp_path, 2, fail)(Progress(2, 9, {}))
+    assert f"the measurement at step 2 failed: {error}. The training goes on" in caplog.text
+    assert (tmp_path / "x_000002.jpg").is_file() and "measured_at" not in t.stage.run.loss_history
+    monkeypatch.setattr(stages, "picture_grid", fail)
+    stages.reporter("x", t.stage, tmp_path, 2, lambda: {"distance": 1.0})(Progress(4, 9, {}))
+    assert f"the preview at step 4 failed: {error}" in caplog.text and t.stage.run.loss_history["distance"] == [1.0]
+    assert [path.name for path in tmp_path.glob("*.jpg*")] == ["x_000002.jpg"]
+
+
+def test_a_single_held_out_face_is_not_measured(atelier, inputs, caplog):
+    count = len(list((inputs / "photos").iterdir()))
+    meta = store.peek(atelier("stylegan2", "--preview-every", "1", "--holdout", str(count), out="one")).meta
+    assert meta["faces_distance"] == [] and "it takes 2 and 1 are held out" in caplog.text
+
+
 def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
                                  reason="the extra `train` is not installed: pip install .[train]")

@@ -16,6 +16,7 @@ from oneshot_atelier.models.style import fingerprint, styled
 from oneshot_atelier.models.stylegan2 import StyleGAN2, StyleGAN2Config, random_noise
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import fewshot, losses, source_faces
+from oneshot_atelier.train.data import augment, random_augment, to_bytes, to_unit
 from oneshot_atelier.train.fewshot import FewShotConfig, Reference, tune_mmfs
 from oneshot_atelier.train.loop import Checkpointing, Hooks, snapshot
 from oneshot_atelier.train.presets import MMFS_PRESETS
@@ -283,6 +284,17 @@ def test_a_snapshot_of_before_the_ramp_was_a_setting_goes_on_with_it(tmp_path):
     with pytest.raises(CheckpointError, match="ema_ramp was True and is False now"):
         tuned(config=replace(CONFIG, ema_ramp=True), checkpointing=Checkpointing(tmp_path / "b"))
         tuned(checkpointing=Checkpointing(tmp_path / "b"))
+
+
+def test_photos_are_augmented_a_few_at_a_time_to_the_same_faces(monkeypatch):
+    photos, sizes = to_bytes(tiny.pictures(3, 5)), []
+    rows = torch.arange(8) % 3
+    whole = to_bytes(random_augment(to_unit(photos[rows]), source_faces.OWN_AUGMENTATIONS,
+                                    rng.generator(CONFIG.seed, "augmented faces")))
+    monkeypatch.setattr(source_faces, "AUGMENTED_AT_ONCE", 3)
+    monkeypatch.setattr(source_faces, "augment", lambda x, *given: (sizes.append(len(x)), augment(x, *given))[1])
+    found = Source(networks(), photos, replace(CONFIG, cached_content=11)).photos
+    assert torch.equal(found, torch.cat([photos, whole])) and max(sizes) == 3
 
 
 def test_cancelling_takes_effect_within_one_step():

@@ -121,6 +121,16 @@ def test_losses_are_logged_at_their_cadence_and_at_the_end():
     assert len(run.loss_history["double"]) == 3
 
 
+def test_what_is_measured_after_a_step_is_saved_with_it():
+    saved, run = [], a_run()
+
+    def measure(progress):
+        run.loss_history.setdefault("measured", []).append(float(progress.step))
+    train(run, stepper(run), LoopConfig(4, save_every=2), CPU, Hooks(on_iteration=measure),
+          save=lambda r: saved.append(list(r.loss_history["measured"])))
+    assert saved == [[1, 2], [1, 2, 3, 4]]
+
+
 def test_a_callback_that_raises_stops_after_its_step():
     run = a_run()
 
@@ -196,12 +206,12 @@ def test_what_a_failed_save_left_open_is_saved_when_the_run_is_stopped():
             raise OSError("disk full")
         saved.append(run.step)
 
-    def stop(progress):
-        if progress.step == 2:
+    def stop():
+        if run.step == 2:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(run, stepper(run), LoopConfig(9, save_every=2), CPU, Hooks(on_iteration=stop, warn=[].append), save)
+        train(run, stepper(run), LoopConfig(9, save_every=2), CPU, Hooks(check_interrupt=stop, warn=[].append), save)
     assert saved == [2]
 
 

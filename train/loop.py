@@ -122,7 +122,7 @@ class Hooks:
     """What a training calls. Each may raise to stop it: what was reached is saved, and the exception is raised again.
 
     on_start: once, with the run as it begins or is resumed. on_step: after every optimiser step. on_iteration: after
-    every step of the loop. check_interrupt: before every network call of the loops. warn: what the user should know
+    every step of the loop, before it is saved. check_interrupt: before every network call of the loops. warn: what the user should know
     while the training continues. tell: what the user may like to know.
     """
     on_start: Callable[[Run], None] = _ignore
@@ -204,9 +204,9 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
             values = saver.check() if logged or due else {}
             for name, value in values.items() if logged else ():
                 run.loss_history.setdefault(name, []).append(value)
+            hooks.on_iteration(Progress(run.step, config.steps, values if logged else {}))  # may measure: saved, too
             if due:
                 saver.save(last=out_of_time or run.step == config.steps)
-            hooks.on_iteration(Progress(run.step, config.steps, values if logged else {}))
             if out_of_time:
                 break
     except NonFiniteLoss:
