@@ -18,7 +18,7 @@ from oneshot_atelier.tests import tiny
 from oneshot_atelier.tools import clip_words
 from oneshot_atelier.train import diffusion_pretraining as pretraining
 from oneshot_atelier.train import labels, session
-from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset, read_pictures
+from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset, read_pictures, split
 from oneshot_atelier.train.diffusion_pretraining import Objective, PretrainingConfig
 from oneshot_atelier.train.distributed import SINGLE_PROCESS, Distributed
 from oneshot_atelier.train.gan import GANConfig
@@ -420,6 +420,22 @@ def test_classes_that_captions_cannot_tell_apart_are_refused_before_training(fol
     with pytest.raises(ValueError, match=said):
         diffusion.clip(folders, 32, CONFIG, RecipeConfig(tmp_path / "clip.safetensors", CPU))
     assert not (tmp_path / "clip.snapshot").exists()
+
+
+def test_a_drawing_of_a_photo_in_a_folder_is_held_out_as_its_photo_is(folders, tmp_path):
+    nested, drawings = tmp_path / "nested", tmp_path / "drawn" / "npr_oil"
+    drawings.mkdir(parents=True)
+    for i, path in enumerate(sorted(folders.photos.iterdir())):
+        target = nested / ("a" if i < 3 else "b") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        shutil.copy(path, drawings / f"{target.parent.name}_{path.name}")
+    shutil.copy(path, drawings / "other.png")
+    given = Folders(nested, tmp_path / "drawn", holdout=3)
+    (photos, held), (drawn, drawn_held) = given.photo_paths(), given.art_paths()
+    assert [f"{p.parent.name}_{p.name}" for p in held] == [p.name for p in drawn_held]
+    assert [*(f"{p.parent.name}_{p.name}" for p in photos), "other.png"] == [p.name for p in drawn]
+    assert folders.art_paths() == split(sorted(folders.art.rglob("*.png")), 5), "flat folders are counted as ever"
 
 
 @pytest.mark.parametrize("changes", [{"exclude": ("a_rund",)}, {"weights": (("vector_*", 2.0),)}])

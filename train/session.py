@@ -104,7 +104,8 @@ class Session:
         said = self.inherit(store.peek(found).config or {})
         if not self.ahead:
             return said
-        return (f"{said}{'. ' if said else ''}{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
+        said += ". " if said else ""
+        return (f"{said}{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
                 f"snapshot, of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
 
     def inherit(self, saved: Mapping) -> str:

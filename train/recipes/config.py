@@ -40,7 +40,20 @@ class Folders:
             return [], []
         found = find_pictures(self.art)
         self.check_names({path.parent.name for path in found})
-        return split([p for p in found if p.parent.name not in self.exclude], self.holdout)
+        kept = [path for path in found if path.parent.name not in self.exclude]
+        return self.with_their_photos(*split(kept, self.holdout))
+
+    def with_their_photos(self, trained: list[Path], held_out: list[Path]) -> tuple[list[Path], list[Path]]:
+        """(training, held out) of drawings, those of photos in folders as the photos are: they lie in one folder and
+        are called FOLDER_NAME (see art_folders.render), so that counting them would hold out others."""
+        if not held_out:
+            return trained, held_out
+        held = {"_".join(path.relative_to(self.photos).with_suffix("").parts): part
+                for part, paths in enumerate(self.photo_paths()) for path in paths if path.parent != self.photos}
+        parts: tuple[list[Path], list[Path]] = ([], [])
+        for path, part in sorted([(path, 0) for path in trained] + [(path, 1) for path in held_out]):
+            parts[held.get(path.stem, part)].append(path)
+        return parts
 
     def check_names(self, classes: set[str]) -> None:
         """ValueError for a name of `exclude` or a pattern of `weights` that no class has."""
