@@ -69,7 +69,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
     p.add_argument("--preview-every", type=int, default=1000,
                    help="steps between sample grids and measurements (0: none)")
-    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate (not clip, osasis, attributes): torchrun "
+    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate (not clip, osasis, "
+                   "attributes): torchrun "
                    "--nproc_per_node N PATH/TO/oneshot-atelier/cli train ... --accelerate (on CPUs with --device cpu); "
                    "--minutes is then checked every --log-every steps")
     train_mmfs.add_arguments(p)
@@ -112,8 +113,8 @@ def check_alone(options: argparse.Namespace) -> None:
     if options.minutes and options.model == ATTRIBUTES:
         log.warning("train attributes has no time limit: --minutes is not used")
     elif options.minutes:
-        raise ValueError(f"train {options.model} has no time limit: leave --minutes out, and stop it with Ctrl-C, which "
-                         "saves it; or ask for fewer --steps")
+        raise ValueError(f"train {options.model} has no time limit: leave --minutes out, and stop it with Ctrl-C, "
+                         "which saves it; or ask for fewer --steps")
 
 
 def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:

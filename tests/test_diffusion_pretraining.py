@@ -440,7 +440,7 @@ def test_a_drawing_of_a_photo_in_a_folder_is_held_out_as_its_photo_is(folders, t
 
 @pytest.mark.parametrize("changes", [{"exclude": ("a_rund",)}, {"weights": (("vector_*", 2.0),)}])
 def test_names_that_no_class_of_art_has_are_refused(folders, changes):
-    with pytest.raises(ValueError, match=r"no class of art is called '(a_rund|vector_\*)'; there are a_round, a_square"):
+    with pytest.raises(ValueError, match=r"no class of art is called '(a_rund|vector_\*)'; there are a_round, "):
         replace(folders, **changes).groups(0, 0.5)
 
 

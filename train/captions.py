@@ -106,8 +106,8 @@ def check_classes(classes: Sequence[str], folders: Sequence[str]) -> None:
     for word, folder in zip(classes, folders, strict=True):
         said = tuple(WordTokenizer.words_of(word))
         if not said:
-            raise ValueError(f"the folder {folder[:80]!r} has no word that the CLIP could learn for its class: words are "
-                             "of the letters a to z. Rename it, such as npr_ink")
+            raise ValueError(f"the folder {folder[:80]!r} has no word that the CLIP could learn for its class: words "
+                             "are of the letters a to z. Rename it, such as npr_ink")
         if said in known:
             raise ValueError(f"the folders {known[said][:80]!r} and {folder[:80]!r} would both be called "
                              f"{' '.join(said)!r}, and their captions could not be told apart. Rename one, or leave it "

@@ -122,8 +122,8 @@ class Hooks:
     """What a training calls. Each may raise to stop it: what was reached is saved, and the exception is raised again.
 
     on_start: once, with the run as it begins or is resumed. on_step: after every optimiser step. on_iteration: after
-    every step of the loop, before it is saved. check_interrupt: before every network call of the loops. warn: what the user should know
-    while the training continues. tell: what the user may like to know.
+    every step of the loop, before it is saved. check_interrupt: before every network call of the loops. warn: what the
+    user should know while the training continues. tell: what the user may like to know.
     """
     on_start: Callable[[Run], None] = _ignore
     on_step: Callable[[StepResult], None] = _ignore
