@@ -19,9 +19,11 @@ from ..train.distributed import SINGLE_PROCESS, Distributed, from_accelerator
 @contextmanager
 def processes(options: argparse.Namespace) -> Iterator[tuple[Distributed, torch.device]]:
     """`distributed_and_device`, and the end of what it started."""
-    yield distributed_and_device(options)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    try:
+        yield distributed_and_device(options)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def distributed_and_device(options: argparse.Namespace) -> tuple[Distributed, torch.device]:

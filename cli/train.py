@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,10 @@ import torch
 
 from ..models.checkpoints import store
 from ..models.loading import DEMO
-from ..models.precision import PRECISIONS
 from ..train import kept
 from ..train.attributes import AttributeConfig
-from ..train.diffusion_pretraining import PretrainingConfig
-from ..train.loop import Hooks
+from ..train.diffusion_pretraining import PRECISIONS, PretrainingConfig
+from ..train.loop import Hooks, StoppedTogether
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs, train_osasis
@@ -22,16 +23,20 @@ from .processes import processes
 from .stopping import Stopped, StopSignals
 from .terminal import ProgressBar
 
+log = logging.getLogger(__name__)
 TRAINED = {  # what it makes, and the settings that made the demo models
     "diffae": PretrainingConfig(steps=30_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
-                                decay_from=0.6, warmup=500),
-    "latent": PretrainingConfig(steps=20_000, batch=512, lr=1e-3, weight_decay=1e-2, ema_decay=0.999, decay_from=0.5),
+                                decay_from=0.6, warmup=500, ema_ramp=True),
+    "latent": PretrainingConfig(steps=20_000, batch=512, lr=1e-3, weight_decay=1e-2, ema_decay=0.999, decay_from=0.5,
+                               ema_ramp=True),
     "ddpm": PretrainingConfig(steps=20_000, batch=128, lr=6e-4, weight_decay=1e-3, beta2=0.99, ema_decay=0.9995,
-                              decay_from=0.6, warmup=500),
+                              decay_from=0.6, warmup=500, ema_ramp=True),
     "clip": PretrainingConfig(steps=4_000, batch=384, lr=1e-3, weight_decay=0.1, beta2=0.98, ema_decay=0.999,
-                              decay_from=0.3, warmup=200),
+                              decay_from=0.3, warmup=200, ema_ramp=True),
 }
 ATTRIBUTES = "attributes"
+SAVE_EVERY = 1000
+ALONE = (ATTRIBUTES, train_osasis.OSASIS)  # trained by one process, and to the end
 LABELLED = ("latent", "ddpm")  # see PretrainingConfig.augmentation_labels
 
 
@@ -51,8 +56,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--patch", type=int, help="side of the small CLIP's patches (clip; default: an eighth of --size)")
     for name, kind in (("steps", int), ("batch", int), ("lr", float), ("seed", int)):
         p.add_argument(f"--{name}", type=kind)
-    p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long; run again to resume")
-    p.add_argument("--save-every", type=int, default=1000, help="steps between snapshots (%(default)s)")
+    p.add_argument("--minutes", type=float, default=0.0, help="stop and save after so long (not osasis, attributes); "
+                   "run again to resume")
+    p.add_argument("--save-every", type=int, help=f"steps between snapshots ({SAVE_EVERY}; osasis: "
+                   f"{train_osasis.SAVE_EVERY})")
     p.add_argument("--log-every", type=int, default=200, help="steps between log lines (%(default)s)")
     p.add_argument("--keep", type=int, default=1, help="snapshots to keep: the newest, and earlier ones spread over "
                    "the training, so that fewer --steps can be asked for later (%(default)s)")
@@ -62,7 +69,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
     p.add_argument("--preview-every", type=int, default=1000,
                    help="steps between sample grids and measurements (0: none)")
-    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate (all but clip): torchrun "
+    p.add_argument("--accelerate", action="store_true", help="share the work by Accelerate (not clip, osasis, "
+                   "attributes): torchrun "
                    "--nproc_per_node N PATH/TO/oneshot-atelier/cli train ... --accelerate (on CPUs with --device cpu); "
                    "--minutes is then checked every --log-every steps")
     train_mmfs.add_arguments(p)
@@ -76,17 +84,37 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     others = dict.fromkeys(train_mmfs.STAGES, train_mmfs.train) | {
         ATTRIBUTES: train_attributes, train_osasis.OSASIS: train_osasis.train}
     train = others.get(options.model, train_diffusion)
+    if options.model in ALONE:
+        check_alone(options)
+    save_every = options.save_every
+    if save_every is None:
+        save_every = train_osasis.SAVE_EVERY if options.model == train_osasis.OSASIS else SAVE_EVERY
     try:
         # every step has the same shapes
         with (ProgressBar() as bar, processes(options) as (distributed, device),
               torch.backends.cudnn.flags(enabled=True, benchmark=True)):
-            recipe = RecipeConfig(options.out, device, distributed, options.save_every, options.log_every,
+            recipe = RecipeConfig(options.out, device, distributed, save_every, options.log_every,
                                   options.preview_every, options.minutes, not options.no_resume, options.keep,
                                   Hooks(on_iteration=bar, check_interrupt=signals.check))
             train(options, folders, recipe)
     except Stopped as stopped:
         stopped.saved = saved_state(snapshot_of(options))
         raise
+    except StoppedTogether as together:
+        stopped = Stopped(signal.SIGTERM)
+        stopped.saved = saved_state(snapshot_of(options))
+        raise stopped from together
+
+
+def check_alone(options: argparse.Namespace) -> None:
+    """ValueError for options that these trainings cannot keep to. The classifier is done in about a minute."""
+    if options.accelerate:
+        raise ValueError(f"train {options.model} is for one process: leave --accelerate out")
+    if options.minutes and options.model == ATTRIBUTES:
+        log.warning("train attributes has no time limit: --minutes is not used")
+    elif options.minutes:
+        raise ValueError(f"train {options.model} has no time limit: leave --minutes out, and stop it with Ctrl-C, "
+                         "which saves it; or ask for fewer --steps")
 
 
 def train_diffusion(options: argparse.Namespace, folders: Folders, recipe: RecipeConfig) -> None:

@@ -15,6 +15,7 @@ from .options import from_preset, given
 from .train_mmfs import load_clip
 
 OSASIS = "osasis"
+SAVE_EVERY = 25  # iterations, as in the node: the official fine-tune has 200
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:

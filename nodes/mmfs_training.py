@@ -82,7 +82,11 @@ class MMFSFineTuneOptions(AtelierNode):
                                                 "is faster."),
                 number("palette_weight", "Weight of the palette loss, for pictures only: the result must have the "
                                          "reference's colours. 0: off, as in the official program.", 1000.0, 1.0,
-                       optional=True)],
+                       optional=True),
+                inputs.advanced(io.Boolean.Input(
+                    "ema_ramp", default=DEFAULTS["ema_ramp"], optional=True,
+                    tooltip="A young moving average forgets faster: its decay is (1 + k) / (10 + k) at most. On: for "
+                            "short fine-tunes of small models. Off is official: the decay is constant."))],
             outputs=[sockets.MMFS_TUNE_OPTIONS.Output("options", display_name="options",
                                                       tooltip="For the MMFS fine-tunes.")])
 

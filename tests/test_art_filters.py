@@ -10,6 +10,7 @@ from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import art_filters, art_folders, labels
 from oneshot_atelier.train.art_filters import FILTERS, drawn, flattened, luma
 from oneshot_atelier.train.data import read_picture, to_bytes
+from oneshot_atelier.train.plots import to_picture
 
 ALL = pytest.mark.parametrize("style", FILTERS)
 
@@ -148,3 +149,13 @@ def test_unknown_styles_and_photos_of_one_name_are_refused(photos, tmp_path):
     (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())
     with pytest.raises(ValueError, match="same name but for their ending"):
         art_folders.render(photos, tmp_path / "out", ("ink",))
+
+
+def test_a_truncated_photo_is_left_out_and_named(photos, tmp_path, caplog):
+    whole = sorted(photos.rglob("*.*"))
+    broken = photos / "broken.jpg"
+    to_picture(photo() * 2 - 1).save(broken)
+    broken.write_bytes(broken.read_bytes()[:700])
+    count = art_folders.render(photos, tmp_path / "out", ["ink", "oil"], 32)
+    assert count and not list((tmp_path / "out").rglob("broken*")) and whole
+    assert caplog.text.count("broken.jpg") == 1 and count == 2 * len(list((tmp_path / "out" / "npr_oil").glob("*.jpg")))

@@ -298,6 +298,26 @@ def test_stage_2_measures_its_distance_to_the_art(atelier):
     assert store.peek(atelier("mmfs-stage2", "--preview-every", "0", out="none")).meta["art_distance"] == []
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), ValueError("one picture")])
+def test_a_preview_and_a_measurement_that_fail_are_warned_of(tmp_path, monkeypatch, caplog, error):
+    def fail(*_):
+        raise error
+    t = make("mmfs-stage1")
+    stages.reporter("x", t.stage, tmp_path, 2, fail)(Progress(2, 9, {}))
+    assert f"the measurement at step 2 failed: {error}. The training goes on" in caplog.text
+    assert (tmp_path / "x_000002.jpg").is_file() and "measured_at" not in t.stage.run.loss_history
+    monkeypatch.setattr(stages, "picture_grid", fail)
+    stages.reporter("x", t.stage, tmp_path, 2, lambda: {"distance": 1.0})(Progress(4, 9, {}))
+    assert f"the preview at step 4 failed: {error}" in caplog.text and t.stage.run.loss_history["distance"] == [1.0]
+    assert [path.name for path in tmp_path.glob("*.jpg*")] == ["x_000002.jpg"]
+
+
+def test_a_single_held_out_face_is_not_measured(atelier, inputs, caplog):
+    count = len(list((inputs / "photos").iterdir()))
+    meta = store.peek(atelier("stylegan2", "--preview-every", "1", "--holdout", str(count), out="one")).meta
+    assert meta["faces_distance"] == [] and "it takes 2 and 1 are held out" in caplog.text
+
+
 def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
                                  reason="the extra `train` is not installed: pip install .[train]")
@@ -351,7 +371,7 @@ def test_stage_2_starts_from_both_files_one_of_them_or_from_its_own_result(ateli
 
 @pytest.mark.parametrize("name, further, said", [
     ("mmfs-stage2", ["--batch", "6"], "a batch of 6 cannot be split into the discriminator's groups of 4"),
-    ("mmfs-stage2", ["--precision", "float16"], "precision is 'float16'; take one of float32, bfloat16"),
+    ("mmfs-stage2", ["--set", "precision=float16"], "precision is 'float16'; take one of float32, bfloat16"),
     ("mmfs-stage2", ["--set", "structur=1"], "there is no setting 'structur'; there are steps, batch"),
     ("mmfs-stage2", ["--set", "r1=much"], "r1 takes numbers (float), not 'much'"),
     ("mmfs-stage2", ["--set", "augment=blur"], "there is no augmentation 'blur'; take some of colour"),

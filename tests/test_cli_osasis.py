@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from oneshot_atelier.cli import main
+from oneshot_atelier.cli import main, train_osasis
 from oneshot_atelier.models.loading import load_diffae, load_style
 from oneshot_atelier.models.style import check_osasis_style, fingerprint
 from oneshot_atelier.tests import tiny, tiny_models
@@ -39,9 +39,18 @@ def test_words_become_a_style_file_that_more_steps_go_on_from(train, tmp_path):
     assert load_style(out).settings["iterations"] == 3
 
 
+@pytest.mark.parametrize(("given", "wanted"), [((), 25), (("--save-every", "7"), 7)])
+def test_it_is_saved_before_its_official_200_iterations_are_over(train, monkeypatch, given, wanted):
+    seen = []
+    monkeypatch.setattr(train_osasis.recipes, "words", lambda *given: seen.append(given[-1].save_every))
+    assert train("--text", "drawing", *given) == 0 and seen == [wanted]
+
+
 @pytest.mark.parametrize(("more", "message"), [
     ((), "name the style with --text"), (("--text", "dog"), "does not know 'dog'"),
     (("--text", "drawing", "--preset", "best"), "there is no preset 'best'"),
+    (("--text", "drawing", "--accelerate"), "train osasis is for one process"),
+    (("--text", "drawing", "--minutes", "1"), "train osasis has no time limit: leave --minutes out"),
     (("--text", "drawing", "--text-source", "drawing"), "is the same as the source")])
 def test_what_cannot_be_learned_is_one_line(train, caplog, more, message):
     assert train(*more) == 1

@@ -152,6 +152,20 @@ def test_what_systems_and_tools_leave_beside_pictures_is_passed_over_without_a_w
     assert find_pictures(save(tmp_path / ".mine" / "c.png", gradient(4, 4)).parent), "the folder itself may be hidden"
 
 
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
+    elsewhere = save(tmp_path / "elsewhere" / "class" / "a.png", gradient(4, 4)).parent
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    try:
+        (folder / "first").symlink_to(elsewhere, target_is_directory=True)
+        (folder / "second").symlink_to(elsewhere, target_is_directory=True)
+        (elsewhere / "back").symlink_to(folder, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system has no links for everyone")
+    assert find_pictures(folder) == [folder / "first" / "a.png", folder / "second" / "a.png"]
+
+
+
 @contextlib.contextmanager
 def at_most(seconds):
     """What would wait for ever inside the block fails."""

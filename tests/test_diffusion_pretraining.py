@@ -18,7 +18,7 @@ from oneshot_atelier.tests import tiny
 from oneshot_atelier.tools import clip_words
 from oneshot_atelier.train import diffusion_pretraining as pretraining
 from oneshot_atelier.train import labels, session
-from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset, read_pictures
+from oneshot_atelier.train.data import LABELS, Augmentations, ImageDataset, read_pictures, split
 from oneshot_atelier.train.diffusion_pretraining import Objective, PretrainingConfig
 from oneshot_atelier.train.distributed import SINGLE_PROCESS, Distributed
 from oneshot_atelier.train.gan import GANConfig
@@ -146,7 +146,12 @@ def test_gradients_are_clipped_and_the_rate_is_set(monkeypatch):
 def test_official_settings_are_the_defaults():
     config = PretrainingConfig(steps=1)
     assert (config.lr, config.weight_decay, config.max_grad_norm) == (1e-4, 0, 1.0)
-    assert (config.ema_decay, config.beta2) == (0.9999, 0.999)
+    assert (config.ema_decay, config.beta2, config.ema_ramp) == (0.9999, 0.999, False)
+
+
+def test_float16_is_refused_as_its_loss_is_not_scaled():
+    with pytest.raises(ValueError, match="precision is 'float16'; take one of float32, bfloat16"):
+        PretrainingConfig(steps=1, precision="float16")
 
 
 def test_training_is_a_function_of_the_seed():
@@ -403,6 +408,60 @@ def test_the_small_clip_is_for_one_process(folders, tmp_path):
     recipe = RecipeConfig(tmp_path / "clip.safetensors", CPU, Distributed(1, 2))
     with pytest.raises(ValueError, match="compares every picture of a batch.*start one process"):
         diffusion.clip(folders, 32, CONFIG, recipe)
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("npr_oil", "vector_oil"), "'npr_oil' and 'vector_oil' would both be called 'oil'"),
+    (("npr_photo",), "'photos' and 'npr_photo' would both be called 'photo'"),
+    (("水墨",), "'水墨' has no word")])
+def test_classes_that_captions_cannot_tell_apart_are_refused_before_training(folders, tmp_path, names, said):
+    for name in names:
+        shutil.copytree(folders.art / "a_round", folders.art / name)
+    with pytest.raises(ValueError, match=said):
+        diffusion.clip(folders, 32, CONFIG, RecipeConfig(tmp_path / "clip.safetensors", CPU))
+    assert not (tmp_path / "clip.snapshot").exists()
+
+
+def test_a_drawing_of_a_photo_in_a_folder_is_held_out_as_its_photo_is(folders, tmp_path):
+    nested, drawings = tmp_path / "nested", tmp_path / "drawn" / "npr_oil"
+    drawings.mkdir(parents=True)
+    for i, path in enumerate(sorted(folders.photos.iterdir())):
+        target = nested / ("a" if i < 3 else "b") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        shutil.copy(path, drawings / f"{target.parent.name}_{path.name}")
+    shutil.copy(path, drawings / "other.png")
+    given = Folders(nested, tmp_path / "drawn", holdout=3)
+    (photos, held), (drawn, drawn_held) = given.photo_paths(), given.art_paths()
+    assert [f"{p.parent.name}_{p.name}" for p in held] == [p.name for p in drawn_held]
+    assert [*(f"{p.parent.name}_{p.name}" for p in photos), "other.png"] == [p.name for p in drawn]
+    assert folders.art_paths() == split(sorted(folders.art.rglob("*.png")), 5), "flat folders are counted as ever"
+
+
+@pytest.mark.parametrize("changes", [{"exclude": ("a_rund",)}, {"weights": (("vector_*", 2.0),)}])
+def test_names_that_no_class_of_art_has_are_refused(folders, changes):
+    with pytest.raises(ValueError, match=r"no class of art is called '(a_rund|vector_\*)'; there are a_round, "):
+        replace(folders, **changes).groups(0, 0.5)
+
+
+@pytest.fixture
+def small_clip(monkeypatch):
+    monkeypatch.setattr(diffusion.small_clip, "small_config",
+                        lambda words, px, patch: replace(tiny.CLIP, vocabulary=len(words) + 3, words=words, context=24))
+
+
+def test_a_clip_is_written_though_nothing_is_held_out(folders, tmp_path, small_clip, caplog):
+    recipe = RecipeConfig(tmp_path / "clip.safetensors", CPU)
+    net, accuracy = diffusion.clip(replace(folders, holdout=0), 32, replace(CONFIG, steps=1), recipe)
+    assert accuracy == {} and "no picture is held out" in caplog.text
+    assert load_clip(recipe.out).config == net.config and store.peek(recipe.out).meta == {}
+
+
+def test_a_clip_is_written_before_it_is_measured(folders, tmp_path, small_clip, monkeypatch):
+    monkeypatch.setattr(diffusion.retrieval, "measure", lambda *_: pytest.fail("no memory"))
+    with pytest.raises(pytest.fail.Exception):
+        diffusion.clip(folders, 32, replace(CONFIG, steps=1), RecipeConfig(tmp_path / "clip.safetensors", CPU))
+    load_clip(tmp_path / "clip.safetensors")
 
 
 def test_the_autoencoder_and_its_latent_ddim_are_stored_as_one_model(folders, tmp_path, monkeypatch, caplog):

@@ -119,6 +119,32 @@ def test_processes_without_a_limit_are_not_asked():
           broadcast_flag=lambda late: pytest.fail("nothing to agree on"))
 
 
+# --- stopping ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("told, when, steps", [(0, 3, 5), (1, 3, 5), (1, 5, 5), (0, 0, 0)])
+def test_one_process_that_is_to_stop_stops_all_at_the_same_step(monkeypatch, told, when, steps):
+    """They ask each other at their first step and at every fifth one; nothing stops one of them within a step."""
+    monkeypatch.setattr(loop.rng, "seeded", lambda *_, **__: threading.Lock())  # torch's own is shared by threads
+
+    class Stop(Exception):
+        """As a signal is told."""
+
+    def work(distributed):
+        saved, run = [], Run({}, {})
+
+        def check():
+            if distributed.rank == told and run.step >= when:
+                raise Stop
+
+        def step(k, hooks):
+            hooks.check_interrupt()
+            return {}
+        with pytest.raises(Stop if distributed.rank == told else loop.StoppedTogether):
+            train(run, step, LoopConfig(100), CPU, Hooks(check_interrupt=check), lambda r: saved.append(r.step),
+                  any_flag=lambda answer: distributed.any_flag(answer, CPU))
+        return run.step, saved
+    assert Exchange(2).run(work) == [(steps, [steps] if steps else [])] * 2
+
+
 # --- the same as one process: threads ----------------------------------------------------------------------------
 @pytest.mark.parametrize("name", STAGES)
 def test_the_first_gradients_are_those_of_one_process(name):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from oneshot_atelier.models import rng
-from oneshot_atelier.models.checkpoints import CheckpointError
+from oneshot_atelier.models.checkpoints import CheckpointError, store
 from oneshot_atelier.models.features.encoder import EncoderKeys
 from oneshot_atelier.models.mmfs import MMFS, MapperConfig, MMFSConfig
 from oneshot_atelier.models.rng import seeded
@@ -16,6 +16,7 @@ from oneshot_atelier.models.style import fingerprint, styled
 from oneshot_atelier.models.stylegan2 import StyleGAN2, StyleGAN2Config, random_noise
 from oneshot_atelier.tests import tiny
 from oneshot_atelier.train import fewshot, losses, source_faces
+from oneshot_atelier.train.data import augment, random_augment, to_bytes, to_unit
 from oneshot_atelier.train.fewshot import FewShotConfig, Reference, tune_mmfs
 from oneshot_atelier.train.loop import Checkpointing, Hooks, snapshot
 from oneshot_atelier.train.presets import MMFS_PRESETS
@@ -107,6 +108,7 @@ def test_official_defaults():
     assert (c.structure_weight, c.clip_weight, c.projection_weight) == (0.5, 1.0, 100.0)
     assert (c.structure_norm, c.token_block) == ("mse", 3)
     assert (c.mapper_dropout, c.anchor, c.mean, c.cached_content) == (True, "photo", "batch", 0)
+    assert not c.ema_ramp  # B.2, B.6: it starts as a copy, and its decay is constant
     group = fewshot.start(mmfs(), c).optimizers["decoder"].param_groups[0]
     assert group["lr"] == 2e-4 and group["betas"] == (0.9, 0.999)
 
@@ -115,6 +117,7 @@ def test_presets_are_settings():
     made = {name: FewShotConfig(**fields) for name, fields in MMFS_PRESETS.items()}
     assert made["official"] == FewShotConfig()
     assert (made["paper"].beta1, made["paper"].structure_norm) == (0.99, "frobenius")
+    assert {name for name, config in made.items() if config.ema_ramp} == {"demo", "demo text"}
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -262,6 +265,36 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, photos
     assert seen == [3] and run.step == 4 and tiny.same(state(run), state(whole))
     assert run.loss_history == whole.loss_history
     assert tiny.same(dict(style.decoder), dict(whole_style.decoder)) and style.settings == whole_style.settings
+
+
+def test_a_snapshot_of_before_the_ramp_was_a_setting_goes_on_with_it(tmp_path):
+    """Also when it was saved and resumed once more; that is said, and a new training has what is asked for."""
+    whole, said = state(tuned(config=replace(CONFIG, ema_ramp=True))[1]), []
+    path = tmp_path / "a.snapshot"
+    tuned(config=replace(CONFIG, iterations=1, ema_ramp=True), checkpointing=Checkpointing(path))
+    old = store.load(path)
+    store.save(path, old.tensors, "snapshot", {k: v for k, v in old.config.items() if k != "ema_ramp"}, old.meta,
+               dtype=None)
+    for iterations in (2, 4):
+        style, run = tuned(config=replace(CONFIG, iterations=iterations), checkpointing=Checkpointing(path),
+                           warn=said.append)
+        assert "ema_ramp" not in style.settings
+    assert tiny.same(state(run), whole) and len(said) == 2 and "goes on as it began, with ema_ramp True" in said[0]
+    assert not tiny.same(state(tuned()[1]), whole)
+    with pytest.raises(CheckpointError, match="ema_ramp was True and is False now"):
+        tuned(config=replace(CONFIG, ema_ramp=True), checkpointing=Checkpointing(tmp_path / "b"))
+        tuned(checkpointing=Checkpointing(tmp_path / "b"))
+
+
+def test_photos_are_augmented_a_few_at_a_time_to_the_same_faces(monkeypatch):
+    photos, sizes = to_bytes(tiny.pictures(3, 5)), []
+    rows = torch.arange(8) % 3
+    whole = to_bytes(random_augment(to_unit(photos[rows]), source_faces.OWN_AUGMENTATIONS,
+                                    rng.generator(CONFIG.seed, "augmented faces")))
+    monkeypatch.setattr(source_faces, "AUGMENTED_AT_ONCE", 3)
+    monkeypatch.setattr(source_faces, "augment", lambda x, *given: (sizes.append(len(x)), augment(x, *given))[1])
+    found = Source(networks(), photos, replace(CONFIG, cached_content=11)).photos
+    assert torch.equal(found, torch.cat([photos, whole])) and max(sizes) == 3
 
 
 def test_cancelling_takes_effect_within_one_step():

@@ -76,7 +76,9 @@ def test_the_numbers_of_a_step_depend_on_the_seed_and_the_step_alone():
 
 
 # --- averages ----------------------------------------------------------------------------------------------------
-def test_the_moving_average_has_its_closed_form():
+@pytest.mark.parametrize("ramp", [False, True])
+def test_the_moving_average_has_its_closed_form(ramp):
+    """It starts as a copy; the official one's decay is constant."""
     run = a_run()
     weight = run.nets["net"][0].weight
     expected, start = weight.detach().clone(), weight.detach().clone()
@@ -86,9 +88,9 @@ def test_the_moving_average_has_its_closed_form():
             weight.copy_(start + k + 1)
         return {}
 
-    train(run, step, LoopConfig(30, ema_decay=0.9), CPU)
+    train(run, step, LoopConfig(30, ema_decay=0.9, ema_ramp=ramp), CPU)
     for k in range(30):
-        decay = min(0.9, (1 + k) / (10 + k))
+        decay = min(0.9, (1 + k) / (10 + k)) if ramp else 0.9
         expected = decay * expected + (1 - decay) * (start + k + 1)
     average = run.ema["net"]
     assert torch.allclose(average[0].weight, expected, atol=1e-4)
@@ -118,6 +120,16 @@ def test_losses_are_logged_at_their_cadence_and_at_the_end():
     assert [bool(p.losses) for p in told] == [False, False, True, False, False, True, True]
     assert run.loss_history["loss"] == [p.losses["loss"] for p in told if p.losses]
     assert len(run.loss_history["double"]) == 3
+
+
+def test_what_is_measured_after_a_step_is_saved_with_it():
+    saved, run = [], a_run()
+
+    def measure(progress):
+        run.loss_history.setdefault("measured", []).append(float(progress.step))
+    train(run, stepper(run), LoopConfig(4, save_every=2), CPU, Hooks(on_iteration=measure),
+          save=lambda r: saved.append(list(r.loss_history["measured"])))
+    assert saved == [[1, 2], [1, 2, 3, 4]]
 
 
 def test_a_callback_that_raises_stops_after_its_step():
@@ -195,12 +207,12 @@ def test_what_a_failed_save_left_open_is_saved_when_the_run_is_stopped():
             raise OSError("disk full")
         saved.append(run.step)
 
-    def stop(progress):
-        if progress.step == 2:
+    def stop():
+        if run.step == 2:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(run, stepper(run), LoopConfig(9, save_every=2), CPU, Hooks(on_iteration=stop, warn=[].append), save)
+        train(run, stepper(run), LoopConfig(9, save_every=2), CPU, Hooks(check_interrupt=stop, warn=[].append), save)
     assert saved == [2]
 
 

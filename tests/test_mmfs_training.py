@@ -160,6 +160,7 @@ def test_the_official_settings_are_the_defaults(name):
     wanted = {"mmfs-stage1": (200_000, 1e-3, 0.1, 0.0), "mmfs-stage2": (90_000, 1e-3, 0.1, 0.5),
               "mmfs-mapping": (10_000, 2e-4, 0.99, 0.5), "stylegan2": (25_000, 2e-3, 0.0, 0.9)}[name]
     assert (c.steps, c.lr, c.beta1, c.mixing) == wanted and c.ema_decay == 0.999
+    assert c.ema_ramp == (name == "stylegan2")
     if name != "stylegan2":
         assert (c.batch, c.beta2, c.augment, c.flip) == (8, 0.999, "", False)
         assert (c.pixel_weight, c.feature_weight, c.structure_weight, c.structure_norm) == (1.0, 4.0, 0.5, "mse")

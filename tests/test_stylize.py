@@ -246,7 +246,7 @@ def test_a_signal_ends_the_workers_of_a_film(photos, tmp_path, monkeypatch):
         stylize.stylized(options, StylistConfig(Path("s")), signals)
     assert not started
     signals = StopSignals()
-    monkeypatch.setattr(stylize, "prepare_film", lambda *given: given[-1]())
+    monkeypatch.setattr(stylize, "prepare_film", lambda *given: given[4]())
     with pytest.raises(Stopped):
         stylize.stylized(options, StylistConfig(Path("s")), signals)
     assert len(started) == 2 and all(worker.ended for worker in started)

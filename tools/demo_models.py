@@ -48,14 +48,16 @@ TRAININGS = (
         ART),
     Job("stylegan2", "train stylegan2 --photos {data}/faces --batch 256 --set "
         "r1=1;augment=;ada_target=0.6;ada_kimg=200;flip=yes --out {out}/stylegan2.safetensors", 0.5, 16_000, gpus=2),
-    Job("stage1", f"train mmfs-stage1 {GAN} --source {{out}}/stylegan2.safetensors --out {{out}}/stage1.safetensors",
+    Job("stage1", f"train mmfs-stage1 {GAN} --set ema_ramp=yes --source {{out}}/stylegan2.safetensors "
+        "--out {out}/stage1.safetensors",
         0.03, 4_000, ("stylegan2",)),
     Job("stage2", f"train mmfs-stage2 {GAN} --art {{out}}/art --exclude {HELD_OUT} "
         "--weights vector_*=0.3 --source {out}/stage1.safetensors --stylegan2 {out}/stylegan2.safetensors "
         "--diffae {out}/diffae.safetensors --clip {out}/clip.safetensors --set "
-        "r1=1;structure_weight=0.25;augment=colour,translation,cutout;flip=yes --out {out}/stage2.safetensors",
+        "r1=1;structure_weight=0.25;augment=colour,translation,cutout;flip=yes;ema_ramp=yes "
+        "--out {out}/stage2.safetensors",
         0.6, 36_000, ("stage1", "clip", "latent", *ART)),
-    Job("mapping", f"train mmfs-mapping {GAN} --lr 5e-4 --source {{out}}/stage2.safetensors "
+    Job("mapping", f"train mmfs-mapping {GAN} --lr 5e-4 --set ema_ramp=yes --source {{out}}/stage2.safetensors "
         "--clip {out}/clip.safetensors --no-discriminator --out {out}/mmfs.safetensors", 0.03, 6_000, ("stage2",)),
 )
 JOBS = DRAWINGS + TRAININGS

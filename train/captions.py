@@ -99,6 +99,22 @@ def class_word(folder: str) -> str:
     return folder.split("_", 1)[-1].replace("-", " ").replace("_", " ")
 
 
+def check_classes(classes: Sequence[str], folders: Sequence[str]) -> None:
+    """ValueError for a class without a word that captions can hold, and for two of the same words; it names their
+    folders."""
+    known: dict[tuple[str, ...], str] = {}
+    for word, folder in zip(classes, folders, strict=True):
+        said = tuple(WordTokenizer.words_of(word))
+        if not said:
+            raise ValueError(f"the folder {folder[:80]!r} has no word that the CLIP could learn for its class: words "
+                             "are of the letters a to z. Rename it, such as npr_ink")
+        if said in known:
+            raise ValueError(f"the folders {known[said][:80]!r} and {folder[:80]!r} would both be called "
+                             f"{' '.join(said)!r}, and their captions could not be told apart. Rename one, or leave it "
+                             "out (--exclude)")
+        known[said] = folder
+
+
 def caption(word: str, mood: str = "", template: str = "{}", *phrases: str) -> str:
     return " ".join((template.format(f"{mood} {word}".strip()), *phrases)).strip()
 

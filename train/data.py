@@ -5,6 +5,7 @@ The sets that the small models are trained on fit into memory: an `ImageDataset`
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -42,12 +43,28 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def all_under(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Files and folders under a folder, hidden ones left out. Links are followed, but not into a folder of `above`."""
+    real = folder.resolve()
+    if real in above or not folder.is_dir():
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = [(folder / entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)]
+    except PermissionError as error:
+        log.warning("%s cannot be read and is left out: %s", folder, error)
+        return
+    for path, is_folder in found:
+        yield path
+        if is_folder:
+            yield from all_under(path, (*above, real))
+
+
 def picture_files(folder: Path) -> list[Path]:
-    """All files under a folder that are called as pictures are, sorted. Not one of them is opened. FileNotFoundError if
-    there is none."""
+    """All files under a folder that are called as pictures are, sorted, linked folders included. Not one of them is
+    opened. FileNotFoundError if there is none."""
     folder = Path(folder)
-    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-                   and not any(is_hidden(part) for part in path.relative_to(folder).parts))
+    named = sorted(path for path in all_under(folder) if path.suffix.lower() in SUFFIXES)
     if not named:
         raise FileNotFoundError(f"no picture (png, jpg, webp, bmp) under {folder}: name a folder that holds some")
     return named

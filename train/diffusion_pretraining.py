@@ -18,11 +18,13 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import TRAIN_STEPS, add_noise, constant_alpha_bar, linear_alpha_bar
 from ..models.fields import check_fields
 from ..models.graphs import Graphs
-from ..models.precision import PRECISIONS, autocast
+from ..models.precision import autocast
 from ..models.unet import UNet
 from .data import LABELS, Augmentations, ImageDataset, augment, augmentation_draws, to_unit
 from .distributed import SINGLE_PROCESS, Distributed
 from .loop import Hooks, LoopConfig, Run, Step, ema_copy
+
+PRECISIONS = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class PretrainingConfig:
     decay_from: share of the run after which the rate falls linearly to zero. augmentation_labels: the network is told
     how a picture was augmented while it learns, and of no augmentation in sampling, so that its samples have none
     (Karras et al. 2022). The DDPM and the latent DDIM need that; an autoencoder's z holds the augmentation.
+    ema_ramp: see loop.update_ema; not official.
     """
     steps: int
     batch: int = 64
@@ -49,6 +52,7 @@ class PretrainingConfig:
     dropout: float = 0.0
     augmentations: Augmentations = Augmentations(0, 0, 0)
     augmentation_labels: bool = False
+    ema_ramp: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, at_least_1=("steps", "batch"), below_1=("beta2", "ema_decay", "dropout"))
@@ -56,7 +60,7 @@ class PretrainingConfig:
             raise ValueError(f"precision is {self.precision[:40]!r}; take one of {', '.join(PRECISIONS)}")
 
     def loop(self, save_every: int = 0, log_every: int = 1, minutes: float = 0.0) -> LoopConfig:
-        return LoopConfig(self.steps, self.seed, save_every, log_every, self.ema_decay, minutes)
+        return LoopConfig(self.steps, self.seed, save_every, log_every, self.ema_decay, minutes, self.ema_ramp)
 
 
 @dataclass(frozen=True)

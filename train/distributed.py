@@ -57,6 +57,10 @@ class Distributed:
         """The main process's answer, on every process; all must ask at the same step."""
         return bool(self.mean(torch.tensor(float(answer and self.is_main_process), device=device)) > 0)
 
+    def any_flag(self, answer: bool, device: torch.device) -> bool:
+        """Does any process answer yes? All must ask at the same step."""
+        return bool(self.mean(torch.tensor(float(answer), device=device)) > 0)
+
 
 SINGLE_PROCESS = Distributed()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,9 @@ class FewShotConfig:
     varies with the mapping's dropout (official). anchor: the text that stands for photos. mean: where the photos' mean
     embedding is taken, of the "batch" (official; a batch below 4 takes "all") or of "all" faces. cached_content: 0
     takes the photos as they are, or new samples in every step (official); N prepares N faces once: samples, or the
-    photos and random augmentations of them. ema_decay: of the moving average, which is the result. micro_batch: rows a
-    forward, 0 for all; changes memory, not the result. precision: on a GPU.
+    photos and random augmentations of them. ema_decay: of the moving average, which is the result; ema_ramp: of a young
+    run less, for short runs of small models (loop.update_ema; not official). micro_batch: rows a forward, 0 for all;
+    changes memory, not the result. precision: on a GPU.
     """
     iterations: int = 200
     batch: int = 8
@@ -69,6 +70,7 @@ class FewShotConfig:
     precision: str = "float32"
     seed: int = 0
     palette_weight: float = 0.0
+    ema_ramp: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("structure_norm", losses.STRUCTURE_NORMS), ("mean", MEANS), ("precision", PRECISIONS)):
@@ -200,7 +202,8 @@ def fine_tune(trainer: Trainer, run: Run, save_every: int = 0, hooks: Hooks = Ho
               save: Callable[[Run], None] | None = None) -> Run:
     """Train from run.step to config.iterations."""
     config = trainer.config
-    loop = LoopConfig(config.iterations, config.seed, save_every, ema_decay=config.ema_decay)
+    loop = LoopConfig(config.iterations, config.seed, save_every, ema_decay=config.ema_decay,
+                      ema_ramp=config.ema_ramp)
 
     def step(k: int, hooks: Hooks) -> Mapping[str, Tensor]:
         if not run.partial:
@@ -358,7 +361,8 @@ def tune_mmfs(nets: FaceNetworks, reference: Reference, photos: Tensor | Samples
 
     def work(hooks: Hooks, save: Callable[[Run], None] | None) -> Run:
         source = Source(nets, photos, config, hooks, known)
-        return fine_tune(Trainer(nets, features, source, config, reference), run, checkpointing.every, hooks, save)
+        trainer = Trainer(nets, features, source, replace(config, **session.inherited), reference)
+        return fine_tune(trainer, run, checkpointing.every, hooks, save)
 
     with Session.open(run, describe(nets, reference, photos, config), checkpointing, hooks) as session:
         settings = session.train(work, config.iterations, next(net.parameters()).device, hooks)

@@ -38,7 +38,7 @@ class GANConfig:
     pixel_weight, feature_weight: of the L1 and the discriminator-feature loss of Stage I and the CLIP mapping. augment:
     of what D takes, names of augment.POLICIES, separated by commas. ema_decay: of the generator's moving average.
     ada_target: mean sign of D on real pictures that adaptive augmentation holds (0.6 officially), 0 for none. ada_kimg:
-    thousands of pictures in which its probability could go from 0 to 1.
+    thousands of pictures in which its probability could go from 0 to 1. ema_ramp: see loop.update_ema; not official.
     """
     steps: int = 90_000
     batch: int = 8
@@ -60,6 +60,7 @@ class GANConfig:
     seed: int = 0
     ada_target: float = 0.0
     ada_kimg: int = 500
+    ema_ramp: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, at_least_1=("steps", "batch", "r1_every", "ada_kimg"),
@@ -72,11 +73,11 @@ class GANConfig:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(choices)}")
 
     def loop(self, save_every: int = 0, log_every: int = 1, minutes: float = 0.0) -> LoopConfig:
-        return LoopConfig(self.steps, self.seed, save_every, log_every, self.ema_decay, minutes)
+        return LoopConfig(self.steps, self.seed, save_every, log_every, self.ema_decay, minutes, self.ema_ramp)
 
 
 STYLEGAN2 = GANConfig(steps=25_000, batch=32, lr=2e-3, beta1=0.0, beta2=0.99, ema_decay=0.999, mixing=0.9,
-                      d_weight=1.0, structure_weight=0.0, augment="colour,translation,cutout", flip=True)
+                      d_weight=1.0, structure_weight=0.0, augment="colour,translation,cutout", flip=True, ema_ramp=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from ..models import rng
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger(f"{__name__}.progress")  # whoever shows the progress otherwise turns it off
 LOSS_HISTORY = "loss_history"  # in a snapshot
+ASKED_EVERY = 5  # steps after which several processes ask each other whether one is to stop: they wait for it
 Losses = Mapping[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -69,7 +70,8 @@ def total(losses: Mapping[str, Tensor]) -> Tensor:
 class LoopConfig:
     """steps: in all. save_every, log_every: in steps; save_every 0 saves at the end and when the run is stopped only.
 
-    ema_decay: of the moving average. minutes: stop (and save) after so long, 0 for no limit.
+    ema_decay: of the moving average; ema_ramp: of a young run less, see `update_ema`. minutes: stop (and save) after so
+    long, 0 for no limit.
     """
     steps: int
     seed: int = 0
@@ -77,6 +79,7 @@ class LoopConfig:
     log_every: int = 1
     ema_decay: float = 0.0
     minutes: float = 0.0
+    ema_ramp: bool = False
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -120,8 +123,8 @@ class Hooks:
     """What a training calls. Each may raise to stop it: what was reached is saved, and the exception is raised again.
 
     on_start: once, with the run as it begins or is resumed. on_step: after every optimiser step. on_iteration: after
-    every step of the loop. check_interrupt: before every network call of the loops. warn: what the user should know
-    while the training continues. tell: what the user may like to know.
+    every step of the loop, before it is saved. check_interrupt: before every network call of the loops. warn: what the
+    user should know while the training continues. tell: what the user may like to know.
     """
     on_start: Callable[[Run], None] = _ignore
     on_step: Callable[[StepResult], None] = _ignore
@@ -160,27 +163,38 @@ class NonFiniteLoss(ValueError):
     """A loss became NaN or infinite: nothing of that step is saved."""
 
 
+class StoppedTogether(Exception):
+    """Another process of the training was stopped, and all stop at the same step."""
+
+
 def ema_copy(net: Net) -> Net:
     """A frozen copy to be moved by the loop."""
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
 def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks: Hooks = Hooks(),
-          save: Callable[[Run], None] | None = None, broadcast_flag: Callable[[bool], bool] | None = None) -> Run:
+          save: Callable[[Run], None] | None = None, broadcast_flag: Callable[[bool], bool] | None = None,
+          any_flag: Callable[[bool], bool] | None = None) -> Run:
     """Call `step(k, hooks)` for k = run.step .. config.steps - 1. The step updates the nets and returns its losses.
 
     `save` is called every `save_every` steps, at the end, at a time limit, and when a hook, the user or an error stops
     the run (unless in the middle of an update: then the last snapshot is kept). Of several processes, `broadcast_flag`
     makes one answer to "is the time up?" of each one's: it is asked at logged steps only, where they wait for each
-    other anyway, and all stop at the same step. Raises NonFiniteLoss, where losses are logged or saved.
+    other anyway, and all stop at the same step. `any_flag` tells whether any process says yes, see `stop_together`:
+    then nothing stops them within a step, where the others would wait for ever. Raises NonFiniteLoss, where losses are
+    logged or saved.
     """
-    saver, started = _Saver(save, run, hooks.warn), time.monotonic()
+    saver, started, first = _Saver(save, run, hooks.warn), time.monotonic(), run.step
+    within = replace(hooks, check_interrupt=_ignore) if any_flag else hooks
     try:
         while run.step < config.steps:
-            hooks.check_interrupt()
+            if not any_flag:
+                hooks.check_interrupt()
+            elif run.step == first or run.step % ASKED_EVERY == 0:
+                stop_together(hooks.check_interrupt, any_flag)
             with rng.seeded(config.seed, "step", run.step, device=device):
-                losses = step(run.step, hooks)
-            update_ema(run, config.ema_decay)
+                losses = step(run.step, within)
+            update_ema(run, config.ema_decay, config.ema_ramp)
             run.step, run.partial = run.step + 1, {}
             saver.unchecked.append((run.step, losses))
             logged = run.step % config.log_every == 0 or run.step == config.steps
@@ -191,9 +205,9 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
             values = saver.check() if logged or due else {}
             for name, value in values.items() if logged else ():
                 run.loss_history.setdefault(name, []).append(value)
+            hooks.on_iteration(Progress(run.step, config.steps, values if logged else {}))  # may measure: saved, too
             if due:
                 saver.save(last=out_of_time or run.step == config.steps)
-            hooks.on_iteration(Progress(run.step, config.steps, values if logged else {}))
             if out_of_time:
                 break
     except NonFiniteLoss:
@@ -204,6 +218,17 @@ def train(run: Run, step: Step, config: LoopConfig, device: torch.device, hooks:
     finally:
         saver.close()
     return run
+
+
+def stop_together(check_interrupt: Callable[[], None], any_flag: Callable[[bool], bool]) -> None:
+    """Where the check of any process raises, all raise: what their own check did, or StoppedTogether."""
+    reason: BaseException | None = None
+    try:
+        check_interrupt()
+    except BaseException as error:  # noqa: BLE001 - raised below, once the others know of it
+        reason = error
+    if any_flag(reason is not None):
+        raise reason or StoppedTogether("another process of this training was stopped")
 
 
 def finite(losses: Losses, step: int) -> dict[str, float]:
@@ -271,9 +296,9 @@ class _Saver:
 
 
 @torch.no_grad()
-def update_ema(run: Run, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * net; a young run forgets faster: decay <= (1 + k) / (10 + k)."""
-    weight = 1 - min(decay, (1 + run.step) / (10 + run.step))
+def update_ema(run: Run, decay: float, ramp: bool = False) -> None:
+    """ema <- decay * ema + (1 - decay) * net. With the ramp a young run forgets faster: decay <= (1 + k) / (10 + k)."""
+    weight = 1 - (min(decay, (1 + run.step) / (10 + run.step)) if ramp else decay)
     for name, ema in run.ema.items():
         # torch's stubs leave the _foreach functions out
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

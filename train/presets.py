@@ -10,7 +10,8 @@ OSASIS_PRESETS: dict[str, dict] = {  # of OSASISConfig
              "style_spn_weight": 0.1},
     "demo": {"cached_content": 8, "forward_steps": 20, "latent_steps": 50, "style_spn_weight": 0.1},
 }
-_DEMO = {"iterations": 25, "batch": 4, "lr": 1e-3, "cached_content": 64}  # MMFS's demo models, on a CPU
+# MMFS's demo models, on a CPU
+_DEMO = {"iterations": 25, "batch": 4, "lr": 1e-3, "cached_content": 64, "ema_ramp": True}
 MMFS_PRESETS: dict[str, dict] = {  # of FewShotConfig
     "official": {},
     "paper": {"beta1": 0.99, "structure_weight": 1.0, "structure_norm": "frobenius"},  # docs/mmfs.md B.9

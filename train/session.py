@@ -39,6 +39,8 @@ ADDED = {"solver": "ddim", "augmentation_labels": False, "ada_target": 0.0, "ada
          "dropout": 0.0, "art_weights": ""}
 # what snapshots of version 0.2.0 do not tell: taken to be as it is now
 UNTOLD = {"diffusion pretraining": ("model", "photo_files", "art")}
+# as ADDED, but such a snapshot goes on with this, whatever is asked for
+INHERITED = {"ema_ramp": True}
 PICTURE_SETS = ("photos", "photo_files", "faces", "art")  # may change if the user asks for it
 MEANINGS = {"model": "the model it starts from", "clip_network": "the CLIP",
             "perceptual_network": "the perceptual network",
@@ -56,6 +58,7 @@ class Session:
     """A run, what decides its result, where it is saved, and its last predictions, [-1, 1].
 
     ahead: the step of the newest snapshot, if the run was resumed from an earlier one: then the newest one stays.
+    inherited: settings of INHERITED that the snapshot is too old to have: they replace those of the configuration.
     """
     run: Run
     settings: dict
@@ -64,6 +67,7 @@ class Session:
     ahead: int = 0
     begins: bool = False  # and has saved nothing yet
     warn: Callable[[str], None] = log.warning
+    inherited: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -101,10 +105,21 @@ class Session:
         if path is None or found is None:
             return ""
         self.last = restored(self.run, found)
+        said = self.inherit(store.peek(found).config or {})
         if not self.ahead:
-            return ""
-        return (f"{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
+            return said
+        said += ". " if said else ""
+        return (f"{said}{path.name} has {self.ahead} iterations, more than the {end} that are asked for: an earlier "
                 f"snapshot, of iteration {self.run.step}, is taken instead. {path.name} stays as it is")
+
+    def inherit(self, saved: Mapping) -> str:
+        """Leave out the settings of INHERITED that a resumed snapshot does not have, so that it goes on as it began,
+        also later. What the user should know of it, or ""."""
+        asked = self.settings
+        self.inherited = {name: value for name, value in INHERITED.items() if name in asked and name not in saved}
+        self.settings = {name: value for name, value in asked.items() if name not in self.inherited}
+        return ", ".join(f"the snapshot is of an earlier version and goes on as it began, with {name} {value}"
+                         for name, value in self.inherited.items() if asked[name] != value)
 
     def train(self, work: Callable[[Hooks, Callable[[Run], None] | None], Run], steps: int, device: torch.device,
               hooks: Hooks = Hooks()) -> dict:
@@ -316,7 +331,8 @@ def hash_of_network(net: Weighted, dtype: torch.dtype | None = torch.float16) ->
 def difference(saved: Mapping, now: Mapping, free: Sequence[str] = ()) -> str | None:
     """The first setting in which two sessions differ, as text; None if they are the same but for FREE_FIELDS, those in
     `free` and those in UNTOLD."""
-    saved, untold = {**ADDED, **saved}, UNTOLD.get(str(now.get("training")), ())
+    saved = {**{name: now[name] for name in INHERITED if name in now}, **ADDED, **saved}
+    untold = UNTOLD.get(str(now.get("training")), ())
     if saved.get("training") != now.get("training"):
         return f"it was another kind of training ({str(saved.get('training') or 'unknown')[:40]})"
     for name in [n for n in now if n not in (*FREE_FIELDS, *free) and (n in saved or n not in untold)]:

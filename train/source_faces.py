@@ -17,12 +17,13 @@ from ..models.features.protocols import StructureNet
 from ..models.mmfs import MMFS
 from ..models.precision import autocast
 from ..models.stylegan2 import StyleGAN2, random_noise
-from .data import Augmentations, random_augment, to_bytes, to_unit
+from .data import Augmentations, augment, augmentation_draws, to_bytes, to_unit
 from .loop import Hooks
 from .session import hash_of_network
 
 MEAN_FACES = 64
 CACHE_BYTES = 1 << 29
+AUGMENTED_AT_ONCE = 64
 # of the user's photos, where more are asked for
 OWN_AUGMENTATIONS = Augmentations(degrees=5, scale=0.05, shift=0.05, colour=0.5)
 
@@ -204,9 +205,12 @@ class Source:
         if len(photos) >= count:
             return photos
         rows = torch.arange(count - len(photos)) % len(photos)
-        augmented = random_augment(to_unit(photos[rows].cpu()), OWN_AUGMENTATIONS,
-                                   rng.generator(self.seed, "augmented faces"))
-        return torch.cat([photos.cpu(), to_bytes(augmented)])
+        draws = augmentation_draws(len(rows), OWN_AUGMENTATIONS, rng.generator(self.seed, "augmented faces"))
+        photos, augmented = photos.cpu(), []
+        for part in torch.arange(len(rows)).split(AUGMENTED_AT_ONCE):  # all of them, in float32, would be gigabytes
+            self.hooks.check_interrupt()
+            augmented.append(to_bytes(augment(to_unit(photos[rows[part]]), OWN_AUGMENTATIONS, draws.of(part))))
+        return torch.cat([photos, *augmented])
 
 
 def check_photos(net: MMFS, photos: Tensor | Samples) -> None:

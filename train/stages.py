@@ -4,13 +4,15 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..models.whole_files import whole_file
 from .contrast import watched
 from .diffusion_pretraining import PretrainingConfig
 from .distributed import SINGLE_PROCESS, Distributed
@@ -45,15 +47,16 @@ def run_stage(stage: TrainingStage, settings: Mapping, config: RunConfig, hooks:
     distributed, checkpointing = config.distributed, config.checkpointing
     settings = {"training": "training stage"} | decisive(stage.config) | dict(settings)
     loop = stage.config.loop(checkpointing.every, config.log_every, config.minutes)
-    broadcast_flag = functools.partial(distributed.broadcast_flag, device=config.device)
+    flags = [functools.partial(flag, device=config.device) if distributed.size > 1 else None
+             for flag in (distributed.broadcast_flag, distributed.any_flag)]
     with (stage.graphs,
           Session.open(stage.run, settings, checkpointing, hooks, distributed.is_main_process) as session):
         writes = checkpointing.path is not None and distributed.is_main_process
         if checkpointing.path is not None and writes and stage.run.step:
             log.info("%s resumes at step %d", checkpointing.path.name, stage.run.step)
+        loop = replace(loop, **session.inherited)
         return train(stage.run, stage.step, loop, config.device, watched(hooks, config.log_every),
-                     session.save if writes else None,
-                     broadcast_flag if distributed.size > 1 else None)
+                     session.save if writes else None, *flags)
 
 
 def decisive(config: GANConfig | PretrainingConfig) -> dict:
@@ -66,7 +69,7 @@ def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every:
              measure: Callable[[], Mapping[str, float]] | None = None) -> Callable[[Progress], None]:
     """An `on_iteration` that logs the losses, and how many pictures a second were trained on. Every `every` steps it
     writes a grid of the preview into `folder`, takes measurements into the run's history, and adds all of it to
-    TensorBoard's event files there (if it is installed)."""
+    TensorBoard's event files there (if it is installed). What of it fails is warned of: the training goes on."""
     @functools.cache
     def writer() -> SummaryWriter | None:  # first asked for after a step: before, the run may still be refused
         return tensorboard(folder, stage.run.step) if folder else None
@@ -78,11 +81,11 @@ def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every:
         if numbers:  # they have been read from the device, so the steps are done
             numbers |= pace(progress.step)
         if every and (progress.step % every == 0 or progress.step == progress.steps):
-            grid = picture_grid(stage.preview())
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-                grid.save(folder / f"{name}_{progress.step:06d}.jpg", quality=90)
-            measured = dict(measure()) if measure else {}
+            measured: dict[str, float] = {}
+            with warned(f"the preview at step {progress.step}"):
+                write_preview(stage, folder / f"{name}_{progress.step:06d}.jpg" if folder else None)
+            with warned(f"the measurement at step {progress.step}"):
+                measured |= measure() if measure else {}
             for key, value in ({"measured_at": float(progress.step)} | measured).items() if measured else ():
                 stage.run.loss_history.setdefault(key, []).append(value)
             numbers |= measured
@@ -94,6 +97,23 @@ def reporter(name: str, stage: TrainingStage, folder: Path | None = None, every:
         if numbers:
             pace.begin(progress.step)
     return report
+
+
+@contextmanager
+def warned(what: str) -> Iterator[None]:
+    """What is shown of a training beside it: where it fails, that is warned of."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        log.warning("%s failed: %s. The training goes on", what, error)
+
+
+def write_preview(stage: TrainingStage, target: Path | None) -> None:
+    """A grid of the stage's preview; where nothing is written, it is made all the same."""
+    grid = picture_grid(stage.preview())
+    if target is not None:
+        with whole_file(target) as file:
+            grid.save(file, "JPEG", quality=90)
 
 
 class Pace:

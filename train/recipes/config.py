@@ -28,7 +28,7 @@ class Folders:
     """Where the pictures lie. art holds a folder for each class. exclude: art classes that no training sees.
 
     holdout: every N-th picture of a folder is held out. weights: (pattern, how often a class of art comes beside the
-    others, which come once), * stands for anything.
+    others, which come once), * stands for anything. Names and patterns that no class has are refused.
     """
     photos: Path
     art: Path | None = None
@@ -42,7 +42,29 @@ class Folders:
     def art_paths(self) -> tuple[list[Path], list[Path]]:
         if self.art is None:
             return [], []
-        return split([p for p in find_pictures(self.art) if p.parent.name not in self.exclude], self.holdout)
+        found = find_pictures(self.art)
+        self.check_names({path.parent.name for path in found})
+        kept = [path for path in found if path.parent.name not in self.exclude]
+        return self.with_their_photos(*split(kept, self.holdout))
+
+    def with_their_photos(self, trained: list[Path], held_out: list[Path]) -> tuple[list[Path], list[Path]]:
+        """(training, held out) of drawings, those of photos in folders as the photos are: they lie in one folder and
+        are called FOLDER_NAME (see art_folders.render), so that counting them would hold out others."""
+        if not held_out:
+            return trained, held_out
+        held = {"_".join(path.relative_to(self.photos).with_suffix("").parts): part
+                for part, paths in enumerate(self.photo_paths()) for path in paths if path.parent != self.photos}
+        parts: tuple[list[Path], list[Path]] = ([], [])
+        for path, part in sorted([(path, 0) for path in trained] + [(path, 1) for path in held_out]):
+            parts[held.get(path.stem, part)].append(path)
+        return parts
+
+    def check_names(self, classes: set[str]) -> None:
+        """ValueError for a name of `exclude` or a pattern of `weights` that no class has."""
+        unknown = [name for name in self.exclude if name not in classes]
+        unknown += [pattern for pattern, _ in self.weights if not any(fnmatch(name, pattern) for name in classes)]
+        if unknown:
+            raise ValueError(f"no class of art is called {unknown[0][:40]!r}; there are {', '.join(sorted(classes))}")
 
     def groups(self, part: int, photo_share: float) -> list[tuple[list[Path], float]]:
         """(pictures, share of a batch) of the photos and of each class of art: a class weighs the same however many

@@ -5,6 +5,7 @@ snapshot if there is one. The card in models/demo says what was trained with whi
 """
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -136,12 +137,14 @@ def ddpm(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
 
 
 def clip_classes(folders: Folders) -> tuple[tuple[str, ...], Callable[[Path], int]]:
-    """("photo", one word for each art folder) and the label of a path. ValueError without a folder of art."""
+    """("photo", one word for each art folder) and the label of a path. ValueError without a folder of art, and for
+    folders that captions cannot tell apart: without a word, or with one that another folder has."""
     art = folders.art
     if art is None:
         raise ValueError("the small CLIP learns from photos and art; give it a folder of art")
     names = sorted({p.parent.name for p in find_pictures(art)} - set(folders.exclude))
     classes = ("photo", *(captions.class_word(n) for n in names))
+    captions.check_classes(classes, (folders.photos.name, *names))
 
     def label(path: Path) -> int:
         return 1 + names.index(path.parent.name) if path.is_relative_to(art) else 0
@@ -150,8 +153,8 @@ def clip_classes(folders: Folders) -> tuple[tuple[str, ...], Callable[[Path], in
 
 def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeConfig,
          patch: int | None = None) -> tuple[Clip, dict[str, float]]:
-    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures. patch: see
-    small_config. ValueError for several processes: the loss compares all pictures of a batch."""
+    """Train the small CLIP on photos and art. Returns it and its zero-shot accuracy on held-out pictures, if there
+    are such. patch: see small_config. ValueError for several processes: the loss compares all pictures of a batch."""
     if recipe.distributed.size > 1:
         raise ValueError("the CLIP's loss compares every picture of a batch with every other, which one process must "
                          "hold: start one process")
@@ -166,12 +169,17 @@ def clip(folders: Folders, px: int, config: PretrainingConfig, recipe: RecipeCon
     run = pretraining.start(net, config)
     trained(run, objective, config, recipe, about, lambda: objective.batch(0)[0][:16])
     net = averaged(run, Clip).eval()
+    write = functools.partial(store.save, recipe.out, net.net.state_dict(), "clip", asdict(net.config),
+                              dtype=torch.float16)
+    write(meta={})
+    if not any(paths for paths, _ in held_out):
+        log.warning("no picture is held out: how well the CLIP knows pictures of its classes is not measured")
+        return net, {}
     found = retrieval.measure(net, held_out, texts, class_of)
     accuracy = found.pop("zero-shot")
     log.info("zero-shot accuracy on held-out pictures: %s", accuracy)
     log.info("retrieval on held-out pictures: %s", found)
-    meta = {"zero_shot": accuracy, "retrieval": found}
-    store.save(recipe.out, net.net.state_dict(), "clip", asdict(net.config), meta, torch.float16)
+    write(meta={"zero_shot": accuracy, "retrieval": found})
     return net, accuracy
 
 

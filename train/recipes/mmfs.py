@@ -6,6 +6,7 @@ OUT.snapshot beside it, from which it resumes.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from ..loop import Net
 from ..stream import ImageStream, StreamConfig
 from .config import Folders, RecipeConfig, measured
 
+log = logging.getLogger(__name__)
+LEAST_MEASURED = 2  # held-out faces whose distribution is compared
 SMALL_MAPPER = MapperConfig(layers=4, hidden=384)
 # measurements of a stage as it stands, from held-out photos (B, 3, px, px) and the artistic set's files
 StageMeasure = Callable[[TrainingStage, Tensor, list[Path]], dict[str, float]]
@@ -51,7 +54,11 @@ def stylegan2(folders: Folders, config: GANConfig, recipe: RecipeConfig, px: int
     with photo_stream(folders, px, config, recipe, shape.mbstd_group_size) as photos:
         about = {"model": g, "discriminator": d, "faces": photos.paths}
         stage, held_out = gan.stylegan2(g, d, photos, config, recipe.distributed), folders.photo_paths()[1]
-        recipe.train(stage, about, functools.partial(measure, stage, held_out) if measure and held_out else None)
+        if measure and len(held_out) < LEAST_MEASURED:
+            log.warning("the distance to held-out faces is not measured: it takes %d and %d are held out",
+                        LEAST_MEASURED, len(held_out))
+            measure = None
+        recipe.train(stage, about, functools.partial(measure, stage, held_out) if measure else None)
     generator = stage.run.average("g", StyleGAN2)
     generator.w_avg.copy_(mean_w(generator.mapping))
     if recipe.distributed.is_main_process:
