@@ -30,9 +30,9 @@ def options(name, inputs, out):
 
 
 def diffusion_options(inputs, out):
-    return ["train", DIFFUSION, "--photos", str(inputs / "photos"), "--art", str(inputs / "art"), "--holdout", "4", "--out",
-            str(out), "--size", "64", "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch", "4",
-            "--log-every", "1", "--preview-every", "0"]
+    return ["train", DIFFUSION, "--photos", str(inputs / "photos"), "--art", str(inputs / "art"), "--holdout", "4",
+            "--out", str(out), "--size", "64", "--device", "cpu", "--precision", "float32", "--steps", "2",
+            "--batch", "4", "--log-every", "1", "--preview-every", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_two_processes_train_the_diffusion_model_that_one_trains(alone, together
     assert one.config == two.config and one.meta["step"] == two.meta["step"] == 2
     losses = one.meta["loss_history"]["loss"]
     assert two.meta["loss_history"]["loss"] == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
-    lr = one.config["lr"] / (TRAINED[name].warmup + 1)
+    lr = one.config["lr"] / (TRAINED[DIFFUSION].warmup + 1)
     assert (one.tensors["net/net/unet.out.2.bias"].abs() > lr / 2).all()  # of zeros
     far = total = 0
     for key, value in one.tensors.items():
