@@ -12,12 +12,12 @@ from oneshot_atelier.cli import main
 from oneshot_atelier.cli.train import TRAINED
 from oneshot_atelier.models.checkpoints import store
 from oneshot_atelier.tests import tiny
-from oneshot_atelier.tests.tiny_stages import CALM, STAGES, arguments, make, write_inputs
+from oneshot_atelier.tests.tiny_stages import CALM, arguments, make, write_inputs
 from oneshot_atelier.train.loop import history_of
 
 pytest.importorskip("accelerate", reason="the extra `train` is not installed: pip install .[train]")
-SHARED = STAGES[1:]  # of these two real processes are run; StyleGAN2's step is Stage II's
-DIFFUSION = ("diffae", "ddpm")
+SHARED = ("mmfs-stage2", "mmfs-mapping")  # of these two real processes are run; test_distributed.py has all, in threads
+DIFFUSION = "diffae"
 LIMIT = 240  # seconds that they may take on a busy machine
 
 
@@ -27,13 +27,13 @@ def inputs(tmp_path_factory):
 
 
 def options(name, inputs, out):
-    return arguments(name, inputs, out, "--batch", "8", "--steps", "3", "--set", "r1_every=2", "--preview-every", "0")
+    return arguments(name, inputs, out, "--batch", "8", "--steps", "3", "--set", "r1_every=2")
 
 
-def diffusion_options(name, inputs, out):
-    return ["train", name, "--photos", str(inputs / "photos"), "--art", str(inputs / "art"), "--holdout", "4", "--out",
-            str(out), "--size", "64", "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch", "4",
-            "--log-every", "1", "--preview-every", "0"]
+def diffusion_options(inputs, out):
+    return ["train", DIFFUSION, "--photos", str(inputs / "photos"), "--art", str(inputs / "art"), "--holdout", "4",
+            "--out", str(out), "--size", "64", "--device", "cpu", "--precision", "float32", "--steps", "2",
+            "--batch", "4", "--log-every", "1", "--preview-every", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,7 @@ def alone(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     for name in SHARED:
         assert main.main(options(name, inputs, folder / f"{name}.safetensors")) == 0
-    for name in DIFFUSION:
-        assert main.main(diffusion_options(name, inputs, folder / f"{name}.safetensors")) == 0
+    assert main.main(diffusion_options(inputs, folder / f"{DIFFUSION}.safetensors")) == 0
     return folder
 
 
@@ -57,14 +56,13 @@ def torchrun(root, *command):
 
 @pytest.fixture(scope="module")
 def together(root, inputs, tmp_path_factory):
-    """All stages at once; (folder, what they said)."""
+    """All at once; (folder, what they said)."""
     folder, said = tmp_path_factory.mktemp("two"), {}
     started = {name: torchrun(root, *options(name, inputs, folder / f"{name}.safetensors"), "--accelerate")
                for name in SHARED}
     started["late"] = torchrun(root, *options("mmfs-stage1", inputs, folder / "late.safetensors"), "--accelerate",
                                "--minutes", "1e-9", "--log-every", "2")
-    started |= {name: torchrun(root, *diffusion_options(name, inputs, folder / f"{name}.safetensors"), "--accelerate")
-                for name in DIFFUSION}
+    started[DIFFUSION] = torchrun(root, *diffusion_options(inputs, folder / f"{DIFFUSION}.safetensors"), "--accelerate")
     for name, process in started.items():
         said[name], _ = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, said[name]
@@ -107,23 +105,21 @@ def test_the_weights_have_moved_much_more_than_they_differ(alone, together, name
     assert sum(int(m.sum()) for m in moved) > 0.05 * sum(m.numel() for m in moved)
 
 
-@pytest.mark.parametrize("name", DIFFUSION)
-def test_two_processes_train_the_diffusion_model_that_one_trains(alone, together, name):
+def test_two_processes_train_the_diffusion_model_that_one_trains(alone, together):
     """As above; the rate is still small in the first steps, and the weights of both have moved by 2 lr."""
-    one, two = snapshot_of(alone, name), snapshot_of(together[0], name)
+    one, two = snapshot_of(alone, DIFFUSION), snapshot_of(together[0], DIFFUSION)
     assert one.config == two.config and one.meta["step"] == two.meta["step"] == 2
     losses, others = (history_of(stored.tensors, stored.meta)["loss"] for stored in (one, two))
     assert others == pytest.approx(losses, rel=1e-5) and losses[0] != losses[1]
-    lr = one.config["lr"] / (TRAINED[name].warmup + 1)
-    key = "net/net/unet.out.2.bias" if name == "diffae" else "net/net/out.2.bias"
-    assert (one.tensors[key].abs() > lr / 2).all()  # of zeros
+    lr = one.config["lr"] / (TRAINED[DIFFUSION].warmup + 1)
+    assert (one.tensors["net/net/unet.out.2.bias"].abs() > lr / 2).all()  # of zeros
     far = total = 0
     for key, value in one.tensors.items():
         if key.startswith("net/"):
             error = (value - two.tensors[key]).abs()
             far, total = far + int((error > lr / 10).sum()), total + value.numel()
     assert far < 0.01 * total
-    found = [store.peek(folder / f"{name}.safetensors").meta for folder in (alone, together[0])]
+    found = [store.peek(folder / f"{DIFFUSION}.safetensors").meta for folder in (alone, together[0])]
     assert found[0] == found[1] and found[0]["samples"] == 8
 
 
@@ -159,6 +155,6 @@ def test_a_snapshot_of_two_processes_is_resumed_by_one(inputs, together, tmp_pat
 
 
 def test_one_process_with_accelerate_is_one_process(inputs, alone, tmp_path):
-    name = "mmfs-stage1"
+    name = "mmfs-mapping"
     assert main.main([*options(name, inputs, tmp_path / f"{name}.safetensors"), "--accelerate"]) == 0
     assert tiny.same(snapshot_of(tmp_path, name).tensors, snapshot_of(alone, name).tensors)

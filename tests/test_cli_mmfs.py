@@ -295,7 +295,7 @@ def test_stage_2_measures_its_distance_to_the_art(atelier):
     assert meta["measured_at"] == [2.0, 3.0] and len(meta["art_distance"]) == 2 and min(meta["art_distance"]) > 0
     again = store.peek(atelier("mmfs-stage2", "--steps", "3", "--preview-every", "2", out="b")).meta
     assert again["art_distance"] == meta["art_distance"]
-    assert store.peek(atelier("mmfs-stage2", "--preview-every", "0", out="none")).meta["art_distance"] == []
+    assert store.peek(atelier("mmfs-stage2", out="none")).meta["art_distance"] == []
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), ValueError("one picture")])
@@ -333,7 +333,7 @@ def test_what_a_killed_run_had_told_beyond_its_snapshot_counts_no_more(tmp_path)
 
 def test_without_tensorboard_training_goes_on(atelier, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    out = atelier("mmfs-stage1")
+    out = atelier("mmfs-stage1", "--preview-every", "2")
     assert caplog.text.count("tensorboard is not installed (pip install .[train])") == 1
     assert {path.suffix for path in out.with_name("mmfs-stage1_log").iterdir()} == {".jpg"}
 
@@ -415,7 +415,7 @@ def test_an_unreadable_picture_is_named_and_left_out(atelier, inputs, tmp_path, 
     photos = tmp_path / "photos"
     shutil.copytree(inputs / "photos", photos)
     (photos / "05.png").write_bytes(b"no picture")
-    atelier("mmfs-stage2", "--photos", str(photos), "--steps", "1", "--preview-every", "0")
+    atelier("mmfs-stage2", "--photos", str(photos), "--steps", "1")
     assert f"1 of 12 pictures under {photos} cannot be read and are left out: 05.png" in caplog.text
 
 

@@ -289,6 +289,9 @@ def test_outside_of_the_picture_is_its_reflection_and_ends_in_its_median():
     assert (aligned[:, 30:70, 75:] - picture[:, 40:80, 25:50]).abs().max() < 2 / 127.5
     assert (bare[:, :, :45] - bare[:, :, :1]).abs().max() < 1e-4
     assert (aligned[:, :, 5] - aligned[:, :, 45]).abs().max() > 0.1
+    striped = torch.full_like(picture, -0.5)
+    striped[:, :, 45:75] = 1  # what is reflected to the outermost column
+    assert (align.padded(striped, quad)[0][:, :, 0] + 0.5).abs().max() < 1e-4
 
 
 def test_reflection_is_repeated_where_the_picture_is_small():

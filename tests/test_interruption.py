@@ -111,11 +111,11 @@ def state(run):
 @pytest.mark.parametrize(("name", "hook", "every"), [
     *((name, hook, 0) for name in TRAININGS for hook in HOOKS),
     ("osasis", "on_step", 1), ("few-shot", "on_iteration", 1), ("gan", "on_iteration", 1)])
-def test_stopped_in_any_call_of_any_hook_and_resumed_it_is_the_uninterrupted_run(name, hook, every, whole, tmp_path):
+def test_stopped_in_a_call_of_any_hook_and_resumed_it_is_the_uninterrupted_run(name, hook, every, whole, tmp_path):
     expected, calls = whole(name)
     total = calls.count[hook]
     assert total
-    for stop in sorted({1, *range(max(1, total - 8), total + 1)}):  # the first of all, and all of the training itself
+    for stop in sorted({1, total // 2, total - 1, total} - {0}):
         path = tmp_path / f"{stop}.snapshot"
         with pytest.raises(Stop):
             TRAININGS[name](Calls(hook, stop).hooks(), Checkpointing(path, every))

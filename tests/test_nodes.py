@@ -151,17 +151,31 @@ OWN = {"t0": 0.3, "spn_time": "timestep", "noise_level": "matched"}
 FROM_STYLE = {"spn_weight": -1.0, "spn_time": "from style", "noise_level": "from style"}
 
 
+@pytest.fixture(scope="module")
+def tuned_once():
+    """A place for the style of the two fixtures below."""
+    return []
+
+
 @pytest.fixture
-def own_style(nodes, tune):
-    """A style that was fine-tuned with other settings than the official ones, saved and loaded."""
-    nodes.SaveOSASISStyle.execute(tune(options=QUICK | OWN, spn_weight=0.7, iterations=1)[0], "own", False)
+def tuned(tune, tuned_once):
+    """A style that was fine-tuned with other settings than the official ones."""
+    if not tuned_once:
+        tuned_once.append(tune(options=QUICK | OWN, spn_weight=0.7, iterations=1)[0])
+    return tuned_once[0]
+
+
+@pytest.fixture
+def own_style(nodes, tuned):
+    """That style, saved and loaded."""
+    nodes.SaveOSASISStyle.execute(tuned, "own", False)
     return nodes.LoadOSASISStyle.execute("own.safetensors")[0]
 
 
 @pytest.fixture
-def official_style(nodes, tune):
+def official_style(nodes, tuned):
     """A style whose file says nothing of its fine-tune."""
-    return nodes.sockets.LoadedStyle.of(replace(tune(iterations=1)[0].style, settings={}))
+    return nodes.sockets.LoadedStyle.of(replace(tuned.style, settings={}))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`atelier selfcheck`: a short sample has no faults, hostile content is what it says, and planted faults are found."""
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import signal
@@ -106,11 +107,10 @@ def test_a_program_is_started_without_the_right_to_write_everywhere(tmp_path):
 
 @pytest.mark.parametrize("what", graphs.BAD)
 def test_a_bad_graph_differs_from_a_good_one(what):
-    rolls, good = attempts.dice(0, "graphs", 0), graphs.stylized(graphs.PHOTOS[0], 0)
-    made = [graphs.bad(what, rolls, number) for number in range(20)]
-    assert all(graph != graphs.stylized(graphs.PHOTOS[0], seed, number)
-               for number, graph in enumerate(made) for seed in range(1000))
-    assert {entry["class_type"] for entry in made[0].values()} != set() and good
+    rolls = attempts.dice(0, "graphs", 0)
+    for number in range(20):
+        seed = copy.copy(rolls).randrange(1000)  # the first that is rolled for a bad graph
+        assert graphs.bad(what, rolls, number) != graphs.stylized(graphs.PHOTOS[0], seed, number)
 
 
 def test_an_attempt_is_the_same_again(files):

@@ -1,6 +1,9 @@
 """`atelier stylize`: both methods over a folder, resumed, in parts, with faces, with damaged pictures."""
 from __future__ import annotations
 
+import contextlib
+import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,43 +312,63 @@ def test_faces_are_stylized_in_place_and_the_rest_keeps_its_pixels(nets, tmp_pat
     assert before.shape == after.shape and 0.02 < changed.mean() < 0.9 and not changed[0, 0]
 
 
-@pytest.fixture
-def film(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
     """Nine frames that move over wall.png; the fifth is grey, the seventh cannot be read."""
-    wall = Image.open(INPUTS / "wall.png").convert("RGB").resize((320, 200))
-    (tmp_path / "film").mkdir()
+    wall, folder = Image.open(INPUTS / "wall.png").convert("RGB").resize((320, 200)), tmp_path_factory.mktemp("film")
     for k in range(9):
-        wall.crop((2 * k, 0, 290 + 2 * k, 200)).save(tmp_path / "film" / f"{k:03}.png")
-    Image.new("RGB", (290, 200), (128, 128, 128)).save(tmp_path / "film" / "004.png")
-    (tmp_path / "film" / "006.png").write_bytes(b"torn")
-    return tmp_path / "film"
+        wall.crop((2 * k, 0, 290 + 2 * k, 200)).save(folder / f"{k:03}.png")
+    Image.new("RGB", (290, 200), (128, 128, 128)).save(folder / "004.png")
+    (folder / "006.png").write_bytes(b"torn")
+    return folder
 
 
-def test_a_film_has_steady_faces_and_every_frame_that_can_be_read(nets, film, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(arguments(nets, STYLES[1], film, out, "--faces", "--film", "2")) == 0
-    assert "8 stylized, 0 were there, 1 left out" in capsys.readouterr().out
+FACES_OF_A_FILM = ("--faces", "--film", "2")
+
+
+@pytest.fixture(scope="module")
+def stylized_film(nets, film, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of results of the film, stylized once, and what was said."""
+    out = tmp_path_factory.mktemp("whole")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(arguments(nets, STYLES[1], film, out, *FACES_OF_A_FILM)) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture
+def searched(stylized_film, tmp_path):
+    """searched(name) -> a folder for results that holds the film's squares already: finding them takes most time."""
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        shutil.copy(stylized_film[0] / stylized_folders.FILM, tmp_path / name)
+        return tmp_path / name
+    return folder
+
+
+def test_a_film_has_steady_faces_and_every_frame_that_can_be_read(stylized_film):
+    out, said = stylized_film
+    assert "8 stylized, 0 were there, 1 left out" in said
     squares = stylized_folders.read_film(out / stylized_folders.FILM)
     largest = [dict(squares[f"{k:03}"])[0].quad.mean(0) for k in range(9)]  # in the grey one, too
     steps = torch.stack(largest[1:]) - torch.stack(largest[:-1])
     assert torch.allclose(steps, torch.tensor([-2.0, 0.0]).expand(8, 2), atol=0.3)
 
 
-def test_a_film_depends_on_no_part_and_no_interruption(nets, film, tmp_path):
-    more = ("--faces", "--film", "2")
-    assert main(arguments(nets, STYLES[1], film, tmp_path / "whole", *more)) == 0
-    wanted = results(tmp_path / "whole")
+def test_a_film_depends_on_no_part_and_no_interruption(nets, film, stylized_film, searched):
+    wanted, parts, workers = results(stylized_film[0]), searched("parts"), searched("workers")
     for part in ("1/2", "2/2"):
-        assert main(arguments(nets, STYLES[1], film, tmp_path / "parts", *more, "--part", part)) == 0
-    assert results(tmp_path / "parts") == wanted and len(wanted) == 8
-    assert main(arguments(nets, STYLES[1], film, tmp_path / "workers", *more, "--workers", "2")) == 0
-    assert results(tmp_path / "workers") == wanted
+        assert main(arguments(nets, STYLES[1], film, parts, *FACES_OF_A_FILM, "--part", part)) == 0
+    assert results(parts) == wanted and len(wanted) == 8
+    assert main(arguments(nets, STYLES[1], film, workers, *FACES_OF_A_FILM, "--workers", "2")) == 0
+    assert results(workers) == wanted
 
 
 @pytest.mark.parametrize("faces", [True, False])
-def test_a_steadied_film_depends_on_no_part_and_no_interruption(nets, film, tmp_path, faces, monkeypatch):
+def test_a_steadied_film_depends_on_no_part_and_no_interruption(nets, film, searched, tmp_path, faces, monkeypatch):
     """Parts follow one another; frames that are missing are made again with those around them, and only they."""
     more = ("--film", "2", "--steady", "1", *(["--faces"] if faces else []))
+    for name in ("whole", "parts") if faces else ():
+        searched(name)
     assert main(arguments(nets, STYLES[1], film, tmp_path / "whole", *more)) == 0
     wanted = results(tmp_path / "whole")
     for part in ("1/2", "2/2"):
@@ -386,7 +409,7 @@ def test_the_frames_of_a_film_are_searched_one_at_a_time_and_once(nets, film, tm
         weakref.finalize(found, lambda: alive.__setitem__(0, alive[0] - 1))
         return found
     monkeypatch.setattr(stylized_folders, "read_whole", counted)
-    jobs = stylized_folders.jobs_of(film)
+    jobs = dict(list(stylized_folders.jobs_of(film).items())[:4])
     (tmp_path / "out").mkdir()
     stylized_folders.prepare_film(jobs, tmp_path / "out", CPU, 1.0)
     assert most[0] == 1

@@ -120,11 +120,12 @@ def without_mapper() -> MMFS:
 
 
 def arguments(name: str, inputs: Path, out: Path, *further: str) -> list[str]:
-    """`atelier train NAME ...` of two steps on the CPU."""
+    """`atelier train NAME ...` of two steps on the CPU, without sample grids and distances."""
     files = {"stylegan2": {"source": "stylegan2.safetensors"}, "mmfs-stage1": {"source": "stylegan2.safetensors"},
              "mmfs-stage2": {"source": "mmfs.safetensors", "stylegan2": "stylegan2.safetensors", "art": "art",
                              "dino": "dino.pth", "clip": "clip.safetensors"},
              "mmfs-mapping": {"source": "mmfs.safetensors", "clip": "clip.safetensors"}}[name]
     named = [part for option, file in files.items() for part in (f"--{option}", str(inputs / file))]
     return ["train", name, "--photos", str(inputs / "photos"), "--holdout", "4", "--out", str(out), *named,
-            "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch", "4", "--log-every", "1", *further]
+            "--device", "cpu", "--precision", "float32", "--steps", "2", "--batch", "4", "--log-every", "1",
+            "--preview-every", "0", *further]

@@ -11,6 +11,7 @@
 //   page.mjs run UI.json [SHOT.png] [SET.json]       load, press Run, wait for the end
 //   page.mjs template PACK NAME [SHOT.png] [SET.json]    the same, opened by hand from the Templates browser
 //   page.mjs hand PAGE PACK NAME PLAN.json [SHOT.png]        a workflow used with mouse and keyboard: see page_hand.mjs
+// Several commands in one Chromium: page.mjs controls TYPE ... then shown LANGUAGE TYPE ... then ...
 // PAGE: classic or nodes2 (the setting Nodes 2.0). RUNS.json: what runs showed, see page_look.mjs; "-" for none.
 // SET.json: { node type: { widget: value } }, set on the page before Run.
 // Environment: ATELIER_URL, ATELIER_CHROMIUM, ATELIER_PAGE_MODULES (folder that holds playwright-core).
@@ -164,15 +165,19 @@ async function template (page, pack, name, shot, values) {
 }
 
 const commands = { convert, measure, pictures, blueprints, library, check, queued, controls, shown, run, template, hand }
-const [command, ...args] = process.argv.slice(2)
+const calls = [[]]
+for (const word of process.argv.slice(2)) word === 'then' ? calls.push([]) : calls.at(-1).push(word)
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'atelier-page-'))
 let browser, page
 try {
-  if (!commands[command] || !args.length) fail(`usage: page.mjs ${Object.keys(commands).join('|')} ...`)
+  if (calls.some(([command, ...args]) => !commands[command] || !args.length)) fail(`usage: page.mjs ${Object.keys(commands).join('|')} ... [then ...]`)
   browser = await chromium.launchPersistentContext(profile, {
     executablePath: env('ATELIER_CHROMIUM'), headless: true, viewport: { width: 1600, height: 1000 }, args: FLAGS })
   page = await openPage(browser)
-  await commands[command](page, ...args)
+  for (const [k, [command, ...args]] of calls.entries()) {
+    if (k) await openComfy(page)  // what the command before has left is gone
+    await commands[command](page, ...args)
+  }
 } catch (error) {
   console.error('FAILED', error.message)
   process.exitCode = 1

@@ -1,7 +1,10 @@
-"""What the tests of cancelled and killed trainings share: graphs with one training node, and the files it leaves."""
+"""What the tests of cancelled and killed trainings share: tiny models, graphs with one training node, and the files it
+leaves."""
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +14,24 @@ from PIL import Image
 
 from oneshot_atelier.cli.client import Event, Result
 from oneshot_atelier.models.checkpoints import store
+from oneshot_atelier.tests import tiny_mmfs, tiny_models
 
+SMALL = "small.safetensors"  # every tiny model's name: bits are compared here, no quality
+FOLDERS = {"diffae": "diffae", "clip": "open_clip", "stylegan2": "stylegan2", "mmfs": "mmfs"}  # kind: folder of models
 TUNE, SAVE = "7", "8"  # ids of the node that trains, and of the node that saves what it made
 
 
 def node(kind: str, **inputs: object) -> dict:
     return {"class_type": kind, "inputs": inputs}
+
+
+def write_models(base: Path) -> None:
+    """Tiny models into the folders of a ComfyUI."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = tiny_mmfs.write(tiny_models.write(Path(folder)))
+        for kind, home in FOLDERS.items():
+            (base / "models" / home).mkdir(parents=True, exist_ok=True)
+            shutil.copy(made / f"{kind}.safetensors", base / "models" / home / SMALL)
 
 
 def spots(seed: int) -> bytes:

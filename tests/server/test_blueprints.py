@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +9,17 @@ from PIL import Image
 
 from oneshot_atelier.cli.client import Client
 from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.one_page import BLUEPRINTS as PLANS
+from oneshot_atelier.tests.server.one_page import Told
 from oneshot_atelier.tools.comfy import ComfyServer
-from oneshot_atelier.tools.page import drive
 
-PLANS = json.loads((shipped.ROOT / "tools" / "blueprints.json").read_text())
+OF_MMFS = [name for name, plan in PLANS.items() if plan["workflow"] == "mmfs_photo"]
 
 
-@pytest.fixture(scope="module", params=PLANS)
-def added(request: pytest.FixtureRequest, server: ComfyServer, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(params=PLANS)
+def added(request: pytest.FixtureRequest, told: Told):
     """A blueprint's name, what its node shows, and what it would queue."""
-    file: Path = tmp_path_factory.mktemp("library") / "api.json"
-    printed = drive(server.url, "library", request.param, file, timeout=120)
-    shown = next(line for line in printed.splitlines() if line.startswith("library "))
-    return request.param, json.loads(shown.removeprefix("library ")), json.loads(file.read_text())
+    return request.param, told.lines("library")[list(PLANS).index(request.param)], told.queued(request.param)
 
 
 def test_every_blueprint_is_there_and_no_other() -> None:
@@ -53,18 +49,18 @@ def test_inside_are_the_nodes_of_the_workflow(added: tuple[str, dict, dict]) -> 
         assert known(entry["inputs"]) == known(workflow[number]["inputs"]), number
 
 
+@pytest.mark.parametrize("added", OF_MMFS, indirect=True)
 def test_a_photo_comes_out_as_from_the_workflow(server: ComfyServer, added: tuple[str, dict, dict]) -> None:
     """Of MMFS; OSASIS needs a style that a fine-tune has saved, and its nodes are compared above."""
-    name, _, queued = added
-    if PLANS[name]["workflow"] == "mmfs_photo":
-        whole = picture(server.client, shipped.shipped("mmfs_photo"), "8")
-        graph = queued | {"photo": {"class_type": "LoadImage", "inputs": {"image": "wall.png"}}}
-        for entry in queued.values():
-            if entry["class_type"] in ("AtelierAlignFaces", "AtelierPasteFaces"):
-                entry["inputs"]["image"] = ["photo", 0]
-        paste = next(number for number, entry in queued.items() if entry["class_type"] == "AtelierPasteFaces")
-        graph["save"] = {"class_type": "SaveImage", "inputs": {"images": [paste, 0], "filename_prefix": "blueprint"}}
-        assert (picture(server.client, graph, "save") == whole).all()
+    _, _, queued = added
+    whole = picture(server.client, shipped.shipped("mmfs_photo"), "8")
+    graph = queued | {"photo": {"class_type": "LoadImage", "inputs": {"image": "wall.png"}}}
+    for entry in queued.values():
+        if entry["class_type"] in ("AtelierAlignFaces", "AtelierPasteFaces"):
+            entry["inputs"]["image"] = ["photo", 0]
+    paste = next(number for number, entry in queued.items() if entry["class_type"] == "AtelierPasteFaces")
+    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": [paste, 0], "filename_prefix": "blueprint"}}
+    assert (picture(server.client, graph, "save") == whole).all()
 
 
 def picture(client: Client, graph: dict, node: str) -> np.ndarray:

@@ -1,6 +1,9 @@
-"""`make demo` in the real server: MMFS's sheet, with reduced fine-tunes; and what it sets in the shipped workflows."""
+"""`make demo` in the real server: MMFS's sheet, with reduced fine-tunes; and what it sets in the shipped workflows.
+OSASIS's sheet: test_workflows.py, which runs its workflow."""
 from __future__ import annotations
 
+import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneshot_atelier.cli.client import Client, Graph, Result
 from oneshot_atelier.tests.server import shipped
-from oneshot_atelier.tools import demo_mmfs
+from oneshot_atelier.tools import demo, demo_mmfs
 from oneshot_atelier.tools.comfy import ComfyServer
 from oneshot_atelier.tools.demo_mmfs import Part
 from oneshot_atelier.tools.graphs import node_of
@@ -21,13 +23,6 @@ TUNES = {"mmfs_one_shot": "AtelierMMFSFineTune", "mmfs_zero_shot": "AtelierMMFSF
 PHOTOS, CELL, LARGE, GAP = 3, 128, 256, 8
 
 
-class Reducing(Client):
-    """Runs every graph with the tests' numbers."""
-
-    def run(self, graph: Graph, *args: object, **options: object) -> Result:
-        return super().run(shipped.reduced(graph), *args, **options)
-
-
 def picture(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
@@ -36,7 +31,7 @@ def picture(path: Path) -> np.ndarray:
 def made(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the sheet."""
     out = tmp_path_factory.mktemp("demo")
-    assert demo_mmfs.mmfs_sheet(Reducing(server.url), shipped.INPUTS, out) == out / "mmfs_sheet.png"
+    assert demo_mmfs.mmfs_sheet(shipped.Reducing(server.url), shipped.INPUTS, out) == out / "mmfs_sheet.png"
     return out
 
 
@@ -91,3 +86,18 @@ def test_without_projection_is_the_only_difference() -> None:
 def test_a_part_that_the_workflow_does_not_have(part: Part, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         part.graph()
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [
+    (["nowhere.json"], 1, "The demo failed: there is no workflow nowhere.json"),
+    (["a.json", "--only", "mmfs"], 2, "--only mmfs leaves it out")])
+def test_make_demo_says_what_is_wrong_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture[str], words: list[str],
+                                                           status: int, said: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo", *words, "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    try:
+        found = demo.main()
+    except SystemExit as ended:
+        found = ended.code
+    assert found == status and said in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.one_page import CHANGING, FIXED, SHOWN_NODE, Told
 from oneshot_atelier.tests.server.shipped import FOLDER, NAMES
 from oneshot_atelier.tools.comfy import PACK_NAME, ROOT, ComfyServer
 from oneshot_atelier.tools.page import drive
@@ -20,18 +21,13 @@ def get(server: ComfyServer, path: str) -> bytes:
         return answer.read()
 
 
-def test_seeds_that_long_work_hangs_on_start_fixed(server: ComfyServer) -> None:
+def test_seeds_that_long_work_hangs_on_start_fixed(told: Told) -> None:
     """And a loaded workflow keeps what it was saved with."""
-    fixed = ["AtelierOSASISFineTune", "AtelierOSASISFineTuneText", "AtelierPhotoTwin", "AtelierMMFSFineTune",
-             "AtelierMMFSFineTuneText", "AtelierMMFSTrainStage1", "AtelierMMFSTrainStage2", "AtelierMMFSTrainMapping",
-             "AtelierMMFSStylize"]
-    changing = ["AtelierSampleDiffAE", "AtelierSampleStyleGAN2", "AtelierMMFSRandomStyle"]
-    printed = drive(server.url, "controls", *fixed, *changing, timeout=120)
-    assert json.loads(printed.split("controls ", 1)[1].splitlines()[0]) == (
-        dict.fromkeys(fixed, ["fixed", "increment"]) | dict.fromkeys(changing, ["randomize", "increment"]))
+    assert told.lines("controls") == [
+        dict.fromkeys(FIXED, ["fixed", "increment"]) | dict.fromkeys(CHANGING, ["randomize", "increment"])]
 
 
-def test_the_page_shows_the_nodes_in_chinese(server: ComfyServer) -> None:
+def test_the_page_shows_the_nodes_in_chinese(server: ComfyServer, told: Told) -> None:
     """By the page's own vue-i18n, from what ComfyUI serves of locales/."""
     served = json.loads(get(server, "/i18n"))
     for language in ("en", "zh"):
@@ -39,9 +35,8 @@ def test_the_page_shows_the_nodes_in_chinese(server: ComfyServer) -> None:
             texts = json.loads((ROOT / "locales" / language / f"{part}.json").read_text(encoding="utf-8"))
             assert (served[language][part] if part == "nodeDefs" else
                     {name: served[language][name] for name in texts}) == texts
-    node, style = "AtelierMMFSStylize", served["zh"]["nodeDefs"]["AtelierMMFSStylize"]
-    printed = drive(server.url, "shown", "zh", node, timeout=120)
-    assert json.loads(printed.split("shown ", 1)[1].splitlines()[0])[node] == {
+    style = served["zh"]["nodeDefs"][SHOWN_NODE]
+    assert told.lines("shown")[0][SHOWN_NODE] == {
         "title": style["display_name"], "category": "Atelier/MMFS", "description": style["description"],
         "inputs": {name: texts["name"] for name, texts in style["inputs"].items()},
         "outputs": [texts["name"] for texts in style["outputs"].values()]}

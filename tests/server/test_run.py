@@ -13,9 +13,9 @@ from oneshot_atelier.cli.main import main
 from oneshot_atelier.cli.page_format import to_api
 from oneshot_atelier.tests.page_workflow import API, page_workflow, without_titles
 from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.one_page import Told
 from oneshot_atelier.tests.server.shipped import FOLDER, INPUTS, NAMES, ROOT
 from oneshot_atelier.tools.comfy import ComfyServer, Host
-from oneshot_atelier.tools.page import drive
 
 FACE = INPUTS / "face_2.png"
 SHORT = ["--set", "Sample DiffAE.steps=2", "--set", "AtelierSampleDiffAE.latent_steps=2", "--set",
@@ -27,11 +27,8 @@ def test_shipped_workflows_are_converted_as_the_page_does(server: ComfyServer, n
     assert to_api(json.loads((FOLDER / f"{name}.json").read_text()), server.object_info()) == shipped.shipped(name)
 
 
-def test_the_page_resolves_a_workflow_as_the_converter_does(server: ComfyServer, tmp_path: Path) -> None:
-    (tmp_path / "page.json").write_text(json.dumps(page_workflow()))
-    (tmp_path / "queued").mkdir()
-    drive(server.url, "queued", tmp_path / "queued", tmp_path / "page.json", timeout=120)
-    assert without_titles(json.loads((tmp_path / "queued" / "page.json").read_text())) == API
+def test_the_page_resolves_a_workflow_as_the_converter_does(server: ComfyServer, told: Told) -> None:
+    assert without_titles(told.queued("reroutes")) == API
     assert without_titles(to_api(page_workflow(), server.object_info())) == API
 
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +12,12 @@ from oneshot_atelier.cli.selfcheck import comfyui
 from oneshot_atelier.cli.selfcheck import host as part
 from oneshot_atelier.cli.selfcheck.attempts import LOADED, NOT_TRIED, REFUSED, Lost, Wrong, chosen
 from oneshot_atelier.cli.selfcheck.comfyui import KINDS, Place
+from oneshot_atelier.tests.server.sessions import lock_of, saved_step
 from oneshot_atelier.tools.comfy import Host
 
 SCALE = part.Scale(kills=1, cancels=1, others=1, clients=3, prompts=8, frames=12, part=5)
 QUICK = {"MMFS": KINDS["MMFS"], "Stage I": KINDS["Stage I"]}
+SEEDS = {"killed": 9}  # three quarters into Stage I
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +31,34 @@ def place(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plac
             yield attacked
 
 
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[Path]]]:
+    """What a server that is started again finds: (the iteration that was saved, or 0; all files beside it)."""
+    found, restart = [], Place.restart
+
+    def told(place: Place) -> None:
+        files = [path for path in place.snapshot("any").parent.glob("*") if path.suffix != ".tmp"]
+        found.append((max((saved_step(path) for path in files if path.suffix == ".snapshot"), default=0), files))
+        restart(place)
+    monkeypatch.setattr(Place, "restart", told)
+    return found
+
+
 @pytest.mark.parametrize("row", part.ROWS)
-def test_an_attempt_of_a_row(place: Place, row: str) -> None:
-    index = next(k for k in range(len(SCALE.cases)) if chosen(SCALE.cases, 0, "host", k)[0] == row)
-    outcomes = part.attempt(place, 0, index, SCALE)
+def test_an_attempt_of_a_row(place: Place, left: list[tuple[int, list[Path]]], row: str) -> None:
+    seed = SEEDS.get(row, 0)
+    index = next(k for k in range(len(SCALE.cases)) if chosen(SCALE.cases, seed, "host", k)[0] == row)
+    outcomes = part.attempt(place, seed, index, SCALE)
     wanted = {LOADED, REFUSED, NOT_TRIED} if row == "disk full" else {LOADED, REFUSED}  # not every user may mount
     assert {found.row for found in outcomes} == {row}
     assert [found.text for found in outcomes if found.kind not in wanted] == []
     assert len(outcomes) == {"prompts of many clients": 24, "frames": 12}.get(row, 1)
+    if row == "killed":
+        steps = int(re.search(r"after step (\d+)", outcomes[0].text)[1])
+        ((saved, files),) = left
+        assert saved >= steps - 1, outcomes[0].text
+        snapshot = place.snapshot(f"attempt {index}")
+        assert set(files) <= {snapshot, lock_of(snapshot)}
 
 
 def test_memory_that_is_not_there_is_missed(place: Place) -> None:

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,10 +15,11 @@ from oneshot_atelier.cli.client import Client, NodeFailed, PromptRejected, Resul
 from oneshot_atelier.models import loading
 from oneshot_atelier.tests import tiny_models
 from oneshot_atelier.tests.server import shipped
+from oneshot_atelier.tests.server.one_page import Told
 from oneshot_atelier.tests.server.shipped import MAIN, NAMES, reduced
+from oneshot_atelier.tools import demo as make_demo
 from oneshot_atelier.tools.comfy import ComfyServer
 from oneshot_atelier.tools.graphs import node_of
-from oneshot_atelier.tools.page import drive
 
 PX, INPUT = (128, 128), (256, 256)
 CURVE = (768, 384)
@@ -108,6 +109,18 @@ def test_the_main_workflow_runs_and_its_second_run_is_cached(client: Client, dem
     assert all((a != b).any() for a, b in zip(spn, without, strict=True))
 
 
+def test_make_demo_lays_it_out(server: ComfyServer, demo: tuple[Result, Result], tmp_path: Path) -> None:
+    """`make demo`'s first sheet, of the run that ComfyUI has cached."""
+    make_demo.check_pack(server)
+    reducing = SimpleNamespace(client=shipped.Reducing(server.url))
+    sheet = make_demo.run_graphs(reducing, list(make_demo.GRAPHS), shipped.INPUTS, tmp_path)
+    with Image.open(sheet) as drawn:
+        assert drawn.width == 8 + 264 * len(make_demo.COLUMNS) and drawn.height > 4 * 264
+    wanted = {prefix.removeprefix(make_demo.PREFIX): count for prefix, (count, _) in EXPECTED[MAIN].items()}
+    assert {path.name for path in tmp_path.iterdir() if path != sheet} == {
+        f"{MAIN}_{column}_{k:02d}.png" for column, count in wanted.items() for k in range(1, count + 1)}
+
+
 def test_the_fine_tune_shows_itself(demo: tuple[Result, Result]) -> None:
     first, node = demo[0], node_of(shipped.shipped(MAIN), "AtelierOSASISFineTune")
     steps = [event.data["value"] for event in first.of_kind("progress") if event.data["node"] == node]
@@ -170,10 +183,9 @@ def test_every_workflow_ships_in_both_formats() -> None:
     assert sorted(EXPECTED) == NAMES == sorted(path.stem for path in shipped.FOLDER.glob("*.json"))
 
 
-def test_the_page_queues_just_the_api_workflows(server: ComfyServer, tmp_path: Path) -> None:
-    drive(server.url, "queued", tmp_path, *(shipped.FOLDER / f"{name}.json" for name in NAMES), timeout=120)
+def test_the_page_queues_just_the_api_workflows(told: Told) -> None:
     for name in NAMES:
-        queued = json.loads((tmp_path / f"{name}.json").read_text())
+        queued = told.queued(name)
         for node in queued.values():
             if node["class_type"] == "LoadVideo":
                 node["inputs"].pop("video-preview", None)  # the page's player, once it has loaded; no input of the node
