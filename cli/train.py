@@ -18,7 +18,7 @@ from ..train.loop import Hooks, StoppedTogether
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
 from . import train_mmfs, train_osasis
-from .options import add_device, changed, given, names_in, weights_in
+from .options import add_device, changed, check_apart, given, names_in, weights_in
 from .processes import processes
 from .stopping import Stopped, StopSignals
 from .terminal import ProgressBar
@@ -86,6 +86,8 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
     train = others.get(options.model, train_diffusion)
     if options.model in ALONE:
         check_alone(options)
+    elif options.preview_every:
+        check_apart(options.out.with_name(f"{options.out.stem}_log"), options.photos, options.art)
     save_every = options.save_every
     if save_every is None:
         save_every = train_osasis.SAVE_EVERY if options.model == train_osasis.OSASIS else SAVE_EVERY
@@ -98,11 +100,11 @@ def run(options: argparse.Namespace, signals: StopSignals) -> None:
                                   Hooks(on_iteration=bar, check_interrupt=signals.check))
             train(options, folders, recipe)
     except Stopped as stopped:
-        stopped.saved = saved_state(snapshot_of(options))
+        stopped.saved = saved_state(snapshot_of(options.model, options.out))
         raise
     except StoppedTogether as together:
         stopped = Stopped(signal.SIGTERM)
-        stopped.saved = saved_state(snapshot_of(options))
+        stopped.saved = saved_state(snapshot_of(options.model, options.out))
         raise stopped from together
 
 
@@ -139,9 +141,9 @@ def train_attributes(options: argparse.Namespace, folders: Folders, recipe: Reci
                           AttributeConfig(**given(options, "steps", "lr", "seed")), recipe)
 
 
-def snapshot_of(options: argparse.Namespace) -> Path:
-    """The file that the training is saved in."""
-    out = diffusion.latent_file(options.out) if options.model == "latent" else options.out
+def snapshot_of(model: str, out: Path) -> Path:
+    """The file that a training of `model` to the file `out` is saved in."""
+    out = diffusion.latent_file(out) if model == "latent" else out
     return out.with_suffix(".snapshot")
 
 

@@ -13,6 +13,8 @@ from comfy_api.latest import io
 
 from . import images
 
+ONEDNN = "could not create a primitive"  # torch's words where oneDNN finds no memory
+
 
 class AtelierNode(io.ComfyNode):
     """A node whose `execute` gets only values that its schema allows; the page's limits do not hold for linked ones.
@@ -49,10 +51,13 @@ class AtelierNode(io.ComfyNode):
 
 @contextlib.contextmanager
 def memory_named() -> Iterator[None]:
-    """A MemoryError of Python has no text: one that says what there is none of, and what to do."""
+    """A MemoryError of Python has no text, and oneDNN's says nothing of memory: one that says what there is none of,
+    and what to do."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and ONEDNN not in str(error):
+            raise
         raise MemoryError(f"there is no main memory left{str(error) and f' ({error})'}. Close other programs, or take "
                           "fewer or smaller pictures at a time") from error
 

@@ -34,7 +34,7 @@ from ..models.graphs import release
 from ..models.kinds import KINDS
 from ..models.loading import DEMO
 from ..models.precision import AUTO, autocast, dtype_of
-from ..train.data import is_hidden
+from ..train.data import all_under, is_hidden
 from . import examples
 
 log = logging.getLogger(__name__)
@@ -173,9 +173,10 @@ def walked(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """As os.walk, but folders alone; one that has not changed since is not listed again, which takes long where there
     are many pictures: schemas are asked for many times a run."""
     try:
-        names = list(folder_names(root, root.stat().st_mtime_ns))
+        found = folder_names(root, root.stat().st_mtime_ns)
     except OSError:
         return
+    names = [name for name, is_link in found if not is_link or os.path.isdir(root / name)]
     yield root, names
     for name in names:
         if not (root / name).is_symlink():
@@ -183,10 +184,12 @@ def walked(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 @functools.lru_cache(2 * MOST_FOLDERS)
-def folder_names(place: Path, changed: int) -> tuple[str, ...]:
-    """Names of the folders in a folder that was changed last at that time (ns)."""
+def folder_names(place: Path, changed: int) -> tuple[tuple[str, bool], ...]:
+    """(name, False) of the folders, and (name, True) of the links, in a folder that was changed last at that time
+    (ns)."""
     with os.scandir(place) as entries:
-        return tuple(entry.name for entry in entries if entry.is_dir())
+        return tuple((entry.name, entry.is_symlink()) for entry in entries
+                     if entry.is_symlink() or entry.is_dir(follow_symlinks=False))
 
 
 def input_folders() -> list[str]:
@@ -240,7 +243,7 @@ def folder_token(name: str | None) -> str:
         folders = [input_folder(name)] if name is not None else [
             entry for entry in Path(folder_paths.get_input_directory()).iterdir()
             if entry.is_dir() and not is_hidden(entry.name)]
-        stats = [(str(p), p.stat()) for folder in folders if folder for p in sorted(folder.rglob("*")) if p.is_file()]
+        stats = [(str(p), p.stat()) for folder in folders if folder for p in sorted(all_under(folder)) if p.is_file()]
     except (ValueError, OSError):
         return "missing"
     listing = "".join(f"{path}{stat.st_size}{stat.st_mtime_ns}" for path, stat in stats)

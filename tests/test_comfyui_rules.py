@@ -185,6 +185,22 @@ def test_input_folders_that_have_not_changed_are_listed_once(nodes, comfy, monke
     assert "faces/old" in nodes.host.input_folders() and len(listed) == 5
 
 
+def test_bad_links_among_the_input_folders_are_left_out_until_they_lead_somewhere(nodes, comfy, tmp_path):
+    places = comfy / "input", comfy / "input" / "faces"
+    places[1].mkdir(parents=True)
+    for place in places:
+        (place / "circle").symlink_to(place / "circle")
+        (place / "later").symlink_to(tmp_path / "mounted", target_is_directory=True)
+    (places[1] / "more").symlink_to(tmp_path / "more", target_is_directory=True)
+    (tmp_path / "more").mkdir()
+    assert nodes.host.input_folders() == ["faces", "faces/more"]
+    before = nodes.host.folder_token("faces")
+    (tmp_path / "more" / "a.png").write_bytes(b"new")  # behind a link, where the nodes read, too
+    assert nodes.host.folder_token("faces") != before
+    (tmp_path / "mounted").mkdir()
+    assert nodes.host.input_folders() == ["faces", "faces/later", "faces/more", "later"]
+
+
 @pytest.mark.parametrize(("name", "status"), [("oneshot-atelier-main", 200), ("oneshot-atelier", 404)])
 def test_pictures_of_help_pages_are_served_from_a_folder_of_another_name(nodes, tmp_path, monkeypatch, name, status):
     from aiohttp import web

@@ -326,3 +326,10 @@ def test_labels_tell_the_whole_augmentation_but_for_the_mirror():
     assert plain.labels().eq(0).all() and torch.allclose(data.augment(x, augmentations, plain), x, atol=1e-4)
     colourless = data.augmentation_draws(8, Augmentations(), torch.Generator().manual_seed(2))
     assert colourless.labels()[:, 4:].eq(0).all() and colourless.labels()[:, :4].ne(0).all()
+
+
+def test_a_link_in_a_circle_hides_no_picture(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("b.png", "c"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert [path.name for path in data.find_pictures(tmp_path)] == ["a.png"]

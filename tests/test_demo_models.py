@@ -118,6 +118,29 @@ def test_a_job_whose_input_changed_and_those_after_it_run_again(run, tmp_path):
     assert set(scheduler.inputs_of(jobs[1], ["train", str(read), "--out", str(written)])) == {str(read), str(unnamed)}
 
 
+def test_what_was_made_of_other_files_is_not_gone_on_with(run, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "new.safetensors"
+    photos.mkdir()
+    snapshots = [tmp_path / name for name in ("new.snapshot", "new_latent.snapshot")]
+    drawings = [tmp_path / "art" / f"npr_{style}" for style in ("oil", "ink", "pencil")]
+    commands = {"ddpm": f"train ddpm --photos {photos} --out {out}", "latent": f"train latent --out {out}",
+                "draw": f"render-art --photos {photos} --styles oil,ink --out {tmp_path / 'art'}"}
+    jobs = (Job("ddpm", "", 1), Job("latent", "", 1, after=("ddpm",)), Job("draw", "", 1, gpus=0))
+
+    def left(further=""):
+        for path in snapshots:
+            path.touch()
+        for folder in drawings:
+            folder.mkdir(parents=True, exist_ok=True)
+        words = {name: f"{command} {further}".split() for name, command in commands.items()}
+        assert not scheduler.Jobs(jobs, words, tmp_path, ["0"]).run()
+        return [path.exists() for path in (*snapshots, *drawings)]
+    assert all(left())
+    assert left("--steps 9") == [True, False, True, True, True]  # of the same files, but for what ddpm made
+    (photos / "a.png").touch()
+    assert left("--steps 9") == [False, False, False, False, True]
+
+
 def test_a_mark_of_an_earlier_version_says_nothing(run, tmp_path):
     (tmp_path / "first.done").write_text("train '' first", encoding="utf-8")
     assert [name for name, _ in run(FOUR[2:3], "0")[1]] == ["first"]

@@ -113,6 +113,10 @@ def test_a_memory_error_says_what_to_do(nodes):
     for text, message in (("", r"there is no main memory left\. Close "), ("64 GB", r"left \(64 GB\)\. Close ")):
         with pytest.raises(MemoryError, match=message), nodes.base.memory_named():
             raise MemoryError(*[text][:len(text)])
+    with pytest.raises(MemoryError, match="no main memory left"), nodes.base.memory_named():
+        raise RuntimeError("could not create a primitive")
+    with pytest.raises(RuntimeError, match="^another"), nodes.base.memory_named():
+        raise RuntimeError("another")
 
 
 def test_a_list_is_one_batch_or_its_only_item(nodes):

@@ -421,7 +421,7 @@ def test_the_faces_of_a_film_have_their_own_numbers_on_the_node(nodes, cut, film
 
 
 def test_a_face_of_a_film_that_a_frame_does_not_show_is_said(cut):
-    with pytest.raises(ValueError, match="^Face 1 of the film is not seen in picture 0\n"):
+    with pytest.raises(ValueError, match="^Face 1 of its shot is not seen in picture 0\n"):
         cut(picture(1, 3), faces="by index", index=1, steady=2.0, box="2 2 20 20")
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from ..cli.train import snapshot_of
 from ..models.checkpoints import store
 from ..models.whole_files import write_whole
 
@@ -93,6 +95,27 @@ def content_hash(path: Path) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
+def read_mark(path: Path) -> dict:
+    """What a mark says; {} for none, and for that of an earlier version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def begin_anew(words: Sequence[str]) -> None:
+    """Remove what a command would go on with, made of what it read then: a training's snapshot, drawings."""
+    if "--out" not in words:
+        return
+    out = Path(words[words.index("--out") + 1])
+    if words[0] == "train":
+        snapshot_of(words[1], out).unlink(missing_ok=True)
+    elif words[0] == "render-art":
+        for style in words[words.index("--styles") + 1].split(","):
+            shutil.rmtree(out / f"npr_{style}", ignore_errors=True)
+
+
 # --- running ------------------------------------------------------------------------------------------------------
 @dataclass
 class Running:
@@ -120,22 +143,14 @@ class Jobs:
         """The file that says by which command, from which files and after which runs a job was finished."""
         return self.out / f"{job}.done"
 
-    def _read(self, job: str) -> dict:
-        """A job's mark; {} for none, and for that of an earlier version."""
-        try:
-            found = json.loads(self.mark(job).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
     def _given(self, job: Job) -> dict:
         """All that decides whether a job's results are still those of its command."""
         words = self.commands[job.name]
         return {"command": shlex.join(words), "inputs": inputs_of(job, words),
-                "after": {name: self._read(name).get("run", "") for name in job.after}}
+                "after": {name: read_mark(self.mark(name)).get("run", "") for name in job.after}}
 
     def _unchanged(self, job: Job) -> bool:
-        found, names = self._read(job.name), {other.name for other in self.jobs}
+        found, names = read_mark(self.mark(job.name)), {other.name for other in self.jobs}
         found.pop("run", None)
         return bool(found) and set(job.after) & names <= self.finished and found == self._given(job)
 
@@ -159,7 +174,12 @@ class Jobs:
                 self._start(job, [])
 
     def _start(self, job: Job, gpus: list[str]) -> None:
-        given = self._given(job)
+        given, begun = self._given(job), self.out / f"{job.name}.begun"
+        before = read_mark(begun)
+        if before and any(before.get(key) != given[key] for key in ("inputs", "after")):
+            begin_anew(self.commands[job.name])
+        self.mark(job.name).unlink(missing_ok=True)
+        write_whole(begun, json.dumps(given, indent=1))
         self.running.append(Running(job, self._process(job, gpus), gpus, given))
 
     def _process(self, job: Job, gpus: list[str]) -> subprocess.Popen[bytes]:

@@ -72,7 +72,7 @@ def jobs_of(styles: Sequence[str], shares: int) -> list[Job]:
         before = tuple(job.name for job in jobs if job.name.startswith(f"{method}-"))
         jobs.append(Job(method, command, 0.2, after=before, reads=(DEMO,)))
     jobs.append(Job("edits", f"edits {photos} --limit 0 --attributes {shlex.quote(ATTRIBUTES)} --texts "
-                    f"{known(clip, TEXTS)} --out {{out}}/edits", 0.3))
+                    f"{known(clip, TEXTS)} --out {{out}}/edits", 0.3, reads=(DEMO,)))
     jobs.append(Job("rank", "rank {out}/photos --k 20 --distance encoder_distance --out {out}/rank", 0.01,
                     reads=(DEMO,)))
     return jobs

@@ -50,14 +50,22 @@ def all_under(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         return
     try:
         with os.scandir(folder) as entries:
-            found = [(folder / entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)]
-    except PermissionError as error:
+            found = [(folder / entry.name, is_folder(entry)) for entry in entries if not is_hidden(entry.name)]
+    except OSError as error:
         log.warning("%s cannot be read and is left out: %s", folder, error)
         return
-    for path, is_folder in found:
+    for path, may_hold_more in found:
         yield path
-        if is_folder:
+        if may_hold_more:
             yield from all_under(path, (*above, real))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Also of a link to one. False for a link in a circle, or to where one may not look."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ All of one name lie on one training's way, so any of them can be resumed; the ea
 """
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -52,8 +53,9 @@ def set_aside(path: Path, step: int, warn: Callable[[str], None] = log.warning) 
             with whole_file(target) as file:
                 shutil.copyfile(path, file)
     except OSError as error:
-        warn(f"{path.name} of step {step} is not kept as an earlier snapshot ({error.strerror or error}). Free some "
-             "space, or set 'keep' to 1")
+        to_do = "Free some space" if error.errno == errno.ENOSPC else "Save to a folder that can hold several files"
+        warn(f"{path.name} of step {step} is not kept as an earlier snapshot ({error.strerror or error}). {to_do}, or "
+             "set 'keep' to 1")
 
 
 def thin(path: Path, end: int, most: int, newly: int = -1) -> None:

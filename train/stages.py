@@ -104,7 +104,7 @@ def warned(what: str) -> Iterator[None]:
     """What is shown of a training beside it: where it fails, that is warned of."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # torch's own, out of memory among them, are RuntimeErrors
         log.warning("%s failed: %s. The training goes on", what, error)
 
 

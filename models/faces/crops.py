@@ -224,7 +224,7 @@ def why_not_this(place: int | str, count: int, index: int) -> str:
 
 def why_not_in_frame(place: int | str, index: int) -> str:
     """What to say of a frame of a film in which others than the face of that index are seen."""
-    return f"Face {index} of the film is not seen in picture {place}"
+    return f"Face {index} of its shot is not seen in picture {place}"
 
 
 def remarks(square: FaceSquare, size: tuple[int, int], n: int,

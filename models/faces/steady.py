@@ -50,13 +50,13 @@ class Follower:
         return found
 
     def search(self, picture: Tensor) -> FaceSearch:
-        """All faces of the picture, the followed ones as they were read."""
+        """The followed faces as they were read, with the picked one; all faces if nobody is followed."""
         search = search_faces(self.nets, picture, self.settings)
         new = [face for face in search.faces if not any(same_face(face, known) for known in self.faces)]
         found = by_size([*self.faces, *new])
         picked = self.pick([face for face in found if face.quality >= SURE])
         self.faces += [face for face in new if face is picked]
-        return replace(search, faces=found)
+        return replace(search, faces=by_size(self.faces) or found)
 
 
 def read_near(nets: FaceNetworks, picture: Tensor, face: Face) -> Face | None:
