@@ -11,9 +11,10 @@ import torch
 
 from ..models.checkpoints import store
 from ..models.loading import DEMO
+from ..models.precision import UNSCALED
 from ..train import kept
 from ..train.attributes import AttributeConfig
-from ..train.diffusion_pretraining import PRECISIONS, PretrainingConfig
+from ..train.diffusion_pretraining import PretrainingConfig
 from ..train.loop import Hooks, StoppedTogether
 from ..train.recipes import attributes, diffusion
 from ..train.recipes.config import Folders, RecipeConfig
@@ -65,7 +66,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "the training, so that fewer --steps can be asked for later (%(default)s)")
     p.add_argument("--no-resume", action="store_true", help="start again though there is a snapshot")
     add_device(p)
-    p.add_argument("--precision", choices=PRECISIONS, default="bfloat16" if torch.cuda.is_available() else "float32")
+    p.add_argument("--precision", choices=UNSCALED, default="bfloat16" if torch.cuda.is_available() else "float32")
     p.add_argument("--compile", action="store_true", help="torch.compile the loss (a GPU and a compiler are needed)")
     p.add_argument("--preview-every", type=int, default=1000,
                    help="steps between sample grids and measurements (0: none)")

@@ -10,6 +10,7 @@ from torch import Tensor
 from .rng import CPU
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+UNSCALED = PRECISIONS[:2]  # for trainings whose losses are not scaled, as float16 would need
 AUTO = "auto"  # float16 on a GPU, as the official programs
 NO_HALF = ("cpu", "meta")  # 16-bit autocast there is slower than float32
 FLOAT64 = ("cpu", "meta", "cuda")  # Apple's and some of Intel's GPUs have none

@@ -13,11 +13,12 @@ from torch import Tensor
 from ..models import rng
 from ..models.loading import load_mmfs, save_mmfs
 from ..models.mmfs import MapperConfig, from_stylegan2, training_memory, with_mapper
+from ..models.precision import UNSCALED
 from ..models.style import fingerprint
 from ..models.stylegan2 import Discriminator, sampling_memory
 from ..train import mmfs as stages
 from ..train.data import to_unit
-from ..train.gan import PRECISIONS, GANConfig, TrainingStage
+from ..train.gan import GANConfig, TrainingStage
 from ..train.loop import Checkpointing
 from ..train.session import hash_of_network, snapshot_file
 from ..train.stages import RunConfig, run_stage
@@ -44,7 +45,7 @@ def stage_inputs(config: GANConfig, name: str) -> list:
         *inputs.session_inputs(name, 500, 100_000, "steps"),
         inputs.advanced(io.Int.Input("preview_every", default=50, min=1, max=100_000,
                                      tooltip="Steps between two previews. Each costs about as much as a step.")),
-        inputs.advanced(inputs.choice("precision", PRECISIONS, config.precision,
+        inputs.advanced(inputs.choice("precision", UNSCALED, config.precision,
                                       "Number format of the networks on a GPU. float32 is official, bfloat16 is "
                                       "faster."))]
 

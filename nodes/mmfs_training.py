@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..models.loading import load_mmfs_style, save_mmfs_style
 from ..models.mmfs import training_memory
+from ..models.precision import UNSCALED
 from ..models.style import MMFSStyle
 from ..train.data import to_bytes
-from ..train.fewshot import MEANS, PRECISIONS, FewShotConfig, Reference, tune_mmfs
+from ..train.fewshot import MEANS, FewShotConfig, Reference, tune_mmfs
 from ..train.loop import Checkpointing
 from ..train.losses import STRUCTURE_NORMS
 from ..train.presets import MMFS_PRESETS
@@ -78,7 +79,7 @@ class MMFSFineTuneOptions(AtelierNode):
                 io.Int.Input("micro_batch", default=DEFAULTS["micro_batch"], min=0, max=64,
                              tooltip="Gradient accumulation: rows at a time, 0 for all. Small values need little "
                                      "memory. The result is the same up to rounding."),
-                choice("precision", PRECISIONS, "Number format of the networks on a GPU. float32 is official, bfloat16 "
+                choice("precision", UNSCALED, "Number format of the networks on a GPU. float32 is official, bfloat16 "
                                                 "is faster."),
                 number("palette_weight", "Weight of the palette loss, for pictures only: the result must have the "
                                          "reference's colours. 0: off, as in the official program.", 1000.0, 1.0,

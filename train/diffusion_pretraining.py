@@ -18,13 +18,11 @@ from ..models.diffae import DiffAE
 from ..models.diffusion import TRAIN_STEPS, add_noise, constant_alpha_bar, linear_alpha_bar
 from ..models.fields import check_fields
 from ..models.graphs import Graphs
-from ..models.precision import autocast
+from ..models.precision import UNSCALED, autocast
 from ..models.unet import UNet
 from .data import LABELS, Augmentations, ImageDataset, augment, augmentation_draws, to_unit
 from .distributed import SINGLE_PROCESS, Distributed
 from .loop import Hooks, LoopConfig, Run, Step, ema_copy
-
-PRECISIONS = ("float32", "bfloat16")  # float16 would need its loss scaled
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least_1=("steps", "batch"), below_1=("beta2", "ema_decay", "dropout"))
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision[:40]!r}; take one of {', '.join(PRECISIONS)}")
+        if self.precision not in UNSCALED:
+            raise ValueError(f"precision is {self.precision[:40]!r}; take one of {', '.join(UNSCALED)}")
 
     def loop(self, save_every: int = 0, log_every: int = 1, minutes: float = 0.0) -> LoopConfig:
         return LoopConfig(self.steps, self.seed, save_every, log_every, self.ema_decay, minutes, self.ema_ramp)

@@ -21,7 +21,7 @@ from ..models.fields import check_fields
 from ..models.graphs import Graphs
 from ..models.hashing import hash_of
 from ..models.mmfs import MMFS
-from ..models.precision import autocast
+from ..models.precision import UNSCALED, autocast
 from ..models.style import MMFSStyle
 from ..models.stylegan2 import Synthesis, random_noise
 from . import losses
@@ -32,7 +32,6 @@ from .session import Session, hash_of_network
 from .source_faces import FaceFeatures, FaceNetworks, KnownFaces, Samples, Source, check_photos
 
 MEANS = ("batch", "all")
-PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
 MIN_BATCH_MEAN = 4  # the mean embedding of fewer faces would hold their own identity (B.7)
 STRUCTURE_ROWS = 4  # whose structure is compared at a time: the largest of the networks, so most of the memory
 MIN_DEVIATION = 1.0  # of a reference's pixels, of 255
@@ -73,7 +72,7 @@ class FewShotConfig:
     ema_ramp: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("structure_norm", losses.STRUCTURE_NORMS), ("mean", MEANS), ("precision", PRECISIONS)):
+        for name, allowed in (("structure_norm", losses.STRUCTURE_NORMS), ("mean", MEANS), ("precision", UNSCALED)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(allowed)}")
         check_fields(self, at_least_1=("iterations", "batch"), below_1=("beta1", "beta2", "ema_decay"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..models import rng
 from ..models.fields import check_fields
-from ..models.precision import autocast
+from ..models.precision import UNSCALED, autocast
 from ..models.stylegan2 import Discriminator, StyleGAN2, random_z
 from .augment import ADAPT_EVERY, Adaptive, Augmentation, policies
 from .diffusion_pretraining import PretrainingConfig
@@ -26,7 +26,6 @@ from .loop import Hooks, LoopConfig, Losses, Run, StepResult, ema_copy, total
 from .losses import STRUCTURE_NORMS
 from .parts import Part, Parts, laid_out
 
-PRECISIONS = ("float32", "bfloat16")  # float16 would need its losses scaled
 Pictures = Callable[[int], Tensor]  # step -> pictures (rows, 3, px, px) in [-1, 1] on the networks' device
 
 
@@ -68,7 +67,7 @@ class GANConfig:
         if self.mixing > 1:
             raise ValueError(f"mixing is {self.mixing}, a share of the steps; take at most 1")
         policies(self.augment)
-        for name, choices in (("precision", PRECISIONS), ("structure_norm", STRUCTURE_NORMS)):
+        for name, choices in (("precision", UNSCALED), ("structure_norm", STRUCTURE_NORMS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {str(getattr(self, name))[:40]!r}; take one of {', '.join(choices)}")
 

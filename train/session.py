@@ -213,14 +213,9 @@ def advice(path: Path) -> str:
     return f"choose another name, or turn 'resume' off to start again (then {path.name} is replaced)"
 
 
-def resume(run: Run, path: Path, settings: Mapping, changed_pictures: bool = False) -> dict[str, Tensor]:
-    """Put a snapshot into the run; returns the last predictions in it. CheckpointError if it is of another session."""
-    check_settings(path, settings, changed_pictures)
-    return restored(run, path)
-
-
 def restored(run: Run, path: Path) -> dict[str, Tensor]:
-    """`resume` of a snapshot whose settings have been checked."""
+    """Put a snapshot, whose settings have been checked, into the run; returns the last predictions in it.
+    CheckpointError if it does not fit."""
     stored = load_snapshot(path)
     try:
         restore(run, stored.tensors, stored.meta)

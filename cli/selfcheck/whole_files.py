@@ -30,7 +30,7 @@ from ...models.style import MMFSStyle, OSASISStyle, fingerprint
 from ...models.stylegan2 import Discriminator, StyleGAN2, StyleGAN2Config
 from ...models.unet import UNet, UNetConfig
 from ...train.loop import Checkpointing, Run, ema_copy
-from ...train.session import Session, resume
+from ...train.session import Session, check_settings, restored
 
 PX = 32
 UNET = UNetConfig(PX, 32, (1, 1), blocks=1, embed=32, cond=32)
@@ -90,7 +90,8 @@ def tiny_run() -> Run:
 
 def load_snapshot(path: Path) -> None:
     """Resume it, as the training that wrote it would."""
-    resume(tiny_run(), path, SETTINGS)
+    check_settings(path, SETTINGS)
+    restored(tiny_run(), path)
 
 
 LOADERS: dict[str, Callable[[Path], object]] = {
