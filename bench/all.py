@@ -33,9 +33,9 @@ from ..models.features.encoder import EncoderDistance
 from ..models.graphs import release
 from ..models.mmfs import MMFS, MapperConfig, from_stylegan2, with_mapper
 from ..models.osasis import twin_steps
+from ..models.precision import UNSCALED
 from ..models.stylegan2 import StyleGAN2, StyleGAN2Config
 from ..models.unet import UNet
-from ..train import fewshot
 from ..train.content import BLOCK, CODES
 from ..train.plots import chart
 from . import mmfs, osasis, precision
@@ -257,7 +257,7 @@ def faces(bench: Bench) -> Part:
                 rows.append(bench.row(f"MMFS, stylize {count}, {name}", key, bench.time(work)))
     features = {"VIT_B_32": SMALL.clip, "DinoConfig": lambda: SMALL_DINO} if bench.small else {}
     with patch.multiple(mmfs, **features) if features else nullcontext():
-        for number in fewshot.PRECISIONS:
+        for number in UNSCALED:
             for plain in (False, True):
                 with plain_torch(plain):
                     work = mmfs.training_step(net, bench.batch, px, device, number)

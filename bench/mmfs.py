@@ -23,7 +23,7 @@ from ..models.features.clip import Clip
 from ..models.features.dino import Dino, DinoConfig
 from ..models.graphs import Graphs
 from ..models.mmfs import MMFS, MapperConfig, MMFSConfig
-from ..models.precision import PRECISIONS
+from ..models.precision import PRECISIONS, UNSCALED
 from ..models.rng import seeded
 from ..models.stylegan2 import seeded_noise
 from ..models.stylizer import Stylizer, stylizer
@@ -140,7 +140,7 @@ def main() -> int:
         for name, work, plain in stylizing.cases():
             with plain_torch(plain):
                 row(f"stylize {count}, {name}", work, device, runs, f"{stylizing.difference(work()):.3f}")
-    for precision in fewshot.PRECISIONS:
+    for precision in UNSCALED:
         for plain in (True, False):
             with plain_torch(plain):
                 step = training_step(net, options.batch, px, device, precision)
