@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.whole_files import write_whole
-from ..train.data import find_pictures, is_hidden, read_picture, to_unit
+from ..train.data import called_once, find_pictures, is_hidden, read_picture, to_unit
 from ..train.plots import text_table
 from .evaluator import Comparison, Evaluator, PictureFeatures
 from .registry import (
@@ -211,12 +211,7 @@ def parts_of(folder: Path) -> dict[str, Path]:
 
 def by_stem(folder: Path) -> dict[str, Path]:
     """The photos by their names without ending. ValueError for two of one name."""
-    found: dict[str, Path] = {}
-    for path in find_pictures(folder):
-        other = found.setdefault(path.stem, path)
-        if other != path:
-            raise ValueError(f"two photos are called {path.stem!r}: {other} and {path}. Rename one, and its results")
-    return found
+    return called_once(((path.stem, path) for path in find_pictures(folder)), "photos", "Rename one, and its results")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..models.whole_files import write_whole
+from ..train.data import called_once
 from ..train.plots import grid, save_picture
 from .evaluator import Evaluator, PictureFeatures
 from .registry import FeatureSet, gather, metric, public_distances, public_notes, there
@@ -81,13 +82,8 @@ class ResultFolder:
     @classmethod
     def of(cls, path: Path, photos: Sequence[Path], root: Path, styles: Path, method: str) -> ResultFolder:
         """Of photos under a folder `root` and styles under another. ValueError for two photos of one name."""
-        names: dict[str, Path] = {}
-        for photo in photos:
-            inputs = photo.relative_to(root).parts[:-1][:1]
-            other = names.setdefault("/".join([*inputs, photo.stem]), photo)
-            if other != photo:
-                raise ValueError(f"two photos are called {photo.stem!r}: {other} and {photo}. Rename one, or leave out "
-                                 "--pictures")
+        names = called_once((("/".join([*photo.relative_to(root).parts[:-1][:1], photo.stem]), photo)
+                             for photo in photos), "photos", "Rename one, or leave out --pictures")
         return cls(path, list(names), method, styles)
 
     def _style(self, style: Path) -> str:

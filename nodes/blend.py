@@ -4,7 +4,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -111,7 +110,7 @@ class KeepColours(AtelierNode):
     @classmethod
     def execute(cls, results: Tensor, photos: Tensor, amount: float) -> io.NodeOutput:
         made = images.in_chunks(results, "results", lambda x: x)
-        seen = images.in_chunks(photos, "photos", lambda x: of_size(x, made.shape[-2:]))
+        seen = images.in_chunks(photos, "photos", lambda x: images.resized(x, *made.shape[-2:]))
         made, seen = sockets.paired(made, seen, ("results", "photos"))
         pairs = list(zip(made.split(CHUNK), seen.split(CHUNK), strict=True))
         progress, parts = NodeProgress(len(pairs)), []
@@ -119,11 +118,6 @@ class KeepColours(AtelierNode):
             parts.append(with_colours_of(a * 2 - 1, b * 2 - 1, amount))
             progress()
         return io.NodeOutput(images.to_image(torch.cat(parts)))
-
-
-def of_size(x: Tensor, size: torch.Size) -> Tensor:
-    """Pictures (B, 3, H, W) at this height and width."""
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 NODES = [OSASISStrength, BlendOSASISStyles, KeepColours, InterpolateCodes]

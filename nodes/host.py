@@ -228,7 +228,7 @@ def is_input_folder(root: Path, name: str) -> bool:
     may end the way, but nothing behind it is walked."""
     place = root.resolve()
     for part in name.split("/"):
-        if is_hidden(part) or place.is_symlink() or part not in os.listdir(place):
+        if is_hidden(part) or place.is_symlink() or part not in dict(folder_names(place, place.stat().st_mtime_ns)):
             return False
         place = place / part
         if not place.is_dir():

@@ -93,7 +93,7 @@ def batch(pictures: Sequence[Tensor], what: str, side: int | None = None, mode: 
 
 def to_model(image: Tensor, px: int, what: str = "image") -> Tensor:
     """IMAGE -> (B, 3, px, px) in [-1, 1], on the CPU. Other shapes are squashed, as the official program does."""
-    return in_chunks(image, what, lambda x: _resized(x, px, px) * 2 - 1)
+    return in_chunks(image, what, lambda x: resized(x, px, px) * 2 - 1)
 
 
 def to_image(pictures: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _fitted(x: Tensor, size: int, mode: str) -> Tensor:
         side = max(height, width)
         above, before = (side - height) // 2, (side - width) // 2
         x = F.pad(x, (before, side - width - before, above, side - height - above), value=1.0)
-    return _resized(x, size, size)
+    return resized(x, size, size)
 
 
 def on_white(image: Tensor, mask: Tensor, what: str = "mask") -> Tensor:
@@ -167,10 +167,11 @@ def to_strides(image: Tensor, stride: int, size: tuple[int, int], what: str = "i
     """IMAGE of any shape, scaled to (height, width) -> (B, 3, H, W) in [-1, 1] with sides that are multiples of
     `stride`, reflected at the right and lower border; on the CPU or on `device`."""
     pad = (0, -size[1] % stride, 0, -size[0] % stride)
-    return in_chunks(image, what, lambda x: F.pad(_resized(x, *size) * 2 - 1, pad, mode="reflect"), device)
+    return in_chunks(image, what, lambda x: F.pad(resized(x, *size) * 2 - 1, pad, mode="reflect"), device)
 
 
-def _resized(x: Tensor, height: int, width: int) -> Tensor:
+def resized(x: Tensor, height: int, width: int) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..1 at this height and width."""
     if x.shape[-2:] == (height, width):
         return x
     return F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)

@@ -80,7 +80,7 @@ class MMFSFineTuneOptions(AtelierNode):
                              tooltip="Gradient accumulation: rows at a time, 0 for all. Small values need little "
                                      "memory. The result is the same up to rounding."),
                 choice("precision", UNSCALED, "Number format of the networks on a GPU. float32 is official, bfloat16 "
-                                                "is faster."),
+                                              "is faster."),
                 number("palette_weight", "Weight of the palette loss, for pictures only: the result must have the "
                                          "reference's colours. 0: off, as in the official program.", 1000.0, 1.0,
                        optional=True),

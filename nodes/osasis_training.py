@@ -208,18 +208,17 @@ def fine_tune(node: type[io.ComfyNode], models: TuneModels, values: TuneValues, 
     return io.NodeOutput(LoadedStyle.of(style), code, shown, curve, losses, ui=ui.PreviewImage(shown, cls=node))
 
 
-def squashed(name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
-    """A list of several sizes at the model's size, each squashed as Make Photo Twin does, so that a style image and its
-    twin show the same places."""
-    return images.batch(pictures, name, values["diffae"].net.image_size, "squash")
-
-
-class OSASISFineTune(AtelierNode):
-    JOINED = ("twin", "style_image", "contents")
+class SquashingNode(AtelierNode):
+    """A fine-tune of OSASIS: of a list of several sizes each picture is squashed, as Make Photo Twin does, so that a
+    style image and its twin show the same places."""
 
     @classmethod
     def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
-        return squashed(name, pictures, values)
+        return images.batch(pictures, name, values["diffae"].net.image_size, "squash")
+
+
+class OSASISFineTune(SquashingNode):
+    JOINED = ("twin", "style_image", "contents")
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -263,12 +262,8 @@ class OSASISFineTune(AtelierNode):
         return fine_tune(cls, models, given, config, tune_style, (twin, style_image))
 
 
-class OSASISFineTuneText(AtelierNode):
+class OSASISFineTuneText(SquashingNode):
     JOINED = ("contents",)
-
-    @classmethod
-    def join(cls, name: str, pictures: Sequence[Tensor], values: Mapping[str, Any]) -> Tensor | None:
-        return squashed(name, pictures, values)
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -320,13 +320,24 @@ with torch.inference_mode():
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-def test_a_film_needs_hardly_more_memory_than_its_result(root, tmp_path, tiny):
+@pytest.fixture
+def measured(root, tmp_path, tiny):
+    """measured(program): the numbers that it prints, in a process of its own with the tiny models."""
+    def measured(program):
+        done = subprocess.run([sys.executable, "-c", program, str(root), str(tmp_path), str(tiny)], capture_output=True,
+                              text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return [float(word) for word in done.stdout.split() if word[0].isdigit()]
+    return measured
+
+
+needs_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+
+
+@needs_linux
+def test_a_film_needs_hardly_more_memory_than_its_result(measured):
     """200 frames of 256 px, padded and then stylized, in a process of their own."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(root), str(tmp_path), str(tiny)], capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    fit, stylize = map(float, done.stdout.split()[-2:])
+    fit, stylize = measured(MEMORY)[-2:]
     assert 0.9 < fit < 2 and 0.5 < stylize < 2
 
 
@@ -356,13 +367,10 @@ with torch.inference_mode():
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-def test_a_thousand_frames_need_what_comes_out_and_hardly_more(root, tmp_path, tiny):
+@needs_linux
+def test_a_thousand_frames_need_what_comes_out_and_hardly_more(measured):
     """Aligned, stylized and put back. face_crop holds each crop once more, and there is the mask: 7/3 of the crops."""
-    done = subprocess.run([sys.executable, "-c", FILM, str(root), str(tmp_path), str(tiny)], capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    align, stylize, paste = map(float, done.stdout.split()[-3:])
+    align, stylize, paste = measured(FILM)[-3:]
     assert 2 < align < 3.5 and 0.5 < stylize < 2 and 0.5 < paste < 1.6
 
 
@@ -382,12 +390,9 @@ with torch.inference_mode():
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-def test_a_followed_face_needs_no_more_memory_in_a_longer_film(root, tmp_path, tiny):
-    done = subprocess.run([sys.executable, "-c", FOLLOWED, str(root), str(tmp_path), str(tiny)], capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    short, long = map(float, done.stdout.split()[-2:])
+@needs_linux
+def test_a_followed_face_needs_no_more_memory_in_a_longer_film(measured):
+    short, long = measured(FOLLOWED)[-2:]
     assert long - short < 12 * 2 ** 20
 
 

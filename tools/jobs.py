@@ -5,6 +5,7 @@ same. What was stopped begins again, and goes on from what its command saves.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from types import FrameType
 from ..cli.train import snapshot_of
 from ..models.checkpoints import store
 from ..models.whole_files import write_whole
+from ..train.data import all_under
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,10 +91,16 @@ def inputs_of(job: Job, words: Sequence[str]) -> dict[str, str]:
 def content_hash(path: Path) -> str:
     """Of a file's bytes, or of the names and bytes of all files in a folder."""
     if path.is_file():
-        return store.sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listing = [(file.relative_to(path).as_posix(), store.sha256(file)) for file in files]
+        return file_hash(path, store.file_token(path))
+    files = sorted(file for file in all_under(path) if file.is_file())
+    listing = [(file.relative_to(path).as_posix(), file_hash(file, store.file_token(file))) for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+@functools.cache
+def file_hash(path: Path, token: str) -> str:
+    """Of a file's bytes, read once as long as its `file_token` stays: many jobs read the same files."""
+    return store.sha256(path)
 
 
 def read_mark(path: Path) -> dict:

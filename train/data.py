@@ -103,6 +103,16 @@ def is_picture(path: Path) -> bool:
         return False
 
 
+def called_once(named: Iterable[tuple[str, Path]], what: str, to_do: str) -> dict[str, Path]:
+    """{name: file}. ValueError for two files of one name; it says what they are, and what to do."""
+    found: dict[str, Path] = {}
+    for name, path in named:
+        other = found.setdefault(name, path)
+        if other != path:
+            raise ValueError(f"two {what} are called {path.stem!r}: {other} and {path}. {to_do}")
+    return found
+
+
 def flat_names(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
     """{name: path} of pictures under a folder: NAME, or FOLDER_NAME for one in a folder of its own. ValueError for two
     of one name."""

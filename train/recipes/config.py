@@ -1,6 +1,7 @@
 """What every recipe is given: folders of pictures, and where and how it runs."""
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,15 +37,24 @@ class Folders:
     holdout: int = 10
     weights: tuple[tuple[str, float], ...] = ()
 
+    @functools.cached_property
+    def photos_found(self) -> list[Path]:
+        """All photos that can be opened, which is tried once."""
+        return find_pictures(self.photos)
+
+    @functools.cached_property
+    def art_found(self) -> list[Path]:
+        """The same of the art; [] if there is none."""
+        return [] if self.art is None else find_pictures(self.art)
+
     def photo_paths(self) -> tuple[list[Path], list[Path]]:
-        return split(find_pictures(self.photos), self.holdout)
+        return split(self.photos_found, self.holdout)
 
     def art_paths(self) -> tuple[list[Path], list[Path]]:
         if self.art is None:
             return [], []
-        found = find_pictures(self.art)
-        self.check_names({path.parent.name for path in found})
-        kept = [path for path in found if path.parent.name not in self.exclude]
+        self.check_names({path.parent.name for path in self.art_found})
+        kept = [path for path in self.art_found if path.parent.name not in self.exclude]
         return self.with_their_photos(*split(kept, self.holdout))
 
     def with_their_photos(self, trained: list[Path], held_out: list[Path]) -> tuple[list[Path], list[Path]]:
